@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from harness.ports import take_port
 from harness.tiny_run import Words
 
+from wikillm.ledger.audit import audit_run
 from wikillm.observe.sinks import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.deep]
 CONSTANT = "train.lr_scheduler_type=constant_with_warmup"
 
 
-def launch(words: list[str], repo: Path, log: Path) -> subprocess.Popen[bytes]:
+def launch(words: list[str], repo: Path, log: Path, *how: str) -> subprocess.Popen[bytes]:
     bin = Path(sys.executable).parent
     environ = {
         **os.environ,
@@ -30,6 +32,7 @@ def launch(words: list[str], repo: Path, log: Path) -> subprocess.Popen[bytes]:
         "PYTHONPATH": str(repo),
     }
     where = ["--gpus", "2", "--master-port", str(take_port()), "--go", "--deepspeed", "zero1"]
+    where += how
     command = [sys.executable, "-m", "wikillm", "launch", "multi", *where, *words]
     with log.open("wb") as out:
         return subprocess.Popen(
@@ -67,6 +70,32 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     assert json.loads((run / "exit.json").read_text())["step"] == 120
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, 121))
+
+
+def test_a_rank_that_is_gone_for_good_is_left_out(words: Words, repo: Path, tmp_path: Path) -> None:
+    """Rank 1 is killed in every start that has one; a single rank trains the same to the end."""
+    run = tmp_path / "run"
+    log = tmp_path / "log"
+    long = ("train.max_steps=60", "train.save_steps=5", "train.eval_steps=null", CONSTANT)
+    process = launch(words(run, *long), repo, log, "--elastic")
+    record = run / "ranks" / "rank_1.json"
+    killed = set()
+    try:
+        wait_for_step(run, 12, process, log)
+        while process.poll() is None:
+            with suppress(OSError, ValueError):
+                pid = json.loads(record.read_text())["process"]["pid"]
+                if pid not in killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            time.sleep(0.1)
+        assert process.wait(300) == 0, log.read_text()[-4000:]
+    finally:
+        process.kill()
+    assert len(killed) == 2
+    assert "rank 1 was lost twice in a row: going on with 1 of 2 ranks" in log.read_text()
+    assert json.loads((run / "exit.json").read_text())["step"] == 60
+    assert audit_run(run).is_proven
 
 
 def test_a_signal_to_the_launcher_saves_and_ends_without_a_restart(

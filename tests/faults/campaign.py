@@ -3,7 +3,8 @@
     python -m tests.faults.campaign --trials 200 --seed 0 --faults kill,corrupt --stock
 
 Writes every trial into a JSON file and prints the table of docs/reliability.md. The exit code is 1
-when a WikiLLM trial found a problem; each is printed with the command that repeats it.
+when a WikiLLM trial found a problem; each is printed with the command that repeats it. With
+`--continue` a campaign that was ended early goes on with the trials that its file does not have.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from faults import changes, damage, interpose, kills, stops  # noqa: E402
 from faults.lab import Lab, Setup  # noqa: E402
 from faults.table import table  # noqa: E402
 from faults.trials import Fault, Trial, run_trial  # noqa: E402
+from wikillm.core.files import write_json  # noqa: E402
 from wikillm.train.cpu_ops import sweep_shared_memory  # noqa: E402
 
 SETUPS = (
@@ -77,6 +79,10 @@ SLOW = {"stall": 8, "twice": 8, "resuming": 4, "ranks": 3, "stages": 3}
 """Faults with fewer trials: the number is divided by this."""
 
 
+Key = tuple[str, str, int]
+"""Fault, setup and seed of a trial."""
+
+
 def setups_for(fault: str, stock: bool, only: str) -> list[Setup]:
     found = [each for each in (STOCK if stock else SETUPS) if str(each).startswith(only)]
     if fault in ("stages",):
@@ -120,14 +126,16 @@ def _count(lab: Lab, setup: Setup, rank: int) -> int:
 
 
 def run_campaign(
-    lab: Lab, faults: dict[str, int], seed: int, *, stock: bool, only: str
+    lab: Lab, faults: dict[str, int], seed: int, *, stock: bool, only: str, known: set[Key]
 ) -> Iterator[Trial]:
-    """All trials of one side, each printed as it ends."""
+    """The trials of one side that are not `known`, each printed as it ends."""
     for fault, trials in faults.items():
         setups = setups_for(fault, stock, only)
         if not setups or (stock and fault not in ON_STOCK):
             continue
         for do, setup, number in planned(lab, fault, setups, trials, seed):
+            if (fault, str(setup), number) in known:
+                continue
             trial = run_trial(lab, fault, do, setup, number)
             # Stock ranks leave 66 MiB each in /dev/shm: some hundred trials would fill it.
             sweep_shared_memory()
@@ -144,6 +152,8 @@ def main() -> int:
     )
     parser.add_argument("--setup", default="", help="only those that begin so: hf, wikillm/2x")
     parser.add_argument("--stock", action="store_true", help="also Hugging Face's Trainer")
+    more = "run the trials that FILE lacks"
+    parser.add_argument("--continue", action="store_true", dest="goes_on", help=more)
     parser.add_argument("--to", type=Path, default=REPO / "runs" / "faults.json")
     options = parser.parse_args()
     names = list(FAULTS) if options.faults == "all" else options.faults.split(",")
@@ -168,15 +178,20 @@ def main() -> int:
     lab = Lab(folder)
     began = time.time()
     options.to.parent.mkdir(parents=True, exist_ok=True)
-    done: list[Trial] = []
-    content: dict[str, Any] = {"trials": []}
+    content = read_campaign(options.to) if options.goes_on else {"trials": []}
+    done = [Trial(**trial) for trial in content["trials"]]
+    known = {(trial.fault, trial.setup, trial.seed) for trial in done}
+    before = content.get("facts", {}).get("seconds", 0)
     for stock in (False, True) if options.stock else (False,):
-        for trial in run_campaign(lab, faults, options.seed, stock=stock, only=options.setup):
+        trials = run_campaign(
+            lab, faults, options.seed, stock=stock, only=options.setup, known=known
+        )
+        for trial in trials:
             done.append(trial)
             content["trials"].append(trial.to_json())
-            content["facts"] = facts(options.trials, options.seed, time.time() - began)
-            # After each trial: a campaign of hours may be ended early.
-            options.to.write_text(json.dumps(content, indent=1) + "\n")
+            content["facts"] = facts(options.trials, options.seed, before + time.time() - began)
+            # After each trial: a campaign of hours may be ended early, also while it writes.
+            write_json(options.to, content)
     if options.stock:
         time.sleep(6)  # younger buffers stay: those of the last trials
         sweep_shared_memory()
@@ -188,6 +203,14 @@ def main() -> int:
     if not failed:
         shutil.rmtree(folder)
     return 1 if failed else 0
+
+
+def read_campaign(path: Path) -> dict[str, Any]:
+    """What an earlier campaign wrote; nothing where there was none."""
+    if not path.exists():
+        return {"trials": []}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def facts(trials: int, seed: int, seconds: float) -> dict[str, Any]:

@@ -38,6 +38,26 @@ def agree(stop_rank: int) -> dict[str, Any]:
     return {"votes": votes, "sum": total, "everyone": everyone}
 
 
+def share_folder(runs: list[str]) -> str:
+    """Check the run directory, which each rank knows by a path of its own; returns the refusal."""
+    import torch.distributed as dist
+
+    from wikillm.core.errors import MachineError
+    from wikillm.core.world import World
+    from wikillm.train import start_checks
+    from wikillm.train.collectives import ControlGroup
+    from wikillm.train.run_dir import RunDir
+
+    start_checks._VISIBLE_SECONDS = 1.0
+    init_gloo()
+    run = RunDir(Path(runs[dist.get_rank()]))
+    try:
+        start_checks.check_shared_folder(run, World.from_env(), ControlGroup())
+    except MachineError as error:
+        return str(error)
+    return ""
+
+
 def leave_without(missing_rank: int, timeout: float) -> float:
     """One rank does not reach the last barrier. Return how long this rank waited."""
     import torch.distributed as dist

@@ -18,6 +18,7 @@ from harness.tiny_run import run
 from wikillm.cli.main import main
 from wikillm.ledger.audit import Audit, audit_run
 from wikillm.ledger.record import NAME, History, LedgerWriter, StepLine, read_ledger
+from wikillm.train.step_ledger import TOGETHER
 
 SHORT = ("train.max_steps=4", "train.save_steps=4", "train.eval_steps=4")
 
@@ -46,18 +47,19 @@ def test_a_killed_run_with_a_torn_line_is_proven_after_its_resume(
     words: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    codes = end_ranks(train_with_options, 1, words(folder), {"kill_at": 6})
+    command = words(folder, "train.max_steps=12", "train.save_steps=12")
+    codes = end_ranks(train_with_options, 1, command, {"kill_at": TOGETHER + 2})
     assert codes == [-9]
-    assert audit_run(folder, last_step=6).is_proven, "before the resume"
+    assert audit_run(folder, last_step=TOGETHER).is_proven, "before the resume"
     with open(folder / NAME, "ab") as file:
-        file.write(b'{"step":7,"first":48,"st')
-    assert run(1, words(folder), resume="auto")["code"] == 0
-    assert_proven(folder, 8, segments=2, superseded=2)
+        file.write(b'{"step":9,"first":64,"st')
+    assert run(1, command, resume="auto")["code"] == 0
+    assert_proven(folder, 12, segments=2, superseded=TOGETHER)
 
     capsys.readouterr()
     assert main(["audit", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "steps 1 to 8: samples 0 to 63 in their order, each once per epoch" in said
+    assert "steps 1 to 12: samples 0 to 95 in their order, each once per epoch" in said
     assert main(["audit", str(folder), "--json", "--no-tokens", "--steps", "3:5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["first"], found["stop"], found["tokens_compared"]) == (16, 40, 0)
@@ -153,24 +155,35 @@ def test_a_step_that_follows_from_its_data_is_computed_again_bit_for_bit(
     found, other = run_ranks(replay, 2, str(folder), 6, str(tmp_path / "work"))
     assert found["verdict"] == "data" and found["is_exact"] and other is None
     assert found["checkpoint"] == "checkpoint-4" and found["line"][:3] == (6, 40, 48)
-    assert found["again"] == found["logged"][1] == references(2, deepspeed="zero2")["losses"][6]
+    (again,) = found["passes"]
+    assert again == found["logged"] and again.loss == references(2, deepspeed="zero2")["losses"][6]
+    assert again.grad_norm
     assert found["documents"] and not (tmp_path / "work").exists()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize("what", [pytest.param("loss", marks=pytest.mark.deep), "grad_norm"])
 def test_a_step_that_does_not_come_out_again_is_no_matter_of_data(
-    references: References, tmp_path: Path
+    references: References, tmp_path: Path, what: str
 ) -> None:
-    """The logged loss of step 6 is that of a machine that computed it wrongly."""
+    """What was logged of step 6 is what a machine had computed wrongly."""
     folder = tmp_path / "run"
     shutil.copytree(references(1, deepspeed="zero1")["folder"], folder)
-    entries = read_ledger(folder / NAME)
-    (folder / NAME).unlink()
-    writer = LedgerWriter(folder / NAME)
-    for entry in entries:
-        is_six = isinstance(entry, StepLine) and entry.step == 6
-        writer.add(entry._replace(loss=entry.loss + 2e-6) if is_six else entry)
-    writer.flush()
+    if what == "loss":
+        entries = read_ledger(folder / NAME)
+        (folder / NAME).unlink()
+        writer = LedgerWriter(folder / NAME)
+        for entry in entries:
+            is_six = isinstance(entry, StepLine) and entry.step == 6
+            writer.add(entry._replace(loss=entry.loss + 2e-6) if is_six else entry)
+        writer.flush()
+    else:
+        metrics = folder / "metrics.jsonl"
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        for record in records:
+            record[what] *= 1 + 1e-6 * (record["step"] == 6)
+        metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     (found,) = run_ranks(replay, 1, str(folder), 6, str(tmp_path / "work"))
     assert found["verdict"] == "hardware or nondeterminism" and found["same_tokens"]
-    assert found["forwards"][0] == found["forwards"][1]
+    first, second = found["passes"]
+    assert first == second != found["logged"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.ledgers import replay
 from harness.ranks import run_ranks
 from harness.sick_runs import train_with_bad_samples
 
@@ -78,6 +79,9 @@ def test_a_spike_is_left_out_and_what_follows_is_as_planned(
     assert audit_run(tmp_path / "run").is_proven
     losses = found["losses"]
     assert sorted(losses) == list(range(1, 25)) and max(losses.values()) < 8
+    if recipe is not None:  # one of the deep cases
+        again, _ = run_ranks(replay, 2, str(tmp_path / "run"), 16, str(tmp_path / "work"))
+        assert again["verdict"] == "data" and again["checkpoint"] == "checkpoint-12"
 
 
 @pytest.mark.deep

@@ -15,6 +15,7 @@ from typing import Any
 
 from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, step_of
 from wikillm.checkpoints.tensor_digests import RANKS, verify_tensors
+from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, sha256_file, write_json
 
@@ -122,12 +123,14 @@ def damage(
     hashes: bool = True,
     rank: int = 0,
     ranks: int = 1,
+    kept: VerifiedBytes | None = None,
 ) -> list[str]:
     """What is wrong with a checkpoint, one line per file.
 
     Args:
         rank, ranks: the content is divided: this process hashes share `rank` of `ranks`, and rank 0
             also checks names and sizes.
+        kept: gets the bytes of the tensor files that this process has verified.
     """
     files: dict[str, FileEntry] = manifest["files"]
     wrong = _wrong_names_and_sizes(checkpoint, files) if rank == 0 else []
@@ -144,7 +147,7 @@ def damage(
             wrong.append(f"{name}: its content changed (sha256 differs)")
     sizes = {name: entry["size"] for name, entry in files.items() if "sha256" not in entry}
     if sizes:
-        wrong += verify_tensors(checkpoint, sizes, rank=rank, ranks=ranks)
+        wrong += verify_tensors(checkpoint, sizes, rank=rank, ranks=ranks, kept=kept)
     if not wrong and rank == 0:
         wrong = _other_steps(checkpoint, manifest)
     return wrong

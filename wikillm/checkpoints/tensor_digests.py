@@ -22,6 +22,8 @@ from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
+from wikillm.checkpoints.verified_bytes import VerifiedBytes
+
 RANKS = "ranks"
 GROUP_BYTES = 16 << 20
 """Ranges are gathered, and long ones cut, to groups of about this size."""
@@ -90,22 +92,28 @@ def open_files(checkpoint: Path, names: Sequence[str], flags: int) -> Iterator[l
             os.close(fd)
 
 
-def read_extents(fd: int, extents: Sequence[Extent]) -> bytearray:
+def read_extents(fd: int, extents: Sequence[Extent]) -> memoryview:
     """The bytes of these ranges of a file, one after the other; short where the file is."""
-    data = bytearray()
+    data = memoryview(bytearray(sum(stop - start for _, start, stop in extents)))
+    at = 0
     for _, begin, stop in extents:
         start = begin
         while start < stop:
-            piece = os.pread(fd, stop - start, start)
-            if not piece:
-                break
-            data += piece
-            start += len(piece)
+            count = os.preadv(fd, [data[at : at + stop - start]], start)
+            if not count:
+                return data[:at]
+            at += count
+            start += count
     return data
 
 
 def verify_tensors(
-    checkpoint: Path, sizes: Mapping[str, int], *, rank: int = 0, ranks: int = 1
+    checkpoint: Path,
+    sizes: Mapping[str, int],
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    kept: VerifiedBytes | None = None,
 ) -> list[str]:
     """What is wrong with a share of the tensor files: one line per damaged file.
 
@@ -113,6 +121,7 @@ def verify_tensors(
         sizes: bytes of each tensor file, by the manifest.
         rank, ranks: this process verifies share `rank` of `ranks`; it takes what the rank of the
             same number wrote where there are as many, since it will load that.
+        kept: gets the bytes that this process has verified.
     """
     try:
         recorded = [_read_rank(path) for path in sorted((checkpoint / RANKS).glob("rank_*.json"))]
@@ -125,7 +134,7 @@ def verify_tensors(
         if (number if len(recorded) == ranks else at) % ranks == rank
     ]
     with ThreadPoolExecutor(THREADS) as pool:
-        damaged = set(pool.map(lambda each: _damage(checkpoint, *each), work))
+        damaged = set(pool.map(lambda each: _damage(checkpoint, each, kept), work))
     wrong = [f"{name}: its content changed (digest differs)" for name in sorted(damaged - {""})]
     return wrong if rank else _uncovered(recorded, sizes) + wrong
 
@@ -139,15 +148,22 @@ def _read_rank(path: Path) -> tuple[list[str], list[tuple[Group, str]]]:
     return [str(name) for name in recorded["files"]], groups
 
 
-def _damage(checkpoint: Path, files: Sequence[str], group: Group, digest: str) -> str:
+def _damage(
+    checkpoint: Path, work: tuple[Sequence[str], Group, str], kept: VerifiedBytes | None
+) -> str:
     """The file of a group whose content is not what was written; "" when it is."""
+    files, group, digest = work
     name = files[group.extents[0][0]]
     try:
         with open_files(checkpoint, [name], os.O_RDONLY) as fds:
             data = read_extents(fds[0], group.extents)
     except OSError:
         return name
-    return "" if xxh3_128_hexdigest(data) == digest else name
+    if xxh3_128_hexdigest(data) != digest:
+        return name
+    if kept is not None:
+        kept.add(name, [(start, stop) for _, start, stop in group.extents], data)
+    return ""
 
 
 def _uncovered(recorded: Sequence[Any], sizes: Mapping[str, int]) -> list[str]:

@@ -15,6 +15,7 @@ from xxhash import xxh3_128_hexdigest
 
 from wikillm.checkpoints.tensor_digests import Extent, Group, grouped, open_files
 from wikillm.checkpoints.tensor_layout import TensorLayout, TensorSpec, read_layout
+from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
 
 
@@ -70,10 +71,15 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 class TensorReader:
-    """Reads ranges of the tensors of a verified checkpoint. A context manager."""
+    """Reads ranges of the tensors of a verified checkpoint. A context manager.
 
-    def __init__(self, checkpoint: Path) -> None:
+    Args:
+        verified: what this process has of it already; the rest is read.
+    """
+
+    def __init__(self, checkpoint: Path, verified: VerifiedBytes | None = None) -> None:
         self.checkpoint = checkpoint
+        self._verified = verified or VerifiedBytes(0)
         self.layout = read_layout(checkpoint)
         self._stack = ExitStack()
         names = [file.name for file in self.layout.files]
@@ -101,14 +107,17 @@ class TensorReader:
         Raises CheckpointError where the file ends before them.
         """
         file, first, last = self.layout.extent(spec, start, stop)
+        name = self.layout.files[file].name
         values = np.empty(stop - start, dtype=np.float32)
-        left = values.data.cast("B") if stop > start else memoryview(b"")
-        while left:
-            count = os.preadv(self._fds[file], [left], last - len(left))
-            if not count:
-                raise CheckpointError(
-                    f"{self.checkpoint / self.layout.files[file].name} is too short.",
-                    got=f"nothing at byte {last - len(left):,}; {spec.name} is [{first}, {last})",
-                )
-            left = left[count:]
+        target = values.data.cast("B") if stop > start else memoryview(b"")
+        for begin, end in self._verified.copy(name, first, target):
+            at = begin
+            while at < end:
+                count = os.preadv(self._fds[file], [target[at - first : end - first]], at)
+                if not count:
+                    raise CheckpointError(
+                        f"{self.checkpoint / name} is too short.",
+                        got=f"nothing at byte {at:,}; {spec.name} is [{first}, {last})",
+                    )
+                at += count
         return values

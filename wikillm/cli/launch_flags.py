@@ -139,7 +139,10 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
             metavar=flag.metavar,
             help=flag.help,
         )
-    elastic = "hostfile: restart without the nodes that do not answer; the batch stays the same"
+    elastic = (
+        "restart without nodes that do not answer (hostfile), without GPUs that are gone and a "
+        "rank that two starts in a row have lost (multi); the batch stays the same"
+    )
     machine.add_argument("--elastic", action="store_true", help=elastic)
 
 
@@ -163,9 +166,9 @@ def check_flags(args: argparse.Namespace) -> None:
                 got=f"it is for {', '.join(flag.targets)}",
                 fix="leave it out, or name another target",
             )
-    if args.elastic and (args.target != "hostfile" or args.max_restarts == 0):
+    if args.elastic and (args.target not in ("hostfile", "multi") or args.max_restarts == 0):
         problems.add(
-            "--elastic is for the target hostfile with restarts.",
+            "--elastic is for the targets hostfile and multi with restarts.",
             got=args.target + (" --max-restarts 0" if args.max_restarts == 0 else ""),
             fix="leave it out",
         )

@@ -10,6 +10,7 @@ from wikillm.cli.arguments import add_json, positive
 
 if TYPE_CHECKING:
     from wikillm.train.replay import Replayed
+    from wikillm.train.resume import Computed
 
 HELP = "Compute a step of a run again: does its loss follow from its data?"
 
@@ -55,18 +56,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(found: Replayed) -> list[str]:
     line = found.line
-    step, loss = found.logged
+    logged = found.logged
     lines = [
         f"step       {line.step:,}, samples {line.first:,} to {line.stop - 1:,}, "
         f"computed from {found.checkpoint or 'the first step on'}",
-        f"loss       at step {step:,} logged {loss!r}, now {found.again!r}"
-        f"{'' if found.is_exact else ' (another number of ranks)'}",
-        f"forward    twice over the same weights: {found.forwards[0]!r}, {found.forwards[1]!r}",
+        f"logged     at step {logged.step:,}: {_shown(logged)}",
+        *(f"now        {_shown(each)}" for each in found.passes),
         f"tokens     {'those' if found.same_tokens else 'NOT those'} of the ledger",
-        f"verdict    {found.verdict}",
+        f"verdict    {found.verdict}{_why(found)}",
     ]
     for document in found.documents[:_SHOWN]:
         lines.append(f"           {document.source}: byte {document.offset:,}")
     if len(found.documents) > _SHOWN:
         lines.append(f"           and {len(found.documents) - _SHOWN:,} more documents")
     return lines
+
+
+def _shown(computed: Computed) -> str:
+    norm = "none" if computed.grad_norm is None else repr(computed.grad_norm)
+    return f"loss {computed.loss!r}, gradient norm {norm}"
+
+
+def _why(found: Replayed) -> str:
+    """What the passes say about this machine, where the step did not come out as logged."""
+    if found.verdict != "hardware or nondeterminism":
+        return "" if found.is_exact else " (another number of ranks: compared within 1e-3)"
+    if not found.repeats:
+        return ": two passes on this machine differ"
+    return ": this machine repeats itself, and the run had computed something else"

@@ -30,6 +30,7 @@ class Launch:
     entry: tuple[str, ...] = ("train.py",)
     nodes: int = 1
     gpus: int | None = None  # per node; None: all there are
+    gpu_ids: tuple[int, ...] = ()  # which `gpus` of this machine; (): the first ones
     workdir: str = "."
     master_addr: str | None = None
     master_port: int = DEFAULT_PORT
@@ -78,6 +79,8 @@ class Launch:
     def deepspeed_argv(self) -> tuple[str, ...]:
         """DeepSpeed's launcher on one node; it prints only errors."""
         count = () if self.gpus is None else ("--num_gpus", str(self.gpus))
+        if self.gpu_ids:
+            count = ("--include", f"localhost:{','.join(map(str, self.gpu_ids))}")
         port = ("--master_port", str(self.master_port))
         return ("deepspeed", "--quiet", *count, *port, *self.entry, *self.words)
 

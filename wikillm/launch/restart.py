@@ -6,7 +6,8 @@ divergence or damage, and unwanted after a request to stop; their exit codes end
 `limit` restarts follow each other without a new checkpoint between them, with a growing pause.
 
 With `elastic` each restart first asks every node over ssh whether it is there, and leaves out those
-that are not. The batch is a number of tokens, so fewer ranks train the same.
+that are not; on one machine see `fewer_ranks`. The batch is a number of tokens, so fewer ranks
+train the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from wikillm.core.errors import CheckpointError, ConfigError, ExitCode, MachineE
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_seconds
 from wikillm.launch.description import Launch
+from wikillm.launch.fewer_ranks import LostRanks, count_gpus, with_fewer_ranks
 from wikillm.remote.hosts import read_hostfile
 from wikillm.remote.ssh import ssh_argv
 from wikillm.supervise.alerts import RESTARTS
@@ -102,10 +104,12 @@ def keep_running(
     os.environ[RESTARTS] = str(policy.limit)
     old = _stop_requests(run)
     current = launch
+    losses = LostRanks()
     with _passing_signals() as launched:
         while True:
             code = _one_start(run, current, start, launched)
             reached = last_checkpoint(run)
+            lost = losses.lost_again(run, reached)
 
             def is_stopped() -> bool:
                 return launched.is_asked or not _stop_requests(run) <= old
@@ -115,7 +119,12 @@ def keep_running(
                 return code
             if not _wait(run, code, policy, is_stopped):
                 return code
-            current = _next_launch(launch, current, check, has_saved=reached != first)
+            again = current.resumed(has_saved=reached != first)
+            if launch.elastic and launch.hostfile is not None:
+                again = _on_nodes_that_answer(again, check)
+            elif launch.elastic:
+                again = with_fewer_ranks(again, lost, count_gpus(), check)
+            current = again
 
 
 def run_of(launch: Launch) -> Path:
@@ -195,20 +204,15 @@ def _wait(run: Path, code: int, policy: RestartPolicy, is_stopped: Callable[[], 
     return True
 
 
-def _next_launch(
-    launch: Launch, current: Launch, check: Callable[[Launch], None], *, has_saved: bool
-) -> Launch:
-    """The restart's launch; with `elastic` on the nodes that answer, if the batch allows it."""
-    again = launch.resumed(has_saved=has_saved)
-    if not launch.elastic:
-        return again
+def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> Launch:
+    """The restart's launch on the nodes that are there, if the batch allows it."""
     gone = unreachable(launch)
-    again = replace(again, without=gone)
+    again = replace(launch, without=gone)
     try:
         check(again)
     except ConfigError as error:
         warn(f"without {', '.join(gone)} the run cannot go on:\n{error}")
-        return replace(again, without=current.without)
+        return launch
     if gone:
         say(f"without {', '.join(gone)}: no answer over ssh")
     return again

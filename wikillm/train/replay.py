@@ -1,13 +1,16 @@
 """Computes steps of a run again, from the checkpoint before them, in a directory of its own.
 
 It answers whether a step, one with a strange loss for instance, follows from its data. The run
-directory is only read. The settings are those of the run's last start; the losses are bit-identical
-on the same number of ranks and the same software, and otherwise equal within 1e-3.
+directory is only read. The settings are those of the run's last start. Loss and gradient norm are
+bit-identical on the same number of ranks and the same software; otherwise the loss is equal within
+1e-3, the norm within 1e-2. So the forward pass, the backward pass and the update of every step
+are compared, except the update of the last one. Steps that come out otherwise are computed twice.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import sys
@@ -29,11 +32,16 @@ from wikillm.data.inspect.batch import documents_of
 from wikillm.data.inspect.stats import SourcePosition
 from wikillm.ledger.corpus import corpus_of_run
 from wikillm.ledger.record import NAME, History, StepLine, read_ledger
-from wikillm.train.resume import Replay
+from wikillm.observe import names
+from wikillm.observe.sinks import read_metrics
+from wikillm.train.resume import Computed, Replay
 from wikillm.train.run import pretrain
+from wikillm.train.skips import NAME as SKIPS
 
 CLOSE = 1e-3
 """Relative difference of losses on another number of ranks (L2 in docs/guarantees.md)."""
+CLOSE_NORM = 1e-2
+"""The same of gradient norms."""
 _QUIET = (
     "observe.swanlab.mode=disabled observe.sample_prompts=[] train.save_steps=1000000000 "
     "train.keep_every_steps=null train.keep_best=0 train.eval_steps=null train.max_hours=null "
@@ -47,33 +55,39 @@ class Replayed:
 
     Attributes:
         checkpoint: the steps after it were computed; None for all steps from the first.
-        logged: the first logged loss from the step on, with its step.
-        again: the same loss, computed now.
-        forwards: the loss of the step, from two forward passes over the same weights (rank 0).
+        logged: what was logged first from the step on.
+        passes: the same, computed now; twice where the first is not `logged` bit by bit.
         same_tokens: every computed step was given the tokens that the ledger has.
-        is_exact: as many ranks as then, so losses must be equal bit by bit.
+        is_exact: as many ranks as then, so `passes` must be `logged` bit by bit.
         documents: what the step's samples are made of.
     """
 
     line: StepLine
     checkpoint: str | None
-    logged: tuple[int, float]
-    again: float
-    forwards: tuple[float, float]
+    logged: Computed
+    passes: Sequence[Computed]
     same_tokens: bool
     is_exact: bool
     documents: Sequence[SourcePosition]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether all passes of this replay gave the same."""
+        return len(set(self.passes)) == 1
 
     @property
     def verdict(self) -> str:
         """`tokens`, `data` or `hardware or nondeterminism`."""
         if not self.same_tokens:
             return "tokens"
-        close = 0.0 if self.is_exact else CLOSE
-        differ = abs(self.again - self.logged[1]) > close * abs(self.logged[1])
-        if differ or self.forwards[0] != self.forwards[1]:
-            return "hardware or nondeterminism"
-        return "data"
+        again = self.passes[0]
+        norms = (again.grad_norm, self.logged.grad_norm)
+        is_same = again == self.logged
+        if not self.is_exact:
+            is_same = math.isclose(again.loss, self.logged.loss, rel_tol=CLOSE)
+            if norms[0] is not None and norms[1] is not None:
+                is_same = is_same and math.isclose(norms[0], norms[1], rel_tol=CLOSE_NORM)
+        return "data" if is_same and self.repeats else "hardware or nondeterminism"
 
 
 def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | None:
@@ -96,7 +110,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     begins = [each.step for each in history.segments if each.step < step]
     before = [each.step for each in history.steps if each.step < step and each.loss is not None]
     checkpoint = _checkpoint_before(run, max([0, *before, *begins]))
-    replay = Replay(step, logged.step)
+    replay = Replay(_as_logged(run, logged.step, logged.loss))
     port = os.environ.get("MASTER_PORT", str(os.getpid()))  # the same on all ranks
     name = f"wikillm-replay-{run.resolve().name}-{step}-{port}"
     folder = work or Path(tempfile.gettempdir()) / name
@@ -105,6 +119,8 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     world = World.from_env()
     say(f"replay     step {step:,} from {checkpoint or 'the first step'}, in {folder}")
     try:
+        if world.is_main:
+            _copy_skips(run, folder)
         with _held_back():
             pretrain(resolved, resume=str(checkpoint or "never"), replay=replay)
         if not world.is_main:
@@ -121,13 +137,27 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     return Replayed(
         line=line,
         checkpoint=checkpoint.name if checkpoint else None,
-        logged=(logged.step, logged.loss),
-        again=found.steps[-1].loss or float("nan"),
-        forwards=(replay.forwards[0], replay.forwards[1]),
+        logged=replay.logged,
+        passes=replay.passes,
         same_tokens=all(digests[each.step] == each.digest for each in found.steps),
         is_exact=world.size == then.world,
         documents=documents_of(corpus, order, range(line.first, line.stop)),
     )
+
+
+def _as_logged(run: Path, step: int, loss: float) -> Computed:
+    """With the gradient norm of the metrics; without where they have none, as with Muon."""
+    records = read_metrics(run / "metrics.jsonl")
+    record = next((each for each in records if each[names.STEP] == step), {})
+    norm = record.get(names.GRAD_NORM)
+    return Computed(step, loss, norm)
+
+
+def _copy_skips(run: Path, folder: Path) -> None:
+    """The windows of samples that the run has left out are left out again."""
+    if (run / SKIPS).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / SKIPS, folder / SKIPS)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.tensor_digests import RANKS, rank_file
 from wikillm.checkpoints.tensor_files import TensorReader
 from wikillm.checkpoints.tensor_layout import TensorSpec
+from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
 from wikillm.export.weights import read_average
 from wikillm.train.fragments.average import WeightAverage
@@ -27,31 +28,42 @@ def is_portable(checkpoint: Path) -> bool:
     return (checkpoint / RANKS).is_dir()
 
 
-def restore(checkpoint: Path, state: TrainingState, counters: Mapping[str, Any] | None) -> None:
+def restore(
+    checkpoint: Path,
+    state: TrainingState,
+    run_state: Mapping[str, Any],
+    verified: VerifiedBytes | None,
+) -> None:
     """Fill the weights and the optimizer of this rank. (all ranks)
 
     Args:
-        counters: `TrainingState.counters` of the checkpoint.
+        run_state: the checkpoint's, with `TrainingState.counters` as "engine".
+        verified: bytes of the checkpoint that need not be read again.
 
     Raises CheckpointError where the tensors are not those of this model and optimizer.
     """
+    counters = run_state.get("engine")
     if counters is None:
         raise CheckpointError(f"{checkpoint} has no step counts of its optimizer.")
-    with TensorReader(checkpoint) as reader:
+    with TensorReader(checkpoint, verified) as reader:
         found = {spec for spec in reader.specs if spec.kind != "average"}
         check_same_tensors(checkpoint, found, state.specs())
         state.load(reading(reader), counters)
 
 
-def restore_average(checkpoint: Path, average: WeightAverage) -> None:
-    """Continue the moving average of the weights, where the checkpoint has one. (all ranks)
+def restore_average(
+    checkpoint: Path, average: WeightAverage | None, verified: VerifiedBytes | None = None
+) -> None:
+    """Continue the moving average of the weights, where run and checkpoint have one. (all ranks)
 
     Raises CheckpointError where its tensors are not those of this model.
     """
+    if average is None:
+        return
     if not is_portable(checkpoint):
         _restore_old_average(checkpoint, average)
         return
-    with TensorReader(checkpoint) as reader:
+    with TensorReader(checkpoint, verified) as reader:
         found = [spec for spec in reader.specs if spec.kind == "average"]
         if found:
             check_same_tensors(checkpoint, found, average.specs())

@@ -8,9 +8,9 @@ stage; each change is logged (see resume_keys).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wikillm.checkpoints.latest import Verify, find_complete, latest_complete
 from wikillm.checkpoints.lineage import Ancestry, arrange, left_behind, read_ancestry
@@ -21,10 +21,12 @@ from wikillm.checkpoints.manifest import (
     read_state,
     verify,
 )
+from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.config.init_from import shape_settings
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
+from wikillm.core.memory import available_memory
 from wikillm.core.world import World
 from wikillm.data.store.manifest import fingerprint_of
 from wikillm.train.collectives import ControlGroup
@@ -71,13 +73,20 @@ _LAYOUT = ("zero_stage", "world_size")
 """Facts that only checkpoints of format 1 depend on: later ones hold global tensors."""
 
 
-@dataclass(slots=True)
-class Replay:
-    """Train up to `last_step` only; `forwards` gets two losses of `step` over the same weights."""
+class Computed(NamedTuple):
+    """What was logged after a step. `loss`: the mean since the log before it."""
 
     step: int
-    last_step: int
-    forwards: list[float] = field(default_factory=list)
+    loss: float
+    grad_norm: float | None
+
+
+@dataclass(slots=True)
+class Replay:
+    """Train up to the step of `logged` only; `passes` gets what each pass over the steps gave."""
+
+    logged: Computed
+    passes: list[Computed] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +101,30 @@ class ResumeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A verified checkpoint and its run state. `origin` is None for another run's checkpoint."""
+    """A verified checkpoint and its run state.
+
+    Attributes:
+        origin: None for another run's checkpoint.
+        verified: the bytes that this rank has verified, until they are loaded.
+    """
 
     checkpoint: Path
     step: int
     consumed_samples: int
     state: dict[str, Any]
     origin: Ancestry | None = None
+    verified: VerifiedBytes | None = None
 
     @property
     def trained_samples(self) -> int:
         """Without those that the run has skipped (see `train.skips`)."""
         skipped = self.state.get("skipped", ())
         return self.consumed_samples - sum(each["stop"] - each["first"] for each in skipped)
+
+    def forget_verified(self) -> None:
+        """Free the bytes, once the checkpoint is loaded."""
+        if self.verified is not None:
+            self.verified.clear()
 
 
 def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) -> ResumePoint | None:
@@ -136,12 +156,14 @@ def agree_on_resume_point(
 ) -> ResumePoint | None:
     """Rank 0 looks for the checkpoint; every rank verifies a share of each candidate. (all ranks)
 
-    All ranks get rank 0's answer or raise its error.
+    All ranks get rank 0's answer or raise its error. Each keeps what it has verified, as far as
+    memory allows what a save needs anyway.
     """
+    verified = VerifiedBytes(int(available_memory() / 1.5 / world.local_size))
 
     def verify_together(checkpoint: Path) -> None:
         group.gather(checkpoint)
-        raise_if_damaged(checkpoint, _damage_on_all_ranks(checkpoint, group, world))
+        raise_if_damaged(checkpoint, _damage_on_all_ranks(checkpoint, group, world, verified))
 
     answer: Any = None
     if world.is_main:
@@ -153,16 +175,19 @@ def agree_on_resume_point(
     else:
         # Rank 0 sends the candidates one after the other, then its answer.
         while isinstance(answer := group.gather(None)[0], Path):
-            _damage_on_all_ranks(answer, group, world)
+            _damage_on_all_ranks(answer, group, world, verified)
     if isinstance(answer, CheckpointError):
         raise answer
-    return answer if isinstance(answer, ResumePoint) else None
+    return replace(answer, verified=verified) if isinstance(answer, ResumePoint) else None
 
 
-def _damage_on_all_ranks(checkpoint: Path, group: ControlGroup, world: World) -> list[str]:
+def _damage_on_all_ranks(
+    checkpoint: Path, group: ControlGroup, world: World, verified: VerifiedBytes
+) -> list[str]:
+    verified.clear()  # of the candidate before
     try:
         manifest = read_manifest(checkpoint)
-        found = damage(checkpoint, manifest, rank=world.rank, ranks=world.size)
+        found = damage(checkpoint, manifest, rank=world.rank, ranks=world.size, kept=verified)
     except CheckpointError as error:
         found = [error.got or error.what]
     shares: list[Any] = group.gather(found)

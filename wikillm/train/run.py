@@ -127,7 +127,7 @@ def _pretrain(
         log_to_file(run.log_file(world.rank), clean=without_queries)
         choices = Choices(planned.plan.micro_batch, planned.engine.precision)
         check_world(args, world, group, choices)
-        identity = check_shared_folder(run, group)
+        identity = check_shared_folder(run, world, group)
         supervisor.at(run.path, run.log_file(world.rank))
         context = RunContext(
             resolved,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,26 +75,38 @@ def check_world(
         )
 
 
-def check_shared_folder(run: RunDir, control: ControlGroup) -> dict[str, Any]:
-    """Check that every rank sees the run directory that rank 0 made. (all ranks)
+def check_shared_folder(run: RunDir, world: World, control: ControlGroup) -> dict[str, Any]:
+    """Check that every rank sees the folder that rank 0 saves checkpoints in. (all ranks)
+
+    A new file is looked for: a copy of the folder on another node's own disk has the old ones.
 
     Returns:
         The run's identity, the same on every rank. Raises MachineError.
     """
-    identity = read_object(run.identity)
+    name: Any = control.gather(f"start-{uuid.uuid4().hex}")[0]
+    mark = run.staging / name
+    if world.is_main:
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    control.barrier()  # a network file system may remember that a file was not there
+    identity: Any = control.gather(read_object(run.identity))[0]
     deadline = time.monotonic() + _VISIBLE_SECONDS
-    expected: Any = control.gather(identity)[0]
-    while identity != expected and time.monotonic() < deadline:
+    while not (sees := mark.exists() and read_object(run.identity) == identity):
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.2)
-        identity = read_object(run.identity)
-    blind = [rank for rank, ok in enumerate(control.gather(identity == expected)) if not ok]
+    found: list[Any] = control.gather((sees, platform.node()))
+    if world.is_main:
+        mark.unlink(missing_ok=True)
+    blind = [f"rank {rank} on {node}" for rank, (ok, node) in enumerate(found) if not ok]
     if blind:
         raise MachineError(
-            f"The run directory {run.path} is not the same folder on every node.",
-            got=f"rank 0 wrote {run.identity.name}, and ranks {blind} do not see it",
-            fix="put run.dir on a file system that all nodes share",
+            f"{run.checkpoints} is not the same folder on every node.",
+            got=f"{', '.join(blind)} does not see what rank 0 on {found[0][1]} writes there",
+            fix="put run.dir on a file system that all nodes share: all ranks write into one "
+            "checkpoint, so the disk of each node does not do",
         )
-    return dict(expected)
+    return dict(identity)
 
 
 def limit_threads(world: World, cpu_count: int) -> None:

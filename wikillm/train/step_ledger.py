@@ -1,8 +1,8 @@
 """What this rank's part of each optimizer step was, summed over ranks into RUN/ledger.jsonl.
 
-Each rank hashes the batches that it has handed to the model. The sums over ranks are made for all
-steps since the last one together, when a loss is logged and before a checkpoint: no step waits for
-them.
+Each rank hashes the batches that it has handed to the model. The sums over ranks are made for
+several steps together, when a loss is logged and before a checkpoint. A kill loses at most
+`TOGETHER` lines that no checkpoint follows.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ from wikillm.ledger.digest import digest_of_rows, row_hashes
 from wikillm.ledger.record import NAME, LedgerWriter, SkippedWindow, StepLine
 from wikillm.train.context import RunContext
 
+TOGETHER = 8
+"""Steps that are written at once where a loss is logged at every step."""
 _MODULUS = 1 << 64
 
 
 @dataclass(slots=True)
 class _Consumed:
-    """A step that is not in the ledger yet. `digest`: of this rank's part."""
+    """A step that is not in the ledger yet.
+
+    Attributes:
+        digest: of this rank's part.
+        loss: the mean since the last logged one, where one was logged after this step.
+    """
 
     step: int
     first: int
     stop: int
     digest: int = 0
+    loss: float | None = None
 
 
 class StepLedger:
@@ -86,8 +94,15 @@ class StepLedger:
         """The samples [first, stop) are left out, after the steps so far. (all ranks)"""
         self._pending.append(SkippedWindow(first, stop, reason))
 
-    def flush(self, loss: float | None = None, *, durable: bool = False) -> None:
-        """Write what was collected; `loss` is that of the latest step. (all ranks)"""
+    def log(self, loss: float) -> None:
+        """`loss` was logged after the latest step. (all ranks)"""
+        if self._pending and isinstance(latest := self._pending[-1], _Consumed):
+            latest.loss = loss if math.isfinite(loss) else None
+        if len(self._pending) >= TOGETHER:
+            self.flush()
+
+    def flush(self, *, durable: bool = False) -> None:
+        """Write what was collected. (all ranks)"""
         steps = [entry for entry in self._pending if isinstance(entry, _Consumed)]
         digests = iter(self._group.sum_modulo([step.digest for step in steps]))
         if self._writer is not None:
@@ -95,9 +110,7 @@ class StepLedger:
                 if isinstance(entry, SkippedWindow):
                     self._writer.add(entry)
                     continue
-                is_latest = entry is steps[-1] and loss is not None and math.isfinite(loss)
-                digest = next(digests)
-                logged = loss if is_latest else None
-                self._writer.add(StepLine(entry.step, entry.first, entry.stop, digest, logged))
+                line = StepLine(entry.step, entry.first, entry.stop, next(digests), entry.loss)
+                self._writer.add(line)
             self._writer.flush(durable=durable)
         self._pending.clear()

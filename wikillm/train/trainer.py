@@ -176,18 +176,18 @@ class WikiTrainer(Trainer):
         """HF's, then the state of a checkpoint with global tensors, whatever engine wrote it."""
         point = self.context.point
         is_global = point is not None and is_portable(point.checkpoint)
-        prepared = super()._prepare_for_training(
-            max_steps, train_dataloader, None if is_global else resume_from_checkpoint
-        )
+        hf_loads = None if is_global else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, hf_loads)
         if point is None or is_global:
             undo_first_step(self.optimizer)
         if point is not None and is_global:
-            restore(point.checkpoint, self.training_state(), point.state.get("engine"))
+            restore(point.checkpoint, self.training_state(), point.state, point.verified)
             self._reapply_settings()
         if self.context.resolved.config.train.ema_decay:
             self.average = WeightAverage(self.training_state())
-            if point is not None:
-                restore_average(point.checkpoint, self.average)
+        if point is not None:
+            restore_average(point.checkpoint, self.average, point.verified)
+            point.forget_verified()
         return prepared
 
     def training_state(self) -> TrainingState:

@@ -224,5 +224,5 @@ def _callbacks(
     yield garbage
     yield StopAfterPhase(stop)
     if replay is not None:
-        yield ReplayCallback(trainer, replay)
+        yield ReplayCallback(replay)
     yield HeartbeatCallback(context.heartbeat)

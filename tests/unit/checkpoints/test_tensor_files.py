@@ -20,6 +20,7 @@ from wikillm.checkpoints.tensor_digests import (
 )
 from wikillm.checkpoints.tensor_files import TensorReader, create_files, write_share
 from wikillm.checkpoints.tensor_layout import TensorSpec, lay_out, read_layout, weight_index
+from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
 
 SPECS = [
@@ -79,6 +80,41 @@ def test_every_slice_is_read_back_and_safetensors_opens_the_files(
     for shares in (1, 2, ranks, 7):
         found = [verify_tensors(tmp_path, sizes, rank=r, ranks=shares) for r in range(shares)]
         assert sum(found, []) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_was_verified_is_not_read_again(tmp_path: Path, ranks: int) -> None:
+    """The files are zeroed after the check: what is right afterwards was kept from it."""
+    sizes = write(tmp_path, 3, seed=4)
+    kept = [VerifiedBytes(1 << 20) for _ in range(ranks)]
+    for rank, of_rank in enumerate(kept):
+        assert verify_tensors(tmp_path, sizes, rank=rank, ranks=ranks, kept=of_rank) == []
+    headers = {file.name: file.header for file in read_layout(tmp_path).files}
+    for name, size in sizes.items():
+        zeros = bytes(size - len(headers[name]))
+        (tmp_path / name).write_bytes(headers[name] + zeros)
+    found = np.zeros(len(SPECS))
+    for of_rank in kept:
+        with TensorReader(tmp_path, of_rank) as reader:
+            for number, spec in enumerate(SPECS):
+                read = reader.read(spec, 0, spec.numel)
+                assert np.isin(read, (0, *values(spec))).all()
+                found[number] += np.count_nonzero(read)
+        of_rank.clear()
+        with TensorReader(tmp_path, of_rank) as reader:
+            assert not reader.read(SPECS[0], 0, SPECS[0].numel).any()
+    assert found.tolist() == [np.count_nonzero(values(spec)) for spec in SPECS]
+
+
+def test_no_more_than_the_limit_is_kept(tmp_path: Path) -> None:
+    sizes = write(tmp_path, 1, seed=4)
+    kept = VerifiedBytes(200)
+    assert verify_tensors(tmp_path, sizes, kept=kept) == []
+    with TensorReader(tmp_path, kept) as reader:
+        for spec in SPECS:
+            assert np.array_equal(reader.read(spec, 0, spec.numel), values(spec))
+    held = sum(len(data) for pieces in kept._pieces.values() for _, data in pieces)
+    assert 0 <= held <= 200
 
 
 def test_a_large_file_is_cut_between_tensors_with_an_index(tmp_path: Path) -> None:

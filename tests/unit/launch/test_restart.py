@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ import pytest
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.lineage import Position, next_ancestry
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
-from wikillm.core.errors import ExitCode, MachineError
+from wikillm.core.errors import ConfigError, ExitCode, MachineError
 from wikillm.launch import restart
 from wikillm.launch.description import Launch
+from wikillm.launch.fewer_ranks import with_fewer_ranks
 from wikillm.launch.restart import FINAL, Launched, RestartPolicy, keep_running, last_checkpoint
 from wikillm.supervise.requests import stop_file
 from wikillm.supervise.stop import stop
@@ -142,6 +144,59 @@ def test_a_named_checkpoint_stays_until_the_run_has_saved(tmp_path: Path, no_pau
     assert run.keep_running() == 0
     named = ("--resume", "old/checkpoint-3", "x=1")
     assert run.words == [named, named, AGAIN], "auto would have left the branch that was chosen"
+
+
+KILLED = "rank 1 (pid 7) was killed by signal 9."
+BLOCKS = "No progress for 300 s (limit 300 s); rank 1 (pid 8) blocks the other ranks."
+
+
+@pytest.mark.parametrize(
+    ("reasons", "counts"),
+    [
+        ([KILLED, BLOCKS, "no room"], [8, 8, 4, 4]),  # 7 and 6 and 5 do not divide 32 sequences
+        ([KILLED, "rank 2 ended: CUDA error", KILLED], [8, 8, 8, 8]),
+        (["no room", "no room", KILLED], [8, 8, 8, 8]),
+        ([KILLED, KILLED, KILLED, KILLED], [8, 8, 4, 4, 2]),
+    ],
+)
+def test_a_rank_that_two_starts_lose_is_left_out(
+    tmp_path: Path, reasons: list[str], counts: list[int], monkeypatch: pytest.MonkeyPatch,
+    no_pause: None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(restart, "count_gpus", lambda: None)
+    run = Run(tmp_path, *[(1, 3, None)] * len(reasons), (0, 0, None))
+    run.launch = replace(run.launch, gpus=8, elastic=True, max_restarts=9)
+    found: list[int | None] = []
+    left = iter([*reasons, "done"])
+
+    def start(launch: Launch, launched: Launched) -> int:
+        found.append(launch.gpus)
+        code = run.start(launch, launched)
+        record = {"code": code and 3, "reason": next(left)}
+        (run.path / "exit.json").write_text(json.dumps(record))
+        return code
+
+    def check(launch: Launch) -> None:
+        if 32 % (launch.gpus or 1):
+            raise ConfigError("the batch does not divide")
+
+    assert keep_running(run.launch, start, check) == 0
+    assert found == counts
+
+
+def test_gpus_that_are_gone_or_lost_are_not_used_again() -> None:
+    def accepts(launch: Launch) -> None:
+        pass
+
+    whole = Launch("a", (), "", gpus=4)
+    without = with_fewer_ranks(whole, 1, 4, accepts)
+    assert without.deepspeed_argv()[1:3] == ("--include", "localhost:0,2,3")
+    again = with_fewer_ranks(without, 1, 4, accepts)
+    assert again.gpus == 2 and again.gpu_ids == (0, 3)
+    # GPU 3 has left the bus: the other three have new numbers.
+    assert with_fewer_ranks(again, None, 3, accepts).gpu_ids == (0, 1)
+    assert with_fewer_ranks(whole, None, 4, accepts) is whole
+    assert with_fewer_ranks(Launch("a", (), ""), 1, None, accepts).gpus is None
 
 
 @pytest.mark.parametrize("how", ["file", "command", "signal"])

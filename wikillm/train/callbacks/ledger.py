@@ -1,4 +1,4 @@
-"""Writes the ledger when training begins, when a loss is logged, and at the end."""
+"""Writes the ledger when training begins, as losses are logged, and at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LedgerCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loss = kwargs["logs"].get("loss")
         if loss is not None:
-            self.trainer.ledger.flush(float(loss))
+            self.trainer.ledger.log(float(loss))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.ledger.flush(durable=True)

@@ -1,38 +1,35 @@
-"""Ends a replay after its last step, and computes the loss of one step twice (`train.replay`)."""
+"""Ends a replay after its last step, or begins it once more (`train.replay`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from wikillm.data.read.loader import to_device
-from wikillm.train.resume import Replay
-from wikillm.train.trainer import WikiTrainer
+from wikillm.train.resume import Computed, Replay
+from wikillm.train.rewind import Rewind
 
 
 class ReplayCallback(TrainerCallback):
-    """The forward pass of the step runs once more before it, over the same weights and batch."""
+    """Notes the loss and the gradient norm of the last step. (all ranks)
 
-    def __init__(self, trainer: WikiTrainer, replay: Replay) -> None:
-        self.last_step = replay.last_step
-        train_step = trainer.training_step
+    Where they are not those that were logged, the steps are computed a second time: this machine
+    either repeats itself or does not.
+    """
 
-        def training_step(model: Any, inputs: Any, targets: Any = None) -> torch.Tensor:
-            if trainer.state.global_step != replay.step - 1:
-                return train_step(model, inputs, targets)
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                device = trainer.args.device
-                losses: list[Any] = [
-                    trainer.compute_loss(model, to_device(b, device), num_items_in_batch=targets)
-                    for b in inputs
-                ]
-            again = train_step(model, inputs, targets)
-            replay.forwards += [float(torch.stack(losses).sum()), float(again)]
-            return again
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
 
-        trainer.training_step = training_step  # type: ignore[method-assign,assignment]
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if state.global_step != self.replay.logged.step or "loss" not in logs:
+            return
+        has_norm = self.replay.logged.grad_norm is not None
+        norm = float(logs["grad_norm"]) if has_norm else None
+        computed = Computed(state.global_step, float(logs["loss"]), norm)
+        self.replay.passes.append(computed)
+        if len(self.replay.passes) == 1 and computed != self.replay.logged:
+            raise Rewind("the replay computes the steps a second time")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= self.last_step
+        control.should_training_stop = state.global_step >= self.replay.logged.step

@@ -1,0 +1,101 @@
+"""A restart on one machine without GPUs that are gone, or a rank that is lost again and again.
+
+A GPU may fail every process on it and still be listed. So a rank that two starts in a row have
+lost, with no checkpoint between them, is left out as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wikillm.checkpoints.lineage import Position
+from wikillm.core.errors import ConfigError
+from wikillm.core.log import say, warn
+from wikillm.launch.description import Launch
+from wikillm.supervise.requests import file_identity
+
+_LOST = re.compile(r"\Arank (\d+) |; rank (\d+) (?:\(pid \d+\) )?blocks ")
+_COUNT_SECONDS = 120.0
+
+
+@dataclass
+class LostRanks:
+    """What the starts so far have lost."""
+
+    _record: tuple[int, int] | None = None  # identity of the last exit.json
+    _last: tuple[int, Position | None] | None = None
+
+    def lost_again(self, run: Path, reached: Position | None) -> int | None:
+        """The rank that this start has lost, where the start before it has lost the same one.
+
+        Args:
+            reached: the last checkpoint.
+        """
+        path = run / "exit.json"
+        record = file_identity(path)
+        rank = _lost_rank(path) if record != self._record else None
+        before = self._last
+        self._record = record
+        self._last = None if rank is None else (rank, reached)
+        if rank is None or before != (rank, reached):
+            return None
+        self._last = None
+        return rank
+
+
+def with_fewer_ranks(
+    launch: Launch, lost: int | None, gpus: int | None, check: Callable[[Launch], None]
+) -> Launch:
+    """The launch without a lost rank and without GPUs that are gone.
+
+    The batch stays the same, so it may take fewer ranks than are left to share it.
+
+    Args:
+        gpus: how many this machine has now; None: it has none, the ranks are on the CPU.
+        check: raises ConfigError for a number of ranks that the run refuses.
+    """
+    total = launch.gpus or gpus
+    if total is None:
+        return launch
+    used = list(launch.gpu_ids or range(total))
+    left = list(used)
+    if lost is not None and lost < len(left):
+        del left[lost]
+    if gpus is not None and left and left[-1] >= gpus:
+        left = list(range(min(gpus, len(left))))  # the others got new numbers
+    if left == used:
+        return launch
+    why = "GPUs are gone" if lost is None else f"rank {lost} was lost twice in a row"
+    for count in range(len(left), 0, -1):
+        ids = tuple(left[:count]) if gpus is not None else ()
+        fewer = replace(launch, gpus=count, gpu_ids=ids)
+        with suppress(ConfigError):
+            check(fewer)
+            say(f"{why}: going on with {count} of {total} ranks")
+            return fewer
+    warn(f"{why}, and no smaller number of ranks can share the batch")
+    return launch
+
+
+def count_gpus() -> int | None:
+    """GPUs of this machine, as torch counts them in a new process; None without any."""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COUNT_SECONDS)
+        return int(done.stdout) or None
+    return None
+
+
+def _lost_rank(record: Path) -> int | None:
+    """The rank that exit.json says has ended, was killed or blocks the others."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = _LOST.search(json.loads(record.read_text(encoding="utf-8"))["reason"])
+        return int(found[1] or found[2]) if found else None
+    return None
