@@ -10,6 +10,7 @@ are compared, except the update of the last one. Steps that come out otherwise a
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import shutil
@@ -23,7 +24,9 @@ from pathlib import Path
 from wikillm.checkpoints.layout import step_of
 from wikillm.checkpoints.lineage import arrange
 from wikillm.checkpoints.manifest import verify
+from wikillm.config.checks import NEEDS
 from wikillm.config.load import load
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
 from wikillm.core.world import World
@@ -45,8 +48,10 @@ CLOSE_NORM = 1e-2
 _QUIET = (
     "observe.swanlab.mode=disabled observe.sample_prompts=[] train.save_steps=1000000000 "
     "train.keep_every_steps=null train.keep_best=0 train.eval_steps=null train.max_hours=null "
-    "train.spikes=off train.self_check=off"
+    "train.spikes=off train.eval_tasks=[] train.self_check=off"
 )
+_WITHOUT = ("spikes", "eval_tasks")
+"""Keys of `train` that are off in a replay; what needs them has its default again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     port = os.environ.get("MASTER_PORT", str(os.getpid()))  # the same on all ranks
     name = f"wikillm-replay-{run.resolve().name}-{step}-{port}"
     folder = work or Path(tempfile.gettempdir()) / name
-    words = [*_QUIET.split(), f"run.dir={folder}", *_data_words(run)]
+    words = [*_QUIET.split(), *_unneeded(), f"run.dir={folder}", *_data_words(run)]
     resolved = load(str(run / "config.resolved.yaml"), words)
     world = World.from_env()
     say(f"replay     step {step:,} from {checkpoint or 'the first step'}, in {folder}")
@@ -143,6 +148,12 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
         is_exact=world.size == then.world,
         documents=documents_of(corpus, order, range(line.first, line.stop)),
     )
+
+
+def _unneeded() -> list[str]:
+    fields = TrainSection.model_fields
+    names_of_keys = [name for name, other, *_ in NEEDS if other in _WITHOUT]
+    return [f"train.{name}={json.dumps(fields[name].default)}" for name in names_of_keys]
 
 
 def _as_logged(run: Path, step: int, loss: float) -> Computed:
