@@ -207,6 +207,39 @@ def test_a_node_that_is_killed_is_named(launcher: str, place: Place, two: Cluste
 
 
 @matrix
+@pytest.mark.parametrize("fault", ["kill", "cut"])
+def test_a_first_node_that_is_lost_sends_one_message(
+    fault: str, place: Place, two: Cluster, repo: Path
+) -> None:
+    """Both nodes have a receiver on their loopback: with a cut link both sides see an end."""
+    heard = place.folder / "heard"
+    receiver = [sys.executable, "-m", "harness.alert_receivers", "8099", str(heard)]
+    paths = {"PYTHONPATH": f"{repo / 'tests'}{os.pathsep}{repo}"}
+    receivers = [
+        two.popen(node, receiver, cwd=repo, log=place.folder / f"{node}.log", **paths)
+        for node in ("node1", "node2")
+    ]
+    line = place.line(*FOR_EVER, "alerts.webhook=WIKILLM_HOOK", "train.lost_seconds=10")
+    hook = {"WIKILLM_HOOK": "http://127.0.0.1:8099/canary-token"}
+    words = _own(place, "zero2", line)
+    process = two.popen("node1", words, cwd=place.workdir, log=place.log, **ENVIRON, **hook)
+    try:
+        place.wait_for_steps(process, 5)
+        getattr(two, fault)("node1")
+        deadline = time.monotonic() + 60
+        while not heard.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(15)  # the other side's message, if there were one
+    finally:
+        for each in receivers:
+            each.kill()
+    (message,) = [json.loads(each) for each in heard.read_text().splitlines()]
+    assert message["event"] == "lost", message
+    assert message["host"] == "node2" or fault == "cut"
+    assert "canary-token" not in place.tail()
+
+
+@matrix
 def test_a_rank_that_is_killed_ends_the_run_at_once(place: Place, two: Cluster) -> None:
     process = place.start(two, "own", "zero2", *FOR_EVER)
     place.wait_for_steps(process, 5)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness.alert_receivers import hook_server
 from harness.ports import take_port
 from harness.tiny_run import Words
 
@@ -22,7 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.deep]
 CONSTANT = "train.lr_scheduler_type=constant_with_warmup"
 
 
-def launch(words: list[str], repo: Path, log: Path, *how: str) -> subprocess.Popen[bytes]:
+def launch(
+    words: list[str], repo: Path, log: Path, *how: str, **more: str
+) -> subprocess.Popen[bytes]:
     bin = Path(sys.executable).parent
     environ = {
         **os.environ,
@@ -30,6 +33,7 @@ def launch(words: list[str], repo: Path, log: Path, *how: str) -> subprocess.Pop
         "OMP_NUM_THREADS": "1",
         "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(repo),
+        **more,
     }
     where = ["--gpus", "2", "--master-port", str(take_port()), "--go", "--deepspeed", "zero1"]
     where += how
@@ -56,14 +60,19 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     run = tmp_path / "run"
     log = tmp_path / "log"
     long = ("train.max_steps=120", "train.save_steps=5", "train.eval_steps=null", CONSTANT)
-    process = launch(words(run, *long), repo, log)
-    try:
-        wait_for_step(run, 12, process, log)
-        pid = json.loads((run / "ranks" / "rank_1.json").read_text())["process"]["pid"]
-        os.kill(pid, signal.SIGKILL)
-        assert process.wait(300) == 0, log.read_text()[-4000:]
-    finally:
-        process.kill()
+    with hook_server() as hooks:
+        line = words(run, *long, "alerts.webhook=HOOK")
+        process = launch(line, repo, log, HOOK=f"{hooks.url}/hook")
+        try:
+            wait_for_step(run, 12, process, log)
+            pid = json.loads((run / "ranks" / "rank_1.json").read_text())["process"]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            assert process.wait(300) == 0, log.read_text()[-4000:]
+        finally:
+            process.kill()
+        lost, ended = hooks.wait_for(2)
+    assert (lost["event"], ended["event"]) == ("lost", "ended")
+    assert lost["note"] == "The launcher starts it again, unless 3 restarts made no new checkpoint."
     said = log.read_text()
     assert "exit code 3: starting again from the last checkpoint in 5" in said, said[:3000]
     assert "(restart 1 of 3 without a new checkpoint)" in said and "resuming " in said

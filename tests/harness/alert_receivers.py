@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,14 @@ def mail_server(folder: Path, password: str) -> Iterator[MailServer]:
         yield server
     finally:
         controller.stop()
+
+
+class _ToFile(Handler):
+    def do_POST(self) -> None:
+        with open(sys.argv[2], "ab") as file:
+            file.write(self.body() + b"\n")
+        self.send(204)
+
+
+if __name__ == "__main__":  # on a node of a test: PORT FILE
+    HTTPServer(("127.0.0.1", int(sys.argv[1])), _ToFile).serve_forever()

@@ -71,6 +71,7 @@ class Run:
         self.launch = Launch("a", ("x=1",), "", workdir=str(folder), max_restarts=2)
         self.starts = list(starts)
         self.words: list[tuple[str, ...]] = []
+        self.alerts: list[tuple[int, str]] = []
 
     def start(self, launch: Launch, launched: Launched) -> int:
         self.words.append(launch.words)
@@ -83,13 +84,17 @@ class Run:
         launched.processes = [process]
         return process.wait()
 
+    def alert(self, code: int, reason: str) -> None:
+        self.alerts.append((code, reason))
+
     def keep_running(self) -> int:
-        return keep_running(self.launch, self.start, lambda launch: None)
+        return keep_running(self.launch, self.start, lambda launch: None, self.alert)
 
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "FIRST_PAUSE", 0.01)
+    monkeypatch.setenv(restart.RESTARTS, "")
 
 
 AGAIN = ("--resume", "auto", "x=1")
@@ -105,6 +110,7 @@ def test_a_failed_run_resumes_until_it_is_done(tmp_path: Path, no_pause: None) -
 def test_a_final_code_in_the_record_ends_it(tmp_path: Path, no_pause: None) -> None:
     run = Run(tmp_path, (1, 3, 2), (1, 5, 4))
     assert run.keep_running() == 5 and len(run.words) == 2
+    assert run.alerts == [], "the start that failed has sent its own"
 
 
 def test_starts_that_save_nothing_are_limited(
@@ -113,6 +119,8 @@ def test_starts_that_save_nothing_are_limited(
     run = Run(tmp_path, *[(1, 3, None)] * 3)
     assert run.keep_running() == 3 and len(run.words) == 3
     assert "2 restarts made no new checkpoint" in capsys.readouterr().out
+    why = "not started again: 2 restarts made no new checkpoint (--max-restarts)"
+    assert run.alerts == [(3, why)]
 
 
 def test_a_missing_tool_is_reported_at_once_and_a_lost_connection_is_not(tmp_path: Path) -> None:
