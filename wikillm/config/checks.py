@@ -70,13 +70,6 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     precision = None if train.precision == "auto" else train.precision
     add_conflicts(Case(train, config.model, config.data, precision=precision), problems, origins)
     _check_data(config.data, origins, problems)
-    rows = config.model.vocab_size
-    if rows != "auto" and rows < 1:
-        problems.add(
-            "model.vocab_size must be a number of rows, or auto.",
-            got=f"{rows} ({where_of(origins, 'model.vocab_size')})",
-            fix="model.vocab_size=auto",
-        )
     if all(getattr(train, key.removeprefix("train.")) is None for key in HORIZON):
         problems.add(
             "The run has no horizon.",
@@ -167,13 +160,6 @@ def _check_data(data: DataSection, origins: Mapping[str, Origin], problems: Prob
             "data.store is not the name of a folder.",
             got=where_of(origins, "data.store"),
             fix="data.store=stores/NAME",
-        )
-    fraction = data.val_fraction
-    if isinstance(fraction, float) and not 0 < fraction < 1:
-        problems.add(
-            "data.val_fraction must be a share between 0 and 1, or auto.",
-            got=f"{fraction:g} ({where_of(origins, 'data.val_fraction')})",
-            fix="data.val_fraction=0.01",
         )
 
 

@@ -7,7 +7,7 @@ and `schema_alerts` hold the long sections. Rules across keys are in `checks` an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -74,7 +74,7 @@ class ModelSection(Section):
     """Epsilon of RMSNorm."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
-    vocab_size: int | Literal["auto"] = "auto"
+    vocab_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows of the embedding; auto is 151936 for Qwen2's tokenizer and otherwise the tokenizer's
     length rounded up to a multiple of 128."""
     init_from: str | None = None

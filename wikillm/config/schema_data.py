@@ -103,7 +103,7 @@ class DataSection(Section):
     fit, with some padding."""
     stall_seconds: float = Field(default=900.0, gt=0)
     """End the run if training waits for a shard and the build adds none for this long."""
-    val_fraction: float | Literal["auto"] = Field(default="auto")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
     """Share of documents held out by content hash; auto is 0.1 below 256 MB of source, 0.005
     above."""
     min_val_tokens: int = Field(default=10_000, ge=1)
