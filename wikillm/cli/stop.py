@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if result.left:
         places = [
             f"rank {r.rank}: pid {r.process.pid} on {r.process.host}, {r.phase}"
-            + (f"; left alone: {result.untouched[r.rank]}" if r.rank in result.untouched else "")
+            + (f"; left alone: {result.not_ended[r.rank]}" if r.rank in result.not_ended else "")
             for r in result.left
         ]
         raise MachineError(
@@ -64,7 +64,7 @@ def _ranks(count: int) -> str:
 
 
 def _fix(run: Path, now: bool, result: Stopped) -> str:
-    left = [record for record in result.left if record.rank in result.untouched]
+    left = [record for record in result.left if record.rank in result.not_ended]
     pids = ",".join(str(record.process.pid) for record in left if record.process.is_here())
     if not pids:
         return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from wikillm.doctor.checks import Verdict
+from wikillm.doctor.cluster_session import ClusterSession
 from wikillm.doctor.facts import ClusterFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 from wikillm.doctor.questions import gather, judge_cluster, judge_node
-from wikillm.doctor.visit import Visit
 from wikillm.supervise.network import is_loopback
 
 SECONDS = 58.0
@@ -55,20 +55,20 @@ def examine_nodes(
     """
     start = time.monotonic()
     names = tuple(slots)
-    visit = Visit(names, workdir, start + SECONDS)
+    session = ClusterSession(names, workdir, start + SECONDS)
     try:
         cluster = ClusterFacts(
-            names, slots, request.master, visit.gather_facts(request, environment)
+            names, slots, request.master, session.gather_facts(request, environment)
         )
         # Each step needs the one before: names and addresses, then ports, then a collective.
-        if len(visit.open) > 1:
-            cluster = replace(cluster, shared=visit.share(request.run_dir))
+        if len(session.open) > 1:
+            cluster = replace(cluster, shared=session.share(request.run_dir))
             addresses = addresses_of(cluster)
-            cluster = replace(cluster, connections=visit.connect(addresses, request.master_port))
-            cluster = replace(cluster, all_reduce=visit.reduce(cluster, addresses))
-        cluster = replace(cluster, unreachable=dict(visit.unreachable))
+            cluster = replace(cluster, connections=session.connect(addresses, request.master_port))
+            cluster = replace(cluster, all_reduce=session.reduce(cluster, addresses))
+        cluster = replace(cluster, unreachable=dict(session.unreachable))
     finally:
-        visit.close()
+        session.close()
     verdicts = judge_cluster(cluster, needs)
     for name, facts in cluster.facts.items():
         verdicts += judge_node(name, facts, replace(needs, slots=slots[name]))

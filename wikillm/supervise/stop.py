@@ -32,12 +32,12 @@ SILENT_AFTER = 6  # record intervals
 class Stopped:
     """`over` have ended, `left` still run or cannot be seen.
 
-    `untouched`: by rank, why its process was not ended.
+    `not_ended`: by rank, why its process was not ended.
     """
 
     over: tuple[RankRecord, ...]
     left: tuple[RankRecord, ...]
-    untouched: dict[int, str] = field(default_factory=dict)
+    not_ended: dict[int, str] = field(default_factory=dict)
 
 
 def is_running(record: RankRecord, now: float | None = None) -> bool:
@@ -73,21 +73,21 @@ def stop(
     deadline = time.monotonic() + timeout
     grace = time.monotonic() + GRACE
     by_file = time.monotonic() + FILE_AFTER
-    untouched: dict[int, str] = {}
+    not_ended: dict[int, str] = {}
     while (running := _running(run, running)) and time.monotonic() < deadline:
         on_wait(running)
         if not at_once and time.monotonic() > by_file:
             by_file = deadline
             stop_file(run).touch()
         if at_once and time.monotonic() > grace:
-            untouched = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
-            if len(untouched) == len(running):
+            not_ended = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
+            if len(not_ended) == len(running):
                 break  # this command can end none of them
         time.sleep(POLL)
     ids = {record.rank for record in running}
     over = tuple(record for record in read_records(run) if record.rank not in ids)
     return Stopped(
-        over, tuple(running), {rank: why for rank, why in untouched.items() if rank in ids}
+        over, tuple(running), {rank: why for rank, why in not_ended.items() if rank in ids}
     )
 
 

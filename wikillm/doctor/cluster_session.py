@@ -32,7 +32,7 @@ MOST_PEERS = 16
 """Up to so many nodes all connect to all; of more, each to the first and to the next two."""
 
 
-class Visit:
+class ClusterSession:
     """`unreachable` grows as nodes are lost; `deadline` is a value of time.monotonic()."""
 
     def __init__(self, names: tuple[str, ...], workdir: str, deadline: float) -> None:
