@@ -7,20 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness.initial_weights import digests
+from harness.initial_weights import SHAPE, digests
 from harness.ranks import run_ranks
 
 from wikillm.config.schema import ModelSection
 from wikillm.models.init import initial_values
-
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(scope="module")

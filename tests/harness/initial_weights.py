@@ -6,6 +6,15 @@ import contextlib
 import hashlib
 from typing import Any
 
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
 
 def digests(stage: int, precision: str, model: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     """{parameter: sha256 as float32}, plus `partitioned` and a digest of the rotary frequencies."""

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wikillm.core.errors import DataError
 from wikillm.data.tokenizer.chat_template import TEMPLATE_FILE
-from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
+from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer, read_settings_file
 from wikillm.data.tokenizer.train import QWEN2_SPLITS
 
 CLASS = "PreTrainedTokenizerFast"  # TokenizersBackend in transformers 5: tokenizer.json as it is
@@ -111,7 +110,8 @@ def _config(
     source: Path, content: dict[str, Any], tokenizer: TextTokenizer, max_length: int
 ) -> dict[str, Any]:
     """A new tokenizer_config.json: keys of the source may change ids (add_bos_token, legacy)."""
-    found = {**_read(source / "special_tokens_map.json"), **_read(source / "tokenizer_config.json")}
+    found = read_settings_file(source / "special_tokens_map.json")
+    found |= read_settings_file(source / "tokenizer_config.json")
     special = {
         token["content"]: token
         for token in content.get("added_tokens") or []
@@ -149,14 +149,3 @@ def _text_of(token: Any) -> str | None:
     """A special token of tokenizer_config.json: a string, or an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fix = "download the tokenizer again"
-        raise DataError(f"{path} is damaged.", got=str(error), fix=fix) from None
-    return value if isinstance(value, dict) else {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError, Problems
+from wikillm.models.build import shards_of
 from wikillm.models.unpickle import only_known_classes
 
 SINGLE = "model.safetensors"
@@ -74,11 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a Hugging Face folder, by its index where it has one."""
     index = folder / INDEX
     if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{index} cannot be read.", got=repr(error)) from None
-        return [folder / Path(name).name for name in sorted(names)]
+        return [folder / name for name in sorted(shards_of(index))]
     return [folder / SINGLE] if (folder / SINGLE).is_file() else []
 
 

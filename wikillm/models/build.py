@@ -122,7 +122,7 @@ def _check_folder(folder: Path) -> None:
             "model.init_from is an adapter, not a model.", got=str(folder), fix="merge it first"
         )
     if index.is_file():
-        names = _shards(index)
+        names = shards_of(index)
     else:
         names = {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
@@ -148,7 +148,8 @@ def _is_zero_bias(folder: Path, name: str) -> bool:
     return False
 
 
-def _shards(index: Path) -> set[str]:
+def shards_of(index: Path) -> set[str]:
+    """The files that a weight index names. Raises CheckpointError, also for one elsewhere."""
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

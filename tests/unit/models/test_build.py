@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.initial_weights import SHAPE as SMALL
 from transformers import Qwen2ForCausalLM, TrainingArguments
 
 from wikillm.config.load import load
@@ -19,15 +20,6 @@ from wikillm.models.build import build_model, build_on_meta
 from wikillm.models.init import initial_values
 from wikillm.models.shape import ARCHITECTURES, hf_config
 from wikillm.plan.params import count_parameters
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -97,7 +98,7 @@ def prompt_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:
-    named = _config(folder).get("eos_token")
+    named = read_settings_file(folder / "tokenizer_config.json").get("eos_token")
     if isinstance(named, dict):
         named = named.get("content")
     if named is not None and not isinstance(named, str):
@@ -113,9 +114,9 @@ def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:
     )
 
 
-def _config(folder: Path) -> dict:
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """A JSON object beside a tokenizer.json; empty without one. Raises DataError if damaged."""
+    if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -135,7 +136,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     is written last.
     """
     tokenizer = load_tokenizer(source)
-    config = _config(source)
+    config = read_settings_file(source / "tokenizer_config.json")
     config.pop("auto_map", None)
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     config["eos_token"] = config.get("eos_token") or tokenizer.eos_token
