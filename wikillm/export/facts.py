@@ -23,21 +23,15 @@ from wikillm.observe.sinks import read_metrics, read_records
 
 RESOLVED = "config.resolved.yaml"
 SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")
-"""Beside the section `train`, without NOT_SHOWN."""
+"""Beside the section `train`, without NOT_SHOWN (meet_seconds is of older runs)."""
 NOT_SHOWN = (
     *("eval_tasks", "eval_tasks_steps", "eval_tasks_budget"),
     *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
     *("keep_every_steps", "keep_best"),
     *("exit_timeout_seconds", "dataloader_num_workers", "max_skipped_steps"),
     *("per_device_eval_batch_size", "max_micro_batch_tokens", "weight_check_steps", "spike_window"),
-    *(
-        "supervise",
-        "lost_seconds",
-        "stall_seconds",
-        "rendezvous_seconds",
-        "self_check",
-        "max_hours",
-    ),
+    *("supervise", "lost_seconds", "stall_seconds", "rendezvous_seconds", "meet_seconds"),
+    *("self_check", "max_hours"),
 )
 FILTERS = (
     *("convert", "quality", "dedup", "max_text_bytes"),
