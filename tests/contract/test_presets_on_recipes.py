@@ -1,5 +1,5 @@
 """Every run preset, and every model preset under the default run, loads and plans on every shipped
-DeepSpeed JSON."""
+DeepSpeed JSON. Presets with Muon are refused where it does not work, and plan with AdamW there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, shipped_names
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
-from wikillm.config.load import load
+from wikillm.config.load import Resolved, load
 from wikillm.config.presets import preset_names
+from wikillm.core.errors import ConfigError
+from wikillm.plan.recipe import check_recipe
 from wikillm.plan.run_plan import make_plan
 
 RUNS = [(run, ()) for run in preset_names("runs")]
@@ -18,6 +20,8 @@ WORLDS = {  # all other presets run on one GPU and on eight
     "long-1.7b-32k": (2, 8),
     "long-7b-128k": (4, 8),
 }
+NOT_WITH_MUON = ("zero2_offload", "zero3_offload", "zero3_plus")
+ADAMW = "train.optimizer=adamw train.max_grad_norm=1"
 QWEN2_LENGTH = 151_646
 TRAIN_TOKENS = 100_000_000_000
 
@@ -25,6 +29,10 @@ TRAIN_TOKENS = 100_000_000_000
 def tokenizer_length(name: str) -> int:
     """As many tokens as `train:8000` asks for, otherwise as many as Qwen2's tokenizer has."""
     return int(name.removeprefix("train:")) if name.startswith("train:") else QWEN2_LENGTH
+
+
+def check(resolved: Resolved, world: int) -> None:
+    check_recipe(resolved, ranks=world, ranks_per_node=world, precision="bf16", has_gpu=True)
 
 
 def test_there_is_something_to_try() -> None:
@@ -36,6 +44,12 @@ def test_there_is_something_to_try() -> None:
 def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
     for world in WORLDS.get(str(run), (1, 8)):
         resolved = load(run, words, deepspeed=recipe)
+        if resolved.config.train.optimizer == "muon" and recipe in NOT_WITH_MUON:
+            with pytest.raises(ConfigError, match="Muon does not work with") as refused:
+                check(resolved, world)
+            assert ADAMW in str(refused.value)
+            resolved = load(run, (*words, *ADAMW.split()), deepspeed=recipe)
+        check(resolved, world)
         length = tokenizer_length(resolved.config.data.tokenizer)
         plan = make_plan(
             resolved, world_size=world, tokenizer_length=length, train_tokens=TRAIN_TOKENS

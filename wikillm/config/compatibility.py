@@ -84,7 +84,7 @@ def _has_mixture(case: Case) -> bool:
     return case.data is not None and bool(case.data.mixture)
 
 
-_NOT_WITH_MUON = "--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw"
+_NOT_WITH_MUON = "--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw train.max_grad_norm=1"
 _SDPA = "model.attn_implementation=sdpa"
 _FLASH = "flash_attention_2"
 

@@ -103,9 +103,13 @@ def choose(
         return candidates
 
     tokens = workload.train_tokens
+    others = [(train, other) for other in (switches, *_leaner(workload, machine, switches))]
+    if switches.muon:  # which works without offload only
+        adamw = train.model_copy(update={"optimizer": "adamw", "max_grad_norm": 1.0})
+        others.append((adamw, replace(switches, muon=False)))
     here = [
-        rank_candidates(train, workload, machine, other, free, mfu)[0]
-        for other in (switches, *_leaner(workload, machine, switches))
+        rank_candidates(section, workload, machine, other, free, mfu)[0]
+        for section, other in others
     ]
 
     def fits(other: Machine) -> bool:
@@ -318,6 +322,8 @@ def _proposals(
                 words.append("train.mlp_kernel=tiled")
             if strategy.sequence_parallel > 1:
                 words.append(f"train.sequence_parallel_size={strategy.sequence_parallel}")
+            if here[0].strategy.muon and not strategy.muon:
+                words.append("train.optimizer=adamw train.max_grad_norm=1")
             yield " ".join(words)
             return
     larger = machine

@@ -80,7 +80,7 @@ def test_an_ipv6_machine_may_stand_in_brackets(capsys: pytest.CaptureFixture[str
 
 def test_a_pod_asks_for_the_memory_that_offload_fills(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["launch", "k8s", "--image", "a", "--gpus", "8", "--config", "pretrain-7b"]
-    words += ["data.path=x", "--print"]
+    words += ["data.path=x", "--print", "train.optimizer=adamw", "train.max_grad_norm=1"]
     shown = {}
     for recipe in ("zero2", "zero3_offload"):
         assert main([*words, "--deepspeed", recipe]) == 0

@@ -7,12 +7,23 @@ import re
 
 import pytest
 
+from wikillm.config.dial import adamw_rate
 from wikillm.config.keys import all_keys
 from wikillm.config.load import load
 from wikillm.config.presets import AXES, Axis, load_preset, preset_names
 from wikillm.core.errors import ConfigError
+from wikillm.plan.params import count_parameters
 
 EVERY = [(axis, name) for axis in AXES for name in preset_names(axis)]
+DIALLED = [
+    "muon_learning_rate",
+    "max_grad_norm",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "lr_decay_share",
+    "lr_decay_type",
+]
 SHAPE = {
     "hidden_size",
     "num_hidden_layers",
@@ -90,3 +101,19 @@ def test_a_near_name_is_offered() -> None:
     with pytest.raises(ConfigError, match="There is no run preset") as refused:
         load_preset("runs", "pretrain-7")
     assert refused.value.fix == "did you mean pretrain-7b?"
+
+
+def test_presets_with_muon_follow_the_laws_of_the_dial() -> None:
+    """Rates are written out in each file, so that `config show` and a reader find them there."""
+    runs = [name for name in preset_names("runs") if name.startswith(("pretrain-", "wiki-zh"))]
+    with_muon = {name for name in runs if load(name).config.train.optimizer == "muon"}
+    assert {"wiki-zh-120m-fast", "pretrain-350m", "pretrain-8b"} <= with_muon
+    assert not {"wiki-zh-120m", "pretrain-14b", "pretrain-32b", "pretrain-72b"} & with_muon
+    for name in with_muon:
+        model, train = load(name).config.model, load(name).config.train
+        counted = count_parameters(model, 151_936)
+        tokens = train.max_tokens or 500_000_000  # an epoch of the Chinese Wikipedia
+        assert train.learning_rate == adamw_rate(counted.matmul - counted.embedding, tokens), name
+        dial = load("demo", ["model.depth=3"]).config.train
+        for key in DIALLED:
+            assert getattr(train, key) == getattr(dial, key), (name, key)

@@ -85,7 +85,8 @@ def test_a_batch_below_one_micro_step_offers_a_smaller_micro_batch() -> None:
 # What each run preset trained with before auto: on one rank, or on the ranks of a sequence, it
 # stays that number.
 MICRO_ON_ONE_RANK = {
-    "demo": 4, "wiki-zh-120m": 32, "pretrain-350m": 8, "pretrain-0.5b": 8, "pretrain-0.6b": 8,
+    "demo": 4, "wiki-zh-120m": 32, "wiki-zh-120m-fast": 32, "pretrain-350m": 8,
+    "pretrain-0.5b": 8, "pretrain-0.6b": 8,
     "pretrain-1.5b": 4,
     "pretrain-1.7b": 4, "pretrain-3b": 4, "pretrain-4b": 4, "pretrain-7b": 2, "pretrain-8b": 2,
     "pretrain-14b": 1,
