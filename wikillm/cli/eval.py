@@ -146,9 +146,9 @@ def describe(args: argparse.Namespace) -> Resolved:
     names_text = any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest)
     if not names_text and args.config is None:
         raise ConfigError(
-            f"There is no text to evaluate {model} on.",
-            got="it is neither a run directory nor a checkpoint in one",
-            fix=f"wikillm eval {model} data.path=FILE",
+            "The text to evaluate on is not known.",
+            got=f"{model} is neither a run directory nor a checkpoint in one",
+            fix=f"wikillm eval {model} --text FILE",
         )
     if not names_tokenizer and (model / "tokenizer.json").is_file():
         args.rest = [*args.rest, f"data.tokenizer={model}"]

@@ -9,6 +9,7 @@ numbers by the rules of `yaml_file`. Whether a value fits its key is checked by 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -98,6 +99,8 @@ def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str,
             near = did_you_mean(word.lstrip("-"), all_keys())
             hint = "a value follows a flag or `=`: --max_steps 5, data.path=FILE"
             fix = f"{near}={word}" if near else hint
+            if os.path.exists(word):
+                fix = f"data.path={shlex.quote(word)}"
             problems.add(f"{word!r} belongs to no key.", got=word, fix=fix)
 
 

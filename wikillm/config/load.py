@@ -60,7 +60,12 @@ def load(
     chosen = [*run, *file, *typed]
     named = [_named_preset("models", "model.preset", chosen, problems)]
     named.append(_named_preset("data", "data.preset", chosen, problems))
+    named[1] = _without_foreign_licence(named[1], chosen)
     laws = dial_settings(chosen, problems)
+    if laws and config is None:
+        # The default preset's name says 120M, which this model is not.
+        depth = next(law for law in laws if law.key == "model.num_hidden_layers")
+        laws.append(Setting("run.name", f"depth-{depth.value}", depth.origin))
     shape = _shape(chosen, problems)
     # Lowest layer first. Rules across keys are checked only if every file could be read: a missing
     # base would make them report keys that it sets.
@@ -72,6 +77,14 @@ def load(
     problems.raise_if_any()
     assert resolved is not None, "_validate adds a problem where it returns None"
     return resolved
+
+
+def _without_foreign_licence(preset: list[Setting], chosen: Sequence[Setting]) -> list[Setting]:
+    """The licence in a data preset is that of its own sources, not of text that the user names."""
+    keys = ("data.path", "data.mixture", "data.store")
+    if any(setting.key in keys and setting.origin.is_user for setting in chosen):
+        return [setting for setting in preset if setting.key != "data.licence"]
+    return preset
 
 
 def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Setting], bool]:

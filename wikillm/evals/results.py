@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,8 @@ from wikillm.checkpoints.layout import MANIFEST, step_of
 from wikillm.core.files import sha256_file, write_json
 
 FOLDER = "evals"
+MOST_SOURCES = 20
+"""Files of one evaluation with a row of their own; the record has all of them."""
 _FORMAT_VERSION = 1
 TEXT_HEAD = ("step", "text", "bits/byte", "perplexity", "tokens", "bytes", "documents")
 TASK_HEAD = (
@@ -78,13 +81,17 @@ def read_results(run: Path) -> list[dict[str, Any]]:
 
 
 def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows under TEXT_HEAD: all text of each record, then its sources and scripts."""
+    """Rows under TEXT_HEAD: all text of each record, then its first sources, and its scripts."""
     rows: list[tuple[str, ...]] = []
     for record in records:
         text = record.get("text")
         if not isinstance(text, dict):
             continue
-        parts = {"all": text, **text.get("by_source", {}), **text.get("by_script", {})}
+        sources = list(text.get("by_source", {}).items())
+        parts = {"all": text, **dict(sources[:MOST_SOURCES])}
+        if more := sources[MOST_SOURCES:]:
+            parts[f"{len(more):,} more files"] = _together([part for _, part in more])
+        parts |= text.get("by_script", {})
         for name, part in parts.items():
             rows.append(
                 (
@@ -98,6 +105,18 @@ def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 )
             )
     return rows
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row for several files: sums, and losses weighted by their bytes and tokens."""
+    total = {key: sum(part[key] for part in parts) for key in ("documents", "text_bytes", "tokens")}
+    bits = sum(part["bits_per_byte"] * part["text_bytes"] for part in parts)
+    nats = bits * math.log(2)
+    return {
+        **total,
+        "bits_per_byte": bits / max(total["text_bytes"], 1),
+        "perplexity": math.exp(nats / max(total["tokens"], 1)),
+    }
 
 
 def task_rows(records: list[dict[str, Any]], *, subjects: bool = False) -> list[tuple[str, ...]]:

@@ -66,7 +66,7 @@ def check_token(repository: HubRepository) -> None:
         fix = "MODELSCOPE_API_TOKEN=... in the environment, or `modelscope login`"
     if not has_token:
         what = f"No token for {repository} was found."
-        raise ConfigError(what, got="neither in the environment nor of a login", fix=fix)
+        raise ConfigError(what, got="neither in the environment nor saved by a login", fix=fix)
 
 
 def check_export(folder: Path) -> list[str]:

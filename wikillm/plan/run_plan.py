@@ -7,10 +7,12 @@ throughput meter read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wikillm.config.batch_ramp import BatchRamp
+from wikillm.config.origin import Origin
 from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import TrainSection
@@ -23,6 +25,8 @@ from wikillm.plan.params import count_parameters
 from wikillm.plan.strategy import strategy_of
 from wikillm.plan.vocab import resolve_vocab_size
 from wikillm.plan.workload import Workload
+
+MOST_PASSES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,12 @@ def make_plan(
         batch = replace(batch, ramp=batch.ramp.after(*done))
     max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(train, origins, max_steps)
-    notes = (vocab_note, warmup_note, memory_note, packing_note, _ramp_note(batch, max_steps))
+    epochs = None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences
+    repeats_note = _repeats_note(epochs, origins)
+    notes = (
+        *(vocab_note, warmup_note, memory_note, packing_note, repeats_note),
+        _ramp_note(batch, max_steps),
+    )
     count = count_parameters(model, vocab_size)
     return Plan(
         parameters=count.total,
@@ -128,8 +137,22 @@ def make_plan(
         max_steps=max_steps,
         warmup_steps=warmup_steps,
         total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
-        epochs=None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences,
+        epochs=epochs,
         notes=tuple(note for note in notes if note),
+    )
+
+
+def _repeats_note(epochs: float | None, origins: Mapping[str, Origin]) -> str | None:
+    """Where the user did not choose the horizon: more passes over the text than help.
+
+    Up to four passes are about as good as new text (Muennighoff et al., arXiv:2305.16264).
+    """
+    keys = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
+    if epochs is None or epochs <= MOST_PASSES or any(origins[key].is_user for key in keys):
+        return None
+    return (
+        f"the text is repeated {epochs:.0f} times, and after {MOST_PASSES} passes repeating helps "
+        f"little: more text, a smaller model, or train.num_train_epochs={MOST_PASSES}"
     )
 
 

@@ -44,6 +44,13 @@ def test_eval_of_texts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [row[1] for row in text_rows([record])] == [
         *("all", "news.jsonl", "other.txt", "other", "simplified")
     ]
+    # Many files share a row, which adds up to what the record has.
+    part = record["text"]["by_source"][str(other)]
+    record["text"]["by_source"] = {f"{n}.txt": part for n in range(25)}
+    shared = next(row for row in text_rows([record]) if "more" in row[1])
+    assert shared[1] == "5 more files"
+    assert shared[2:4] == (f"{part['bits_per_byte']:.4f}", f"{part['perplexity']:,.2f}")
+    assert shared[4] == f"{5 * part['tokens']:,}"
     (run / "plan.json").write_text('{"sequence_length": 16}')
     assert main([*words[:-1], "--max-bytes", "10B", "--out", str(tmp_path / "x.json")]) == 0
     printed = capsys.readouterr().out

@@ -56,6 +56,14 @@ def test_each_value_can_be_overridden_and_the_rates_follow_the_horizon() -> None
     assert wide.config.model.hidden_size == 256
 
 
+def test_a_size_without_a_run_preset_does_not_take_the_default_presets_name() -> None:
+    words = ["--size", "5m", "data.tokenizer=train:4096"]
+    layers = load(None, words).config.model.num_hidden_layers
+    assert load(None, words).config.run.name == f"depth-{layers}"
+    assert load("demo", words).config.run.name == "demo"
+    assert load(None, [*words, "run.name=mine"]).config.run.name == "mine"
+
+
 def test_the_resolved_file_gives_the_same_run(tmp_path) -> None:  # type: ignore[no-untyped-def]
     first = load("demo", ["model.depth=3", "data.path=a.txt"])
     file = tmp_path / "config.resolved.yaml"

@@ -23,6 +23,13 @@ def written(folder: Path, text: str) -> str:
     return str(path)
 
 
+def test_own_text_does_not_get_the_licence_of_a_presets_sources() -> None:
+    assert load("wiki-zh-120m").config.data.licence == "cc-by-sa-4.0"
+    assert load("wiki-zh-120m", ["data.path=own.jsonl"]).config.data.licence is None
+    stated = ["data.path=own.jsonl", "data.licence=mit"]
+    assert load("wiki-zh-120m", stated).config.data.licence == "mit"
+
+
 def test_without_arguments_it_is_the_tutorials_run() -> None:
     config = load().config
     train = config.train

@@ -188,6 +188,20 @@ def test_a_batch_is_exact_or_refused_with_a_repair_that_works(
         assert split == wanted == made.global_batch_tokens
 
 
+def test_many_passes_that_the_user_did_not_choose_are_noted() -> None:
+    sized = ["--size", "20m", "data.tokenizer=train:4096"]
+
+    def notes(words: list[str], tokens: int) -> str:
+        found = make_plan(
+            load(None, words), world_size=1, tokenizer_length=4096, train_tokens=tokens
+        )
+        return " ".join(found.notes)
+
+    assert "repeated 310 times" in notes(sized, 1_256_193)
+    assert "repeated" not in notes(sized, 200_000_000)
+    assert "repeated" not in notes([*sized, "train.num_train_epochs=300"], 1_256_193)
+
+
 def test_horizons_round_up() -> None:
     small = ["train.global_batch_tokens=1024", "--per_device_train_batch_size=1"]
     assert plan(*small, "train.max_tokens=1025").max_steps == 2

@@ -221,8 +221,9 @@ def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
     fix = "data.path=FILE or FOLDER that exists"
     if near:
         fix = path_setting(Path(entry).with_name(near) if is_last else parent / near)
-    held = f"which holds {_listed(names[:5])}" if names else "which is empty"
-    held += " ..." if len(names) > 5 else ""
+    shown = [name for name in names if not name.startswith(".")]
+    held = f"which holds {_listed(shown[:5])}" if shown else "which is empty"
+    held += " ..." if len(shown) > 5 else ""
     return DataError(
         "data.path does not exist.",
         got=f"{entry}\nthe nearest folder that exists is {parent}, {held}",
