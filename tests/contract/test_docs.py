@@ -108,6 +108,34 @@ def test_commands_parse(page: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("page", [*current(), *OUTSIDE])
+def test_launchers_start_scripts_that_exist_with_keys_that_exist(page: str) -> None:
+    """The words after the script of `deepspeed`, `torchrun`, `mpirun` and `python`."""
+    wrong = []
+    for line in commands((DOCS / page).read_text(encoding="utf-8")):
+        words = shlex.split(line)
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        if not words or words[0] not in ("nohup", "deepspeed", "torchrun", "mpirun", "python"):
+            continue
+        at = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
+        if at is None or PLACEHOLDER.search(line):
+            continue
+        script = words[at]
+        if not script.startswith("llama.cpp/") and not (REPO / script).is_file():
+            wrong.append(f"{line}: no file {script}")
+        if script == "train.py":
+            try:
+                parse("train", words[at + 1 :])
+            except (ConfigError, SystemExit) as error:
+                wrong.append(f"{line}: {error}")
+        if "--deepspeed" in words:
+            recipe = words[words.index("--deepspeed") + 1]
+            if not any((REPO / path).is_file() for path in (recipe, f"ds_configs/{recipe}.json")):
+                wrong.append(f"{line}: no recipe {recipe}")
+    assert not wrong, "\n".join(wrong)
+
+
 def parse(name: str, words: list[str]) -> None:
     """As the program does, without running the command."""
     command = cli.COMMANDS[name]

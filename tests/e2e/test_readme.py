@@ -1,4 +1,4 @@
-"""Run the README's code blocks marked `<!-- run -->` verbatim, in order, in a copy of the checkout.
+"""Run code blocks marked `<!-- run -->` verbatim, in order, in a copy of the checkout.
 
 The copy contains what a git clone would, plus uncommitted changes. The installed environment
 replaces the result of `make env`. `<!-- run 300 -->` sets another time limit in seconds.
@@ -20,9 +20,9 @@ RUN_MARK = re.compile(r"<!-- run(?: (\d+))? -->\s*\n```(?:sh|bash)\n(.*?)\n```",
 DEFAULT_LIMIT = 420  # seconds for one block
 
 
-def blocks() -> list[tuple[int, str]]:
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    found = RUN_MARK.findall(readme.read_text(encoding="utf-8"))
+def blocks(page: str = "README.md") -> list[tuple[int, str]]:
+    text = (Path(__file__).resolve().parents[2] / page).read_text(encoding="utf-8")
+    found = RUN_MARK.findall(text)
     return [(int(limit or DEFAULT_LIMIT), body) for limit, body in found if "make test" not in body]
 
 
@@ -64,14 +64,20 @@ def test_the_copy_takes_the_environment_as_it_is(copy: Path, shell: dict[str, st
     )
 
 
-def test_the_readme_has_blocks_to_run() -> None:
+def test_the_pages_have_blocks_to_run() -> None:
     assert len(blocks()) >= 2
+    assert len(blocks("docs/guide/quickstart.md")) >= 5
 
 
 @pytest.mark.slow
-def test_blocks_run_as_they_stand(copy: Path, shell: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "page", ["README.md", pytest.param("docs/guide/quickstart.md", marks=pytest.mark.deep)]
+)
+def test_blocks_run_as_they_stand(page: str, copy: Path, shell: dict[str, str]) -> None:
     """All blocks run in one folder, because later blocks may use the results of earlier ones."""
-    for limit, body in blocks():
+    for made in ("runs", "exports", "stores"):  # by the other page
+        shutil.rmtree(copy / made, ignore_errors=True)
+    for limit, body in blocks(page):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", body],
             cwd=copy,

@@ -123,8 +123,9 @@ def start_server(folder: Path, name: str, *, host: str, port: int, device: str) 
         return app
 
     # The name that clients give is the path transformers opens: a link in an empty folder.
+    target = folder.resolve()  # before the working directory changes: it may be relative
     with tempfile.TemporaryDirectory(prefix="wikillm-serve-") as place, contextlib.chdir(place):
-        Path(name).symlink_to(folder.resolve())
+        Path(name).symlink_to(target)
         with _replaced(building, "build_server", build_ours):
             server = serve.Serve(
                 force_model=name,

@@ -110,16 +110,11 @@ def make_plan(
         refuse_small_corpus(train, origins, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
             packing_note = _packing_note(train_tokens, sequences, train.sequence_length)
-    if done is not None:
-        batch = replace(batch, ramp=batch.ramp.after(*done))
+    batch = batch if done is None else replace(batch, ramp=batch.ramp.after(*done))
     max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(train, origins, max_steps)
     epochs = None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences
-    repeats_note = _repeats_note(epochs, origins)
-    notes = (
-        *(vocab_note, warmup_note, memory_note, packing_note, repeats_note),
-        _ramp_note(batch, max_steps),
-    )
+    notes = (vocab_note, warmup_note, memory_note, packing_note, _ramp_note(batch, max_steps))
     count = count_parameters(model, vocab_size)
     return Plan(
         parameters=count.total,
@@ -138,7 +133,7 @@ def make_plan(
         warmup_steps=warmup_steps,
         total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
         epochs=epochs,
-        notes=tuple(note for note in notes if note),
+        notes=tuple(note for note in (*notes, _repeats_note(epochs, origins)) if note),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -67,7 +68,7 @@ def with_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def talker(with_template: Path) -> Iterator[Any]:
-    with served(with_template) as client:
+    with served(Path(os.path.relpath(with_template))) as client:  # as typed in a shell
         yield client
 
 
