@@ -38,8 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predict", type=int, required=True, metavar="N", help="the large depth")
     ratio = "tokens per parameter of every run, the large one too. Default: by the laws"
     parser.add_argument("--tokens-per-parameter", type=float, metavar="R", help=ratio)
-    noise = "standard deviation of a run's loss over seeds, in nats (default 0.01)"
-    parser.add_argument("--noise", type=float, default=0.01, metavar="X", help=noise)
+    noise = "standard deviation of a run's loss over seeds, in nats (default 0.025)"
+    parser.add_argument("--noise", type=float, default=0.025, metavar="X", help=noise)
     command = "how each run is started (default: wikillm train, in this environment)"
     parser.add_argument("--command", metavar="WORDS", help=command)
     folder = "where the runs are kept (default runs/ladder)"
@@ -174,6 +174,8 @@ def _lines(depth: int, rungs: list[Rung], found: Prediction, check: Prediction |
             f"check      depth {rungs[-1].depth} from the others: {check.loss:.3f} "
             f"({check.low:.3f} to {check.high:.3f}), measured {rungs[-1].loss:.3f}: {off:+.3f}"
         )
+        if not check.low <= rungs[-1].loss <= check.high:
+            lines.append("           outside the interval: the prediction below is not reliable")
     lines.append(
         f"prediction depth {depth}: {found.loss:.3f} nats/token "
         f"({found.low:.3f} to {found.high:.3f}, 95 %)"

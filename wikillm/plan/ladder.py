@@ -1,8 +1,13 @@
 """The loss of a large run from small ones trained by the same laws: L(C) = E + A C^-b.
 
 C are the training FLOPs. The irreducible loss E is hardly determined by a few small runs, so the
-interval is taken over every E that the losses allow (the profile likelihood, Meeker and Escobar
-1995): for each E the rest is a straight line, log(L - E) over log C.
+interval is that of the profile likelihood (Meeker and Escobar 1995) over E, A and b: for each E the
+rest is a straight line, log(L - E) over log C.
+
+Whether losses follow such a law is not known either: on short horizons they fell faster than any.
+So the interval also covers what a second form allows, log L quadratic in log C, whose exponent may
+change with the size as it does among the runs. Far beyond the runs that form says little, and the
+interval is wide.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from wikillm.core.errors import ConfigError
 
 Array = npt.NDArray[np.float64]
 FEWEST = 3
-GRID = 2000
+GRID = 500
 """Values of E that are tried, between 0 and the lowest loss."""
 CHI_SQUARE_95 = 3.841
 """Of one degree of freedom: the E that an interval of 95 % allows."""
@@ -73,27 +78,62 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
     errors = np.empty(GRID)
     found = np.empty(GRID)
     exponents = np.empty(GRID)
+    spreads = np.empty(GRID)
     floors = np.linspace(0, losses.min(), GRID, endpoint=False)
     for number, floor in enumerate(floors):
-        errors[number], found[number], exponents[number] = _line(cost, losses, floor, flops)
+        line = _line(cost, losses, floor, flops)
+        errors[number], found[number], exponents[number], spreads[number] = line
     best = int(np.argmin(errors))
     # Two parameters of the line and E are fitted; a perfect fit of three runs has no scatter.
     freedom = max(1, len(rungs) - 3)
     variance = max(float(errors[best]) / freedom, noise**2)
-    allowed = found[errors - errors[best] <= CHI_SQUARE_95 * variance]
-    margin = 1.96 * math.sqrt(variance)
+    # What is left of the 95 % beside each E goes into the line and the large run's own noise.
+    slack = np.maximum(0, CHI_SQUARE_95 * variance - (errors - errors[best]))
+    reach = np.sqrt(slack * (1 + spreads**2))
+    is_allowed = slack > 0
+    lows = [float((found - reach)[is_allowed].min())]
+    highs = [float((found + reach)[is_allowed].max())]
+    # The other form. A larger run is not worse than the best of the small ones.
+    bent, spread = _bent(cost, losses, flops)
+    reach_bent = math.sqrt(CHI_SQUARE_95 * variance * (1 + spread**2))
+    most = float(losses.min()) + 1.96 * math.sqrt(variance)
     return Prediction(
         loss=float(found[best]),
-        low=float(allowed.min()) - margin,
-        high=float(allowed.max()) + margin,
+        low=max(0.0, min(*lows, bent - reach_bent)),
+        high=min(most, max(*highs, bent + reach_bent)),
         irreducible=float(floors[best]),
         exponent=float(exponents[best]),
     )
 
 
-def _line(cost: Array, losses: Array, floor: float, flops: float) -> tuple[float, float, float]:
-    """(sum of squared errors in nats, predicted loss, exponent) for one irreducible loss."""
-    slope, start = np.polyfit(cost, np.log(losses - floor), 1, w=losses - floor)
-    fitted = floor + np.exp(start + slope * cost)
-    predicted = floor + math.exp(start + slope * math.log(flops))
-    return float(((losses - fitted) ** 2).sum()), predicted, float(-slope)
+def _line(
+    cost: Array, losses: Array, floor: float, flops: float
+) -> tuple[float, float, float, float]:
+    """(sum of squared errors in nats, predicted loss, exponent, spread) for one irreducible loss.
+
+    The spread is the prediction's standard deviation for a noise of 1 nat per run.
+    """
+    (slope, start), covariance = _polynomial(cost, losses - floor, 1)
+    fitted = floor + np.exp(start + slope * (cost - cost.mean()))
+    predicted = floor + math.exp(start + slope * (math.log(flops) - cost.mean()))
+    at = np.array([math.log(flops) - cost.mean(), 1.0])
+    spread = (predicted - floor) * math.sqrt(at @ covariance @ at)
+    return float(((losses - fitted) ** 2).sum()), predicted, float(-slope), spread
+
+
+def _bent(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
+    """(predicted loss, its spread) of log L as a quadratic in log C."""
+    terms, covariance = _polynomial(cost, losses, 2)
+    distance = math.log(flops) - cost.mean()
+    at = np.array([distance**2, distance, 1.0])
+    predicted = math.exp(float(np.clip(at @ terms, -50, 50)))
+    return predicted, predicted * math.sqrt(at @ covariance @ at)
+
+
+def _polynomial(cost: Array, losses: Array, degree: int) -> tuple[Array, Array]:
+    """Coefficients of log(losses) over log C from its mean on, and their covariance for a noise of
+    1 nat: the logarithm has the noise of a loss divided by it."""
+    powers = np.vander(cost - cost.mean(), degree + 1)
+    weights = losses[:, None] * powers
+    covariance: Array = np.linalg.inv(weights.T @ weights).astype(np.float64)
+    return covariance @ weights.T @ (losses * np.log(losses)), covariance

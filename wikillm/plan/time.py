@@ -34,8 +34,9 @@ NVLINK_STEP = 3.4e-6
 PCIE_STEP = 5.7e-6
 NETWORK_STEP = 14.0e-6
 TREE_STEP = 4.0e-6
-TREE_NETWORK_STEP = 28.0e-6
-"""Seconds of a ring's or a tree's step: hwLatencies, Simple, in NVIDIA/nccl src/graph/tuning.cc."""
+TREE_NETWORK_STEP = 14.0e-6
+"""Seconds of a step of a ring or a tree: hwLatencies of Simple in NVIDIA/nccl, src/graph/tuning.cc,
+from the tables with Blackwell on; older ones have 28 for trees over a network."""
 PCIE_AT_MOST = 50e9
 SELECTIVE_COST = 1.05
 """Memory traffic of norms, rotations and SiLU. An assumption for GPUs; 1.03 to 1.07 on a CPU."""
@@ -99,7 +100,8 @@ def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float,
 
     ZeRO-3 has three rings per layer and micro-step, hpZ one over all ranks, of which the first and
     the last wait; stages 1 and 2 a tree per bucket of gradients and, after the optimizer, a ring
-    per bucket of weights.
+    per group of parameters: DeepSpeed 0.19 gathers a group at once, whatever its
+    `allgather_bucket_size` (all_gather_dp_groups in deepspeed/runtime/utils.py).
     """
     if gpu.device == "cpu" or strategy.ranks == 1:
         return 0.0, 0.0
@@ -115,8 +117,8 @@ def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float,
     trees = math.ceil(workload.parameters / max(1, strategy.reduce_bucket)) * tree
     if strategy.stage == 0:
         return 0.0, trees
-    rings = math.ceil(workload.parameters / max(1, strategy.allgather_bucket)) * ring
-    return rings, trees * (strategy.accumulation if strategy.stage == 2 else 1)
+    groups = 3 if strategy.muon else 2  # decayed, not decayed, and Muon's matrices
+    return groups * ring, trees * (strategy.accumulation if strategy.stage == 2 else 1)
 
 
 def _cost_of_checkpointing(workload: Workload, strategy: Strategy) -> float:

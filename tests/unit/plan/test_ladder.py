@@ -39,6 +39,23 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert covered >= 54
 
 
+MEASURED = {
+    1.69e11: (6.584, 6.544, 6.545),
+    1.35e12: (6.026, 6.043, 6.022),
+    6.23e12: (5.648, 5.584, 5.659),
+}
+"""By FLOPs: depths 1 to 3 in docs/measurements/2026-11-28-speedrun.md, three seeds each."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_that_fall_faster_than_any_power_law_are_covered(seed: int) -> None:
+    """Depth 4 was at 5.193 and 5.195, and outside of 5.292 to 5.394."""
+    small = rungs({flops: losses[seed] for flops, losses in MEASURED.items()})
+    found = predict(small, 2.64e13, noise=0.025)
+    assert found.low < 5.193 < found.high < 5.65  # below the best of the small runs
+    assert found.high - found.low < 0.9
+
+
 def test_too_few_sizes_and_rising_losses_are_refused() -> None:
     with pytest.raises(ConfigError, match="three sizes"):
         predict(rungs({1e14: 5.0, 1e15: 4.0}), 1e18, noise=0.01)
