@@ -278,14 +278,14 @@ def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -
     say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
     say(f"report     {run_dir / 'report.html'}: curves, samples, data, settings")
     say(f"model      {target}: loads with plain transformers")
-    train = "train --deepspeed zero2 data.path=your-file.jsonl"
+    train = "wikillm train --size 1m data.path=your-file.jsonl data.tokenizer=train:4000"
     if Path(".venv/bin/wikillm").exists() and Path("train.py").exists():
         say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
         say("           make demo DATA=your-file.jsonl DEMO_MB=20")
-        say(f"           .venv/bin/deepspeed {train.replace('train ', 'train.py ', 1)}")
+        say(f"           .venv/bin/{train}")
     else:  # installed from a wheel
         say(f'next       wikillm generate {target} --prompt "..."')
-        say(f"           deepspeed --module wikillm {train}")
+        say(f"           {train}")
 
 
 def show_command(command: str, words: list[str]) -> None:

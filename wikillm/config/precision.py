@@ -1,4 +1,4 @@
-"""What `train.precision=auto` becomes, for the machine of a run and for the machines of a plan."""
+"""Resolves `train.precision=auto` for the machine of a run and for the machines of a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the servers answer that tokenizers, models and tracking need? Any HTTP answer counts."""
+"""Checks that the servers for tokenizers, models and tracking respond. Any HTTP response counts."""
 
 from __future__ import annotations
 

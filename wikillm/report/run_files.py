@@ -82,7 +82,7 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read a run directory. Raises ConfigError when it is none."""
+    """Read a run directory. Raises ConfigError if the folder is not one."""
     if not any((path / name).is_file() for name in ("run.json", "metrics.jsonl")):
         raise ConfigError(
             f"{path} is not a run directory.",
@@ -110,13 +110,13 @@ def read_run(path: Path) -> RunFiles:
 
 
 def labels(runs: Sequence[RunFiles]) -> list[str]:
-    """The names of runs; where two have the same one, their folders."""
+    """The names of the runs; their folders where two runs have the same name."""
     found = [run.name for run in runs]
     return found if len(set(found)) == len(found) else [str(run.path) for run in runs]
 
 
 def number(record: dict[str, Any], name: str) -> float | None:
-    """A value of a record; None where it is absent, not a number, not finite or near that."""
+    """A number of a record; None where it is absent, not a number, not finite or too large."""
     value = record.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if value is not None and is_number and abs(value) < MOST else None

@@ -1,4 +1,4 @@
-"""Which address and interface of this node lead to the first node, and the coordinator's socket.
+"""Finds this node's address and interface towards the first node; opens the coordinator's socket.
 
 gloo takes the interface that the hostname resolves to, which is loopback on many installations,
 and then waits forever. Here the interface is the one that routes to MASTER_ADDR (on the first

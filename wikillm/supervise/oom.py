@@ -1,4 +1,4 @@
-"""Did the kernel's out-of-memory killer end a process? Its counter and the memory limit say so.
+"""Tells whether the kernel's out-of-memory killer ended a process, by its counter and the limit.
 
 `oom_kill` in /proc/vmstat counts the kills of the whole machine, those in control groups included.
 It is read every second, so a rise at the death of a rank is that rank's. Kernels without the

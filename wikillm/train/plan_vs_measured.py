@@ -93,7 +93,7 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
 
 
 def comparable_bytes(memory: Memory, *, on_gpu: bool) -> int:
-    """The planned bytes that the measurement counts: torch's peak knows no CUDA context."""
+    """The planned bytes that the measurement counts: torch's peak leaves the CUDA context out."""
     return memory.allocated if on_gpu else memory.total
 
 
