@@ -100,3 +100,26 @@ def test_the_page_has_what_the_commands_print(page: str, published: Any, repo: P
     for preset, micro, accumulation in scaling.CASES:
         for line in scaling.rows(preset, micro, accumulation):
             assert f"| {' | '.join(line)} |" in text, line
+
+
+def test_deepspeed_gathers_each_group_of_parameters_at_once() -> None:
+    """So `allgather_bucket_size` costs no rings. A DeepSpeed that reads it again fails here."""
+    import torch
+    from deepspeed import comm
+    from deepspeed.runtime.utils import all_gather_dp_groups
+
+    class Gathered(Exception):
+        pass
+
+    def gather(into: Any, part: Any, group: Any) -> None:
+        raise Gathered(into, part)
+
+    assert hasattr(torch.distributed, "all_gather_into_tensor"), "what DeepSpeed asks for"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comm, "has_all_gather_into_tensor", lambda: True)
+        patch.setattr(comm, "get_rank", lambda group: 0)
+        patch.setattr(comm, "get_world_size", lambda group: 2)
+        patch.setattr(comm, "all_gather_into_tensor", gather)
+        with pytest.raises(Gathered) as whole:
+            all_gather_dp_groups([[1, 2, 3, 4]], [[[1, 2], [3, 4]]], [None], 1, 1)
+    assert whole.value.args == ([1, 2, 3, 4], [1, 2])
