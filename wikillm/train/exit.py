@@ -81,5 +81,6 @@ def ending(
         if agreed and dist.is_initialized():
             dist.destroy_process_group()
         if end.lock is not None:
-            refresh_page(run_dir)  # while the directory is this process's
+            if (run_dir / "run.json").exists():  # else it was refused before it became a run's
+                refresh_page(run_dir)  # while the directory is this process's
             end.lock.release()
