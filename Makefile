@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything is installed into .venv; `make env` does it once per change of versions.
 .PHONY: help env demo lint test test-all test-floor multinode fuzz faults bench gpu docs fmt clean
-PYTEST = -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = -m pytest -n $(shell test $$(nproc) -gt 2 && echo 4 || echo 3) --dist loadfile --no-loadscope-reorder
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 env:  ## create .venv and install (TORCH_INDEX=URL: where torch comes from; PYTHON=python3.12)

@@ -52,6 +52,7 @@ def test_all_code_is_packed_and_no_pattern_hits_it(repo: Path, unpacked: Path) -
     assert not (unpacked / "tests").exists() and not (unpacked / "docs").exists()
 
 
+@pytest.mark.deep
 def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: Path) -> None:
     """The service starts `python train.py`, which must use the code beside it."""
     show = "import sys; sys.path.insert(0, ''); import wikillm; print(wikillm.__file__)"

@@ -65,6 +65,7 @@ def test_nothing_else_is_inside(wheel: list[str]) -> None:
     assert not foreign
 
 
+@pytest.mark.deep
 def test_two_builds_are_the_same_bytes(repo: Path, tmp_path: Path) -> None:
     """Two copies with different file times: neither machine nor time is in the files."""
     digests = []

@@ -45,7 +45,7 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     [
         (2, 1, None, 1),
         pytest.param(1, 2, "zero1", 1, marks=pytest.mark.deep),
-        (2, 1, "zero2", 1),
+        pytest.param(2, 1, "zero2", 1, marks=pytest.mark.deep),
         (2, 1, "zero3", 1),
         (2, 1, "zero2", 2),
     ],

@@ -28,7 +28,7 @@ def stock(references: References) -> dict[str, Any]:
             "zero2",
             ("train.sequence_parallel_size=2", "train.mlp_kernel=tiled"),
         ),
-        ("true", "zero1", ("train.compile=layers",)),
+        pytest.param("true", "zero1", ("train.compile=layers",), marks=pytest.mark.deep),
     ],
 )
 def test_equal_losses(

@@ -103,7 +103,7 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [
-        (None, ()),
+        pytest.param(None, (), marks=pytest.mark.deep),
         pytest.param("zero2", ("train.mlp_kernel=tiled",), marks=pytest.mark.deep),
         # The evaluations between steps use stock code.
         ("zero3", ("train.gradient_checkpointing=selective", "train.eval_steps=4")),

@@ -37,7 +37,13 @@ def whole(references: References) -> dict[str, Any]:
 
 # zero2 is tested below.
 @pytest.mark.parametrize(
-    "recipe", [None, pytest.param("zero0", marks=pytest.mark.deep), "zero3", "zero2_offload"]
+    "recipe",
+    [
+        None,
+        pytest.param("zero0", marks=pytest.mark.deep),
+        "zero3",
+        pytest.param("zero2_offload", marks=pytest.mark.deep),
+    ],
 )
 def test_two_ranks_that_share_sequences_equal_one(
     recipe: str | None, words: Any, whole: Any, tmp_path: Path
@@ -69,7 +75,9 @@ def documents(
     return run(1, words(tmp_path_factory.mktemp("documents") / "run", *KEYS_REPEATED))
 
 
-@pytest.mark.parametrize(("world", "recipe"), [(2, "zero3"), (4, "zero2")])
+@pytest.mark.parametrize(
+    ("world", "recipe"), [pytest.param(2, "zero3", marks=pytest.mark.deep), (4, "zero2")]
+)
 def test_with_documents_repeated_keys_and_all_that_saves_memory(
     world: int, recipe: str, words: Any, documents: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -19,7 +19,12 @@ def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("recipe", "checkpointing"), [(None, "false"), ("zero2", "false"), ("zero3", "true")]
+    ("recipe", "checkpointing"),
+    [
+        pytest.param(None, "false", marks=pytest.mark.deep),
+        ("zero2", "false"),
+        ("zero3", "true"),
+    ],
 )
 def test_equal_losses(
     recipe: str | None, checkpointing: str, words: Any, stock: Any, tmp_path: Path

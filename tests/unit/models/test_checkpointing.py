@@ -161,6 +161,7 @@ def test_a_compiled_layer_contains_its_checkpoint(
     assert compiled_graphs() == 1, "a second step compiles nothing"
 
 
+@pytest.mark.deep
 def test_compiled_layers_keep_less_and_do_no_product_twice() -> None:
     sizes, products, attention = [], [], []
     for kind in get_args(Checkpointing):

@@ -47,7 +47,8 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
 @pytest.mark.parametrize(
     ("architecture", "kernels", "backend"),
     [
-        ("qwen3", (), "inductor"),
+        ("qwen3", (), "aot_eager"),
+        pytest.param("qwen3", (), "inductor", marks=pytest.mark.deep),
         ("llama", ("tiled",), "aot_eager"),
         ("qwen2", ("selective",), "aot_eager"),
         pytest.param("llama", (), "inductor", marks=pytest.mark.deep),

@@ -48,7 +48,12 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("workers", "kind", "kills"), [(1, "plain.jsonl", (0, 3, 15)), (2, "array.json.bz2", (15,))]
+    ("workers", "kind", "kills"),
+    [
+        (1, "plain.jsonl", (3, 15)),
+        pytest.param(1, "plain.jsonl", (0,), marks=pytest.mark.deep),
+        pytest.param(2, "array.json.bz2", (15,), marks=pytest.mark.deep),
+    ],
 )
 def test_a_killed_build_resumes_and_ends_in_the_same_bytes(
     tmp_path, texts, write_source, settings, small_shards, workers, kind, kills

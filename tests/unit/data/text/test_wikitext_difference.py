@@ -100,6 +100,7 @@ def articles(every: int) -> list[tuple[str, str]]:
     return found[::every]
 
 
+@pytest.mark.deep
 def test_hardly_a_word_is_lost_that_another_extractor_keeps(tmp_path, monkeypatch):
     filter_wiki = pytest.importorskip("gensim.corpora.wikicorpus").filter_wiki
     monkeypatch.chdir(tmp_path)
