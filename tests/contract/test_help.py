@@ -28,7 +28,7 @@ def probe(*words: str) -> tuple[dict[str, object], str]:
     )
     assert done.returncode == 0, done.stderr
     *shown, facts = done.stdout.rstrip().splitlines()
-    return json.loads(facts), "\n".join(shown)
+    return json.loads(facts), "\n".join(shown) + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,12 @@ def test_commands_without_torch_import_what_they_need(
     count, found = json.loads(done.stdout.splitlines()[-1])
     assert set(found) <= packages | {"_distutils_hack", "wikillm"}
     assert count <= most
+
+
+def test_a_wrong_recipe_ends_a_start_before_its_imports() -> None:
+    facts, shown = probe("train", "--deepspeed", "zero4")
+    assert facts["code"] == 2 and "No DeepSpeed JSON at zero4" in shown
+    assert HEAVY.isdisjoint(facts["modules"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -61,12 +61,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     from wikillm.cli.run_config import resolve_run_config
+    from wikillm.config.deepspeed import read_deepspeed
     from wikillm.core.world import World
     from wikillm.supervise.settings import is_local, settings_of
     from wikillm.supervise.supervisor import supervise
     from wikillm.train.run_dir import refuse_before_supervision
 
     resolved = resolve_run_config(args)
+    if recipe := resolved.config.deepspeed.config:
+        read_deepspeed(recipe)  # a wrong name ends here, not after the imports
     if args.dry_run:
         from wikillm.train.planned_run import dry_run
 

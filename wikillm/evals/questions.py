@@ -87,7 +87,8 @@ def read_tasks(specs: Sequence[str], form: Form = "cloze") -> list[ChoiceTask]:
             raise ConfigError(
                 f"{spec!r} does not name a task.",
                 got=f"no kind {kind!r}" if kind not in KINDS else "no path",
-                fix=f"{near or 'ceval'}:PATH; kinds: ceval:FOLDER, cmmlu:FOLDER, choices:FILE",
+                fix=f"{near or 'ceval'}:PATH; kinds: ceval:FOLDER, cmmlu:FOLDER, choices:FILE, "
+                "and lm_eval:TASK for `wikillm eval`",
             )
         where = Path(path).expanduser()
         if kind == "choices":
