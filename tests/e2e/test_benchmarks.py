@@ -83,6 +83,7 @@ def test_building_a_store(tmp_path: Path) -> None:
         assert f"skipped {peer}" in found["printed"] and "benchmarks/peers.txt" in found["printed"]
 
 
+@pytest.mark.deep
 def test_reading_a_store(tmp_path: Path) -> None:
     found = benchmark(tmp_path / "r.json", "data_read.py", "--tokens 20000 --batch 4 --length 128")
     assert set(found["contenders"]) == {"datasets", "wikillm", "best_fit"}

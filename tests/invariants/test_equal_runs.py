@@ -91,6 +91,7 @@ def test_the_fused_loss_gives_the_same_run(
     assert result["eval"] == pytest.approx(baseline["eval"], rel=L2)
 
 
+@pytest.mark.deep
 def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: Path) -> None:
     result = run(1, words(tmp_path / "run", "train.compile=layers"), deepspeed="zero2")
     assert result["code"] == 0, result["message"]

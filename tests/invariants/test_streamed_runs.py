@@ -217,6 +217,7 @@ def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(
     assert ended["losses"], "it trained on what stood before"
 
 
+@pytest.mark.deep
 def test_a_corpus_smaller_than_a_global_batch_is_refused_as_when_it_is_prepared(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -153,7 +153,7 @@ def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
     )
     assert done.returncode == code, done.stderr
     argv = recorder.calls()[0]["argv"]
-    assert argv[:2] == ["--num_gpus", "2"] and argv[-1] == words[-1]
+    assert argv[:3] == ["--quiet", "--num_gpus", "2"] and argv[-1] == words[-1]
     assert argv[argv.index("--module") :][:3] == [
         "--module",
         "wikillm",

@@ -79,7 +79,9 @@ def test_the_same_losses_and_gradients(
     assert compiled_graphs() == graphs, "a second step compiles nothing"
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+@pytest.mark.parametrize(
+    "precision", ["bfloat16", pytest.param("autocast", marks=pytest.mark.deep)]
+)
 def test_in_16_bit_it_is_as_near_to_float32_as_the_stock_model(precision: str) -> None:
     truth = outcome(build())[1]
     found = []

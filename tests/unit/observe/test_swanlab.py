@@ -126,7 +126,7 @@ report(id=s.run_id, folder=s.folder, mode=s.mode, sync=s.sync_command,
     assert b"canary" not in everything and b"learning_rate" in everything
     assert (
         str(Path.home()).encode() not in everything
-        and socket.gethostname().encode() not in everything
+        and f'"{socket.gethostname()}"'.encode() not in everything
     )
 
 
@@ -170,7 +170,7 @@ report(id=s.run_id, mode=s.mode)
     assert any(path.endswith("/state") and "FINISHED" in body for _, path, body in server.calls)
     assert any('"value": "120m"' in body for _, _, body in server.calls)
     assert "canary" not in "".join(body for _, _, body in server.calls)
-    assert socket.gethostname() not in "".join(body for _, _, body in server.calls)
+    assert f'"{socket.gethostname()}"' not in "".join(body for _, _, body in server.calls)
 
 
 def test_a_resumed_run_continues_online(

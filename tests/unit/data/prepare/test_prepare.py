@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from harness.file_digests import digests
+from pydantic import ValidationError
 
 from wikillm.cli.main import main
-from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.errors import DataError
 from wikillm.data.prepare import prepare
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.store.store import Store
@@ -173,8 +174,8 @@ def test_too_few_held_out_tokens_name_a_fraction_that_works(source, settings):
     with pytest.raises(DataError, match="held out") as caught:
         prepare_store(settings(path, min_val_tokens=total))
     assert "data.min_val_tokens=" in caught.value.fix
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        prepare_store(settings(path, val_fraction=1.5))
+    with pytest.raises(ValidationError, match="less than 1"):
+        settings(path, val_fraction=1.5)
 
 
 def test_nothing_left_to_train_on_is_reported(source, settings):

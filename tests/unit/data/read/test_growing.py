@@ -220,7 +220,7 @@ def test_loader_processes_read_behind_the_builder_what_the_prepared_store_gives(
 def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path, settings):
     store = streamed(settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s")))
     os.kill(builder_pid(store.dir), signal.SIGKILL)
-    until(lambda: store.failure() is not None)
+    until(lambda: store.failure(time.monotonic()) is not None)
     try:
         *whole, last = batches_until_error(store)
     finally:
