@@ -196,6 +196,7 @@ def test_a_killed_builder_ends_the_run_on_all_ranks(
     assert "killed by signal 9" in ended["message"] and ended["losses"]
 
 
+@pytest.mark.deep  # test_growing.py has the reason, test_a_killed_builder the end of all ranks
 def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(
     large: Path, tokenizer: str, tmp_path: Path
 ) -> None:
