@@ -125,6 +125,11 @@ def text_settings(args: argparse.Namespace) -> DataSection:
             got=" ".join(others) or "no file",
             fix="--text FILE data.format=lines data.text_key=content",
         )
+    for path in paths:
+        if not any(sign in path for sign in "*?[:") and not Path(path).expanduser().exists():
+            raise ConfigError(
+                "--text names a file that does not exist.", got=path, fix="a file, folder or glob"
+            )
     base = ["data.preset=null", f"data.path={paths[0]}"]
     data = load(None, [*base, *settings]).config.data.model_copy(update={"path": tuple(paths)})
     find_sources(data)

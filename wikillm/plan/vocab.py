@@ -50,6 +50,6 @@ def resolve_vocab_size(
         return model.vocab_size, None
     note = (
         f"vocabulary of {rounded} rows for the {tokenizer_length} ids of the tokenizer, "
-        f"not {model.vocab_size} as in model.preset={model.preset}"
+        f"not the {model.vocab_size} of the model's preset"
     )
     return rounded, note

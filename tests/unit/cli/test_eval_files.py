@@ -62,7 +62,7 @@ def test_eval_of_texts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--text", "absent.jsonl"], "absent.jsonl"),
+        (["--text", "absent.jsonl"], "--text names a file that does not exist"),
         (["--text", "a.jsonl", "train.max_steps=3"], "takes files"),
         (["--text", "{file}", "--name", "../x"], "--name"),
         (["--text", "{file}", "--max-bytes", "ten"], "--max-bytes"),
