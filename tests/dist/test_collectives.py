@@ -34,7 +34,7 @@ def test_leaving_does_not_wait_for_ever_for_a_lost_rank() -> None:
 
 @pytest.mark.parametrize("kind", ["the same", "a copy", "other checkpoints"])
 def test_a_folder_that_not_all_ranks_share_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    """A copy of the run directory, or a disk of its own below checkpoints/, on the second node."""
+    """A copy of the run directory, or a separate disk at checkpoints/, on the second node."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "run.json").write_text('{"id": "a", "tracker": "b"}')

@@ -15,9 +15,9 @@ FACTOR = int(os.environ.get("WIKILLM_FUZZ", "0"))
 
 
 def fuzzed(examples: int) -> Any:
-    """Hypothesis settings for a test that tries half of `examples` inputs on each commit."""
+    """Hypothesis settings for a test that tries `examples` inputs on each commit."""
     return settings(
-        max_examples=examples * FACTOR or examples // 2,
+        max_examples=examples * max(1, FACTOR),
         derandomize=not FACTOR,
         database=None if not FACTOR else settings.default.database,
         deadline=None,

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.lists(TOKENS, max_size=30).map("".join))
-@fuzzed(250)
+@fuzzed(125)
 def test_yaml_of_any_kind(text: str) -> None:
     try:
         parse_yaml(text, "x.yaml")
@@ -65,7 +65,7 @@ def test_yaml_of_any_kind(text: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(list(all_keys())), JSON), min_size=1, max_size=3))
-@fuzzed(120)
+@fuzzed(60)
 def test_settings_of_any_value(pairs: list[tuple[str, Any]]) -> None:
     words = [
         f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in pairs
@@ -114,7 +114,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 
 
 @given(changed(RECIPE))
-@fuzzed(250)
+@fuzzed(125)
 def test_deepspeed_of_any_shape(made: Any) -> None:
     try:
         values, lines = parse_strictly(json.dumps(made, indent=1), Path("ds.json"))
@@ -124,7 +124,7 @@ def test_deepspeed_of_any_shape(made: Any) -> None:
 
 
 @given(st.data())
-@fuzzed(150)
+@fuzzed(75)
 def test_damaged_deepspeed(data: st.DataObject) -> None:
     text = data.draw(damaged(json.dumps(RECIPE, indent=1).encode())).decode("utf-8", "replace")
     try:
@@ -150,7 +150,7 @@ def store(folder: Path, corpus: Path) -> tuple[Path, Any]:
 
 
 @given(st.data())
-@fuzzed(200)
+@fuzzed(100)
 def test_manifests_of_stores(store: tuple[Path, Any], data: st.DataObject) -> None:
     made, manifest = store
     try:
@@ -174,7 +174,7 @@ def checkpoint(folder: Path) -> tuple[Path, Any]:
 
 
 @given(st.data(), st.sampled_from(["structure", "bytes"]))
-@fuzzed(200)
+@fuzzed(100)
 def test_manifests_of_checkpoints(
     checkpoint: tuple[Path, Any], data: st.DataObject, kind: str
 ) -> None:
@@ -200,7 +200,7 @@ RECORD = {
 
 
 @given(changed(RECORD), changed({"code": 3, "meaning": "machine", "reason": "r", "step": 1}))
-@fuzzed(150)
+@fuzzed(75)
 def test_records_of_ranks(folder: Path, record: Any, ended: Any) -> None:
     run = folder / "records"
     (run / "ranks").mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def test_records_of_ranks(folder: Path, record: Any, ended: Any) -> None:
         st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()), st.just(b"x")
     ).flatmap(damaged)
 )
-@fuzzed(200)
+@fuzzed(100)
 def test_lines_at_a_wire(line: bytes) -> None:
     found = parse(line)
     assert found is None or isinstance(found, dict)
@@ -239,7 +239,7 @@ MESSAGES = [HELLO, BEAT, {"bye": 3, "reason": "x"}, {"died": "x"}]
         max_size=4,
     )
 )
-@fuzzed(200)
+@fuzzed(100)
 def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
     """The coordinator accepts them or closes the connection. Its verdict is text in both cases."""
     ours, theirs = socket.socketpair()

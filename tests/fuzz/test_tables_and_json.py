@@ -73,7 +73,7 @@ def json_arrays(draw: st.DrawFn) -> tuple[bytes, list[str]]:
 
 
 @given(json_lines(), NAMES, st.sampled_from(list(PACKED)), st.sampled_from([64, 1 << 20]))
-@fuzzed(350)
+@fuzzed(175)
 def test_json_lines_are_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], name: str, packed: str, range_bytes: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_json_lines_are_kept_exactly(
 
 
 @given(json_arrays(), st.sampled_from(["c.json", "c"]))
-@fuzzed(200)
+@fuzzed(100)
 def test_json_arrays_are_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], name: str
 ) -> None:
@@ -95,7 +95,7 @@ def test_json_arrays_are_kept_exactly(
 
 
 @given(st.data(), st.one_of(json_lines(), json_arrays()), NAMES)
-@fuzzed(350)
+@fuzzed(175)
 def test_damaged_json_is_refused_or_accounted_for(
     folder: Path, data: st.DataObject, made: tuple[bytes, list[str]], name: str
 ) -> None:
@@ -107,7 +107,7 @@ def test_damaged_json_is_refused_or_accounted_for(
 
 
 @given(st.lists(JSON, min_size=1, max_size=5))
-@fuzzed(150)
+@fuzzed(75)
 def test_json_of_any_shape(folder: Path, values: list[Any]) -> None:
     content = "\n".join(map(json.dumps, values)).encode()
     try:
@@ -140,7 +140,7 @@ def tables(draw: st.DrawFn) -> tuple[bytes, list[str]]:
 
 
 @given(tables(), st.sampled_from([64, 1 << 20]))
-@fuzzed(250)
+@fuzzed(125)
 def test_tables_are_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], range_bytes: int
 ) -> None:
@@ -151,7 +151,7 @@ def test_tables_are_kept_exactly(
 
 
 @given(st.data(), tables())
-@fuzzed(250)
+@fuzzed(125)
 def test_damaged_tables_are_refused_or_accounted_for(
     folder: Path, data: st.DataObject, made: tuple[bytes, list[str]]
 ) -> None:
@@ -163,7 +163,7 @@ def test_damaged_tables_are_refused_or_accounted_for(
 
 
 @given(TEXTS, st.sampled_from(["text", "blocks", "lines"]))
-@fuzzed(150)
+@fuzzed(75)
 def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> None:
     content = text.encode()
     try:
@@ -183,7 +183,7 @@ def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> Non
     st.binary(max_size=300),
     st.sampled_from(["c", "c.txt", "c.csv", "c.json", "c.gz", "c.bz2", "c.parquet", "c.xml"]),
 )
-@fuzzed(150)
+@fuzzed(75)
 def test_bytes_of_any_kind(folder: Path, content: bytes, name: str) -> None:
     path = folder / name
     path.write_bytes(content)

@@ -70,7 +70,7 @@ def exports(draw: st.DrawFn) -> tuple[bytes, int]:
 
 
 @given(exports(), st.sampled_from([256, 1 << 20]))
-@fuzzed(120)
+@fuzzed(60)
 def test_each_page_is_kept_or_dropped_with_a_reason(
     folder: Path, made: tuple[bytes, int], range_bytes: int
 ) -> None:
@@ -81,7 +81,7 @@ def test_each_page_is_kept_or_dropped_with_a_reason(
 
 
 @given(st.data(), exports())
-@fuzzed(200)
+@fuzzed(100)
 def test_damaged_exports_are_refused_or_accounted_for(
     folder: Path, data: st.DataObject, made: tuple[bytes, int]
 ) -> None:
@@ -93,7 +93,7 @@ def test_damaged_exports_are_refused_or_accounted_for(
 
 
 @given(st.text(max_size=10), WIKITEXT)
-@fuzzed(300)
+@fuzzed(150)
 def test_wikitext_of_any_kind(title: str, text: str) -> None:
     payload = page(title, "0", text + " the end" * 20).encode()
     found = cleaner("mediawiki", "text")(payload, 0)
@@ -103,7 +103,7 @@ def test_wikitext_of_any_kind(title: str, text: str) -> None:
 @given(
     st.lists(st.sampled_from(BALANCED), min_size=1, max_size=8), st.randoms(use_true_random=False)
 )
-@fuzzed(150)
+@fuzzed(75)
 def test_words_between_markup_are_kept(pieces: list[str], random: Any) -> None:
     """Plain words in separate paragraphs are kept, whatever complete markup surrounds them."""
     words = [f"Word{n}kept" for n in range(len(pieces) + 1)]
@@ -143,7 +143,7 @@ def as_parquet(path: Path, texts: list[str | None], kind: str, row_group: int) -
 
 
 @given(columns(), st.sampled_from(["plain", "large", "dictionary"]), st.sampled_from([1, 7, 1000]))
-@fuzzed(60)
+@fuzzed(30)
 def test_each_row_of_parquet_is_kept(
     folder: Path, texts: list[str | None], kind: str, row_group: int
 ) -> None:
@@ -155,7 +155,7 @@ def test_each_row_of_parquet_is_kept(
 
 
 @given(st.data(), columns(), st.sampled_from(["plain", "dictionary"]))
-@fuzzed(80)
+@fuzzed(40)
 def test_damaged_parquet_is_refused_or_read(
     folder: Path, data: st.DataObject, texts: list[str | None], kind: str
 ) -> None:

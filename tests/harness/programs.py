@@ -39,7 +39,7 @@ def agree(stop_rank: int) -> dict[str, Any]:
 
 
 def share_folder(runs: list[str]) -> str:
-    """Check the run directory, which each rank knows by a path of its own; returns the refusal."""
+    """Check the run directory, whose path differs between the ranks; returns the error."""
     import torch.distributed as dist
 
     from wikillm.core.errors import MachineError

@@ -67,7 +67,7 @@ def host(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """One word that may stand in a line of a batch file."""
+    """One word that is safe in a line of a batch file."""
     if not _WORD.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one word")
     return text

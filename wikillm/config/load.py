@@ -80,7 +80,7 @@ def load(
 
 
 def _without_foreign_licence(preset: list[Setting], chosen: Sequence[Setting]) -> list[Setting]:
-    """The licence in a data preset is that of its own sources, not of text that the user names."""
+    """Drop the licence of a data preset where the user names other text; it covers the preset's."""
     keys = ("data.path", "data.mixture", "data.store")
     if any(setting.key in keys and setting.origin.is_user for setting in chosen):
         return [setting for setting in preset if setting.key != "data.licence"]

@@ -1,4 +1,4 @@
-"""Writes RUN/report.html while a run trains, in a process of its own. (rank 0)
+"""Writes RUN/report.html while a run trains, in a separate process. (rank 0)
 
 The training process starts it and does not wait: reading the records of a long run takes seconds.
 A failure is one warning.

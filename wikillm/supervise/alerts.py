@@ -1,8 +1,8 @@
 """Which event of a run sends a message, and that each sends at most one.
 
 The agent of rank 0 reports how a start ended; it outlives its rank. Where rank 0's node is lost,
-the agents of the other nodes do, and the first to create RUN/ranks/alert sends. A process of its
-own sends, see `observe/alert_channels.py`; secrets are in its environment only.
+the agents of the other nodes do, and the first to create RUN/ranks/alert sends. A separate process
+sends it, see `observe/alert_channels.py`; secrets are in its environment only.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ def store(tmp_path: Path) -> Path:
 def test_no_command_sends_what_a_document_holds(
     store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = capfd.readouterr()
-    assert not CONTROLS & set(told.out + told.err)
+    captured = capfd.readouterr()
+    assert not CONTROLS & set(captured.out + captured.err)
     at = ["--store", str(store)]
     for words in (
         ["stats"],
