@@ -16,8 +16,8 @@ from harness.tiny_model import tiny_config
 from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.config.schema import TrainSection
 from wikillm.train.fragments.average import WeightAverage
-from wikillm.train.fragments.replicated import undo_first_step
-from wikillm.train.fragments.state import training_state
+from wikillm.train.fragments.layout import undo_first_step
+from wikillm.train.fragments.state import TrainingState
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.reapply_settings import StartSettings
 
@@ -197,7 +197,7 @@ class _Engine:
         self.settings = StartSettings.of(self.wrapped, self.scheduler)
 
     def state(self) -> Any:
-        return training_state(self.model, self.wrapped, scheduler=self.scheduler)
+        return TrainingState(self.model, self.wrapped, scheduler=self.scheduler)
 
     def train(self, step: int) -> float:
         """One optimizer step on the global batch of `step`. Returns the global batch's loss."""

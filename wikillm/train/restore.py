@@ -17,7 +17,7 @@ from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
 from wikillm.export.weights import read_average
 from wikillm.train.fragments.average import WeightAverage
-from wikillm.train.fragments.types import Read, TrainingState
+from wikillm.train.fragments.state import Read, TrainingState
 from wikillm.train.random_state import set_random_state
 
 _SHOWN = 6  # names in an error

@@ -61,7 +61,7 @@ from wikillm.core.units import format_size
 from wikillm.core.world import World
 from wikillm.train.checkpoint_errors import saving
 from wikillm.train.collectives import ControlGroup
-from wikillm.train.fragments.types import Fragment
+from wikillm.train.fragments.state import Fragment
 from wikillm.train.random_state import random_state
 
 PIECE_BYTES = 256 << 20

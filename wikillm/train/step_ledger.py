@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import TrainerCallback
+
 from wikillm.data.read.corpus import proportions
 from wikillm.data.read.loader import BatchShape, SequenceShard
 from wikillm.ledger.digest import digest_of_rows, row_hashes
@@ -40,8 +42,8 @@ class _Consumed:
     loss: float | None = None
 
 
-class StepLedger:
-    """Collects digests on every rank; rank 0 writes them."""
+class StepLedger(TrainerCallback):
+    """Collects digests on every rank; rank 0 writes them. The trainer flushes before it saves."""
 
     def __init__(self, context: RunContext, shape: BatchShape, shard: SequenceShard | None) -> None:
         self._group = context.group
@@ -51,28 +53,40 @@ class StepLedger:
         self._writer: LedgerWriter | None = None
         if context.world.is_main:
             self._writer = LedgerWriter(context.run.path / NAME)
-        self._world = context.world.size
-        cfg = context.resolved.config
-        self._order = {
-            "store": context.corpus.manifest.fingerprint,
-            "mixture": proportions(context.corpus.mixture),
-            "seed": cfg.run.seed,
-            "sequence_length": context.plan.sequence_length,
-            "window_shards": cfg.data.window_shards,
-            "packing": cfg.data.packing,
-        }
+        self._context = context
 
-    def begin_segment(self, step: int, samples: int, checkpoint: str | None) -> None:
-        """Training begins, or goes on from a checkpoint, after `step` and `samples`. (all ranks)"""
-        if self._writer is not None:
-            self._writer.begin(
-                step=step,
-                samples=samples,
-                checkpoint=checkpoint,
-                world=self._world,
-                order=self._order,
-                time=round(time.time(), 3),
-            )
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Training begins, or goes on from a checkpoint: a new segment. (all ranks)"""
+        if self._writer is None:
+            return
+        point = self._context.point
+        checkpoint = None
+        if point is not None:
+            checkpoint = point.checkpoint.name if point.origin else str(point.checkpoint)
+        corpus = self._context.corpus
+        cfg = self._context.resolved.config
+        self._writer.begin(
+            step=point.step if point else 0,
+            samples=point.consumed_samples if point else 0,
+            checkpoint=checkpoint,
+            world=self._context.world.size,
+            order={
+                "store": corpus.manifest.fingerprint,
+                "mixture": proportions(corpus.mixture),
+                "seed": cfg.run.seed,
+                "sequence_length": self._context.plan.sequence_length,
+                "window_shards": cfg.data.window_shards,
+                "packing": cfg.data.packing,
+            },
+            time=round(time.time(), 3),
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (loss := kwargs["logs"].get("loss")) is not None:
+            self.log(float(loss))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.flush(durable=True)
 
     def begin_step(self, step: int, first: int, samples: int) -> None:
         """Optimizer step `step` (from 1) consumes the samples [first, first + samples)."""

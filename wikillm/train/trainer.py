@@ -34,9 +34,8 @@ from wikillm.evals.loss import HeldOutLoss, combined
 from wikillm.train.checkpoint_errors import loading
 from wikillm.train.context import RunContext
 from wikillm.train.fragments.average import WeightAverage
-from wikillm.train.fragments.replicated import undo_first_step
-from wikillm.train.fragments.state import training_state
-from wikillm.train.fragments.types import TrainingState
+from wikillm.train.fragments.layout import undo_first_step
+from wikillm.train.fragments.state import TrainingState
 from wikillm.train.held_out import held_out_losses
 from wikillm.train.model_config import write_model_config
 from wikillm.train.optimizer import build_muon, parameter_groups
@@ -194,7 +193,7 @@ class WikiTrainer(Trainer):
         """Weights and optimizer as fragments of global tensors; after the engine is prepared."""
         if self._training_state is None:
             parts = self.model_wrapped, self.optimizer, self.lr_scheduler, self.accelerator.scaler
-            self._training_state = training_state(*parts)
+            self._training_state = TrainingState(*parts)
         return self._training_state
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

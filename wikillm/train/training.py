@@ -20,7 +20,6 @@ from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.eval_tasks import EvalTasksCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
-from wikillm.train.callbacks.ledger import LedgerCallback
 from wikillm.train.callbacks.replay import ReplayCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.room import RoomCallback
@@ -208,7 +207,7 @@ def _callbacks(
     if train.weight_check_steps:
         yield WeightCheckCallback(train.weight_check_steps, context.group)
     yield RoomCallback(context, trainer.saver)
-    yield LedgerCallback(trainer)
+    yield trainer.ledger
     if train.spikes != "off":
         yield SpikeCallback(trainer, report)
     # The average must not hold a NaN, and is a part of the checkpoint.

@@ -18,12 +18,16 @@ from wikillm.core.errors import CheckpointError
 from wikillm.export.weights import fit, read_average, skeleton
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.fragments.average import WeightAverage
-from wikillm.train.fragments.state import training_state
+from wikillm.train.fragments.state import TrainingState
 from wikillm.train.restore import restore_average
 
 
 def average_of(model: Any) -> WeightAverage:
-    return WeightAverage(training_state(model, torch.optim.AdamW(model.parameters())))
+    return WeightAverage(TrainingState(model, torch.optim.AdamW(model.parameters())))
+
+
+def trainer_of(average: WeightAverage) -> Any:
+    return SimpleNamespace(average=average)
 
 
 def drive(model: Any, callback: EmaCallback, first: int, last: int) -> list[torch.Tensor]:
@@ -47,7 +51,7 @@ def whole(average: WeightAverage) -> dict[str, torch.Tensor]:
 def test_it_is_the_recursion_and_fits_a_model() -> None:
     model: Any = tiny_model()
     average = average_of(model)
-    seen = drive(model, EmaCallback(SimpleNamespace(average=average), 0.75, 3), 1, 5)
+    seen = drive(model, EmaCallback(trainer_of(average), 0.75, 3), 1, 5)
     expected = 0.75 * (0.75 * seen[2] + 0.25 * seen[3]) + 0.25 * seen[4]
     found = whole(average)
     torch.testing.assert_close(found[next(iter(dict(model.named_parameters())))], expected)
@@ -58,7 +62,7 @@ def test_it_is_the_recursion_and_fits_a_model() -> None:
 def test_before_its_start_there_is_none_and_export_says_so(tmp_path: Path) -> None:
     model: Any = tiny_model()
     average = average_of(model)
-    drive(model, EmaCallback(SimpleNamespace(average=average), 0.9, 9), 1, 2)
+    drive(model, EmaCallback(trainer_of(average), 0.9, 9), 1, 2)
     assert not average.has_begun and not average.parts
     with pytest.raises(CheckpointError, match="no moving average"):
         read_average(tmp_path / "checkpoint-2")
@@ -68,7 +72,7 @@ def test_the_shares_of_earlier_versions_go_on_bit_by_bit(tmp_path: Path) -> None
     """They are whole tensors, in one file for each rank."""
     straight: Any = tiny_model()
     uninterrupted = average_of(straight)
-    drive(straight, EmaCallback(SimpleNamespace(average=uninterrupted), 0.9, 2), 1, 4)
+    drive(straight, EmaCallback(trainer_of(uninterrupted), 0.9, 2), 1, 4)
     stored = [(name, tensor.clone()) for name, tensor in whole(uninterrupted).items()]
     (tmp_path / "ema").mkdir()
     for rank in range(2):

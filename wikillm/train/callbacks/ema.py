@@ -7,17 +7,11 @@ it. Its arithmetic, and how it is split over the ranks, is in `fragments/average
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from wikillm.train.fragments.average import WeightAverage
-
-
-class HasAverage(Protocol):
-    """A trainer. Its average exists once its engine is prepared; a resumed one has begun."""
-
-    average: WeightAverage | None
+from wikillm.train.trainer import WikiTrainer
 
 
 class EmaCallback(TrainerCallback):
@@ -27,7 +21,7 @@ class EmaCallback(TrainerCallback):
         start_step: optimizer step whose weights the average starts with.
     """
 
-    def __init__(self, trainer: HasAverage, decay: float, start_step: int) -> None:
+    def __init__(self, trainer: WikiTrainer, decay: float, start_step: int) -> None:
         self.trainer = trainer
         self.decay = decay
         self.start_step = start_step

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from wikillm.checkpoints.tensor_layout import TensorSpec
-from wikillm.train.fragments.types import Fragment, Read, TrainingState
+from wikillm.train.fragments.state import Fragment, Read, TrainingState
 
 
 class WeightAverage:

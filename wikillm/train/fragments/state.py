@@ -8,7 +8,8 @@ every kind, and reads everything, tensor by tensor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,42 +19,34 @@ from torch import nn
 from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.core.errors import CheckpointError, ConfigError
 from wikillm.train.fragments import counters as counts
-from wikillm.train.fragments.layout import STATE_KEYS, Layout, Slot
-from wikillm.train.fragments.replicated import replicated_layout
-from wikillm.train.fragments.types import Fragment, Read, TrainingState
-from wikillm.train.fragments.zero3 import zero3_layout
-from wikillm.train.fragments.zero12 import zero12_layout
+from wikillm.train.fragments.layout import (
+    STATE_KEYS,
+    Layout,
+    Slot,
+    replicated_layout,
+    zero3_layout,
+    zero12_layout,
+)
 
 KINDS: tuple[str, ...] = ("weight", "exp_avg", "exp_avg_sq", "momentum")
 
 
-def training_state(
-    model: nn.Module,
-    optimizer: Any,
-    scheduler: Any = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> TrainingState:
-    """The state of an engine that is ready to train, whatever holds it.
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A range of one tensor that this rank writes.
 
-    Args:
-        model: DeepSpeed's engine, DDP's wrapper, or the model itself.
-        optimizer: what trains it, also in accelerate's wrapper; unused under DeepSpeed.
-        scheduler: torch's, counted with the state. `StartSettings.reapply` sets rates after a load.
-        scaler: of the loss in fp16 without DeepSpeed.
-
-    Raises ConfigError for an engine or optimizer whose state cannot be named.
+    Attributes:
+        start: first element, in the flattened tensor.
+        values: 1-D float32, a view of the live state where it is stored as float32.
     """
-    is_engine = hasattr(model, "zero_optimization_stage")
-    engine: Any = model if is_engine else None
-    optimizer = engine.optimizer if is_engine else getattr(optimizer, "optimizer", optimizer)
-    module = getattr(model, "module", model)
-    shapes = {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in module.named_parameters()
-    }
-    return EngineState(
-        shapes, _layout(module, engine, optimizer), engine, optimizer, scheduler, scaler
-    )
+
+    spec: TensorSpec
+    start: int
+    values: torch.Tensor
+
+
+Read = Callable[[TensorSpec, int, int], torch.Tensor]
+"""(spec, start, stop) -> those elements of the flattened tensor, 1-D float32 on the CPU."""
 
 
 def share_of_elements(total: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -79,26 +72,40 @@ def _layout(module: nn.Module, engine: Any, optimizer: Any) -> Layout:
     return layout
 
 
-class EngineState:
-    """`TrainingState` of a layout. Views become stale when the engine replaces its tensors."""
+class TrainingState:
+    """Weights and optimizer state of an engine, written and filled by ranges of whole tensors.
+
+    Views become stale when the engine replaces its tensors.
+
+    Args:
+        model: DeepSpeed's engine, DDP's wrapper, or the model itself; ready to train.
+        optimizer: what trains it, also in accelerate's wrapper; unused under DeepSpeed.
+        scheduler: torch's, counted with the state. `StartSettings.reapply` sets rates after a load.
+        scaler: of the loss in fp16 without DeepSpeed.
+
+    Raises ConfigError for an engine or optimizer whose state cannot be named.
+    """
 
     def __init__(
         self,
-        shapes: Mapping[str, tuple[int, ...]],
-        layout: Layout,
-        engine: Any,
+        model: nn.Module,
         optimizer: Any,
-        scheduler: Any,
-        scaler: torch.amp.GradScaler | None,
+        scheduler: Any = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
+        is_engine = hasattr(model, "zero_optimization_stage")
+        self._engine: Any = model if is_engine else None
+        owner: Any = model if is_engine else optimizer
+        optimizer = getattr(owner, "optimizer", owner)
+        module = getattr(model, "module", model)
+        layout = _layout(module, self._engine, optimizer)
         self._layout = layout
-        self._engine = engine
         self._scheduler = scheduler
         self._scaler = counts.loss_scaler_of(optimizer, scaler)
         self._specs = tuple(
-            TensorSpec(kind, name, shape)
+            TensorSpec(kind, name, tuple(getattr(parameter, "ds_shape", parameter.shape)))
             for kind in KINDS
-            for name, shape in shapes.items()
+            for name, parameter in module.named_parameters()
             if kind == "weight" or kind in layout.slots[name].kinds
         )
         self._totals: Counter[str] = Counter()
@@ -106,9 +113,11 @@ class EngineState:
             self._totals[spec.kind] += spec.numel
 
     def specs(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the state; the same on all ranks."""
         return self._specs
 
     def fragments(self, kind: str | None = None) -> list[Fragment]:
+        """What this rank writes, of one kind or of all: every element is in one rank's fragment."""
         is_group = dist.is_available() and dist.is_initialized()
         rank = dist.get_rank() if is_group else 0
         world_size = dist.get_world_size() if is_group else 1
@@ -128,6 +137,7 @@ class EngineState:
         return found
 
     def counters(self) -> dict[str, Any]:
+        """Step counts and the loss scale as JSON values; the same on all ranks."""
         found: dict[str, Any] = {"optimizer_step": counts.optimizer_step(self._states())}
         if self._engine is not None:
             found["deepspeed"] = counts.engine_counters(self._engine)
@@ -139,6 +149,7 @@ class EngineState:
 
     @torch.no_grad()
     def load(self, read: Read, counters: Mapping[str, Any]) -> None:
+        """Fill this rank's weights and optimizer state. (all ranks)"""
         # The optimizer makes its state at its first step: make it here, with the right step.
         for slot in self._layout.slots.values():
             self._make_state(slot, counters["optimizer_step"])

@@ -21,7 +21,7 @@ from wikillm.train.fragments.counters import (
     scaler_counters,
     set_scaler_counters,
 )
-from wikillm.train.fragments.state import training_state
+from wikillm.train.fragments.state import TrainingState
 
 
 def dynamic() -> DynamicLossScaler:
@@ -103,13 +103,13 @@ def test_the_fused_optimizers_flat_copies_go_on_bit_by_bit() -> None:
     optimizer = fused(straight)
     for _ in range(3):
         step(straight, optimizer)
-    state = training_state(straight, SimpleNamespace(optimizer=optimizer))
+    state = TrainingState(straight, SimpleNamespace(optimizer=optimizer))
     saved = {part.spec: part.values.clone() for part in state.fragments()}
     assert set(saved) == set(state.specs())
 
     loaded = model()
     other = fused(loaded)
-    fresh = training_state(loaded, SimpleNamespace(optimizer=other))
+    fresh = TrainingState(loaded, SimpleNamespace(optimizer=other))
     fresh.load(lambda spec, start, stop: saved[spec][start:stop], state.counters())
     for _ in range(3):
         assert torch.equal(step(loaded, other), step(straight, optimizer))
