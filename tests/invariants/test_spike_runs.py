@@ -20,7 +20,7 @@ from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.store import Store
 from wikillm.ledger.audit import audit_run
 from wikillm.observe.sinks import read_records
-from wikillm.train.skips import read_skips
+from wikillm.train.spikes import read_skips
 
 BATCH = 8
 LONG = (

@@ -71,7 +71,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     if recipe := resolved.config.deepspeed.config:
         read_deepspeed(recipe)  # a wrong name ends here, not after the imports
     if args.dry_run:
-        from wikillm.train.planned_run import dry_run
+        from wikillm.train.run import dry_run
 
         dry_run(resolved)
         return 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from wikillm.config.load import Resolved
+from wikillm.config.load import Resolved, to_yaml
+from wikillm.core.files import write_atomic, write_json
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
 from wikillm.observe.peak import PeakMemory
+from wikillm.observe.redact import without_queries
 from wikillm.plan.checkpoint import checkpoint_bytes
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.heartbeat import Heartbeat
@@ -17,7 +20,7 @@ from wikillm.supervise.signals import StopSignals
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import Engine
 from wikillm.train.resume import ResumePoint
-from wikillm.train.run_dir import RunDir
+from wikillm.train.run_dir import RunDir, describe_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,25 @@ class PlannedRun:
             ema=train.ema_decay > 0,
             ranks=self.world.size,
         )
+
+    def write_start_records(self) -> None:
+        """Write the configuration, the plan, the environment and the data of this start. (rank 0)
+
+        A resumed start does so once the checkpoint has accepted its configuration.
+        """
+        folder = self.run.path
+        write_atomic(folder / "config.resolved.yaml", without_queries(to_yaml(self.resolved)))
+        write_json(folder / "plan.json", self.plan.to_json())
+        write_json(folder / "environment.json", describe_environment())
+        if self.engine.json is not None:
+            write_json(folder / "ds_config.resolved.json", self.engine.json)
+        self.write_data_record()
+
+    def write_data_record(self) -> None:
+        """Write data.json and a copy of the tokenizer: a run can be exported without its store."""
+        folder = self.run.path
+        write_json(folder / "data.json", self.corpus.describe())
+        shutil.copytree(self.corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,17 +15,13 @@ AdamW's; the schedule scales both alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
 from wikillm.config.schema import TrainSection
-from wikillm.core.errors import MachineError
 
-DEEPSPEED_SINCE = (0, 19, 8)
-"""0.19.0 steps the momentum at every micro-step of ZeRO-3, and is plain SGD at stage 0."""
 _NOT_HIDDEN = ("embed_tokens", "lm_head")
 
 
@@ -69,22 +65,14 @@ def parameter_groups(
 
 
 def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.optim.Optimizer:
-    """The optimizer for `parameter_groups`. Raises MachineError for an old torch or DeepSpeed.
+    """The optimizer for `parameter_groups`.
 
-    On CPU DeepSpeed's switches torch.compile off for this process.
+    On a CPU DeepSpeed's switches torch.compile off for this process.
     """
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
     fused = on_gpu and torch.cuda.is_available()
     if not under_deepspeed:
         return MuonAndAdamW(groups, fused=fused)
-    found = version("deepspeed")
-    if tuple(int(part) for part in found.split("+")[0].split(".")[:3]) < DEEPSPEED_SINCE:
-        wanted = ".".join(map(str, DEEPSPEED_SINCE))
-        raise MachineError(
-            "This DeepSpeed's Muon does not compute Muon at every ZeRO stage.",
-            got=f"DeepSpeed {found}",
-            fix=f"pip install 'deepspeed>={wanted}', or train.optimizer=adamw",
-        )
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     if not fused:
@@ -101,12 +89,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """torch's Muon and torch's AdamW as one optimizer: one list of groups, one state_dict."""
 
     def __init__(self, groups: list[dict[str, Any]], *, fused: bool = False) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise MachineError(
-                "This torch has no Muon.",
-                got=f"torch {torch.__version__}",
-                fix="torch 2.9 or newer",
-            )
         super().__init__(groups, {})
         adam = self._part(torch.optim.AdamW, use_muon=False, fused=fused)
         muon = self._part(torch.optim.Muon, use_muon=True, nesterov=True, adjust_lr_fn="original")

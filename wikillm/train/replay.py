@@ -39,7 +39,7 @@ from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics
 from wikillm.train.resume import Computed, Replay
 from wikillm.train.run import pretrain
-from wikillm.train.skips import NAME as SKIPS
+from wikillm.train.spikes import SKIPS
 
 CLOSE = 1e-3
 """Relative difference of losses on another number of ranks (L2 in docs/guarantees.md)."""

@@ -117,7 +117,7 @@ class ResumePoint:
 
     @property
     def trained_samples(self) -> int:
-        """Without those that the run has skipped (see `train.skips`)."""
+        """Without those that the run has skipped (RUN/skips.json)."""
         skipped = self.state.get("skipped", ())
         return self.consumed_samples - sum(each["stop"] - each["first"] for each in skipped)
 

@@ -16,33 +16,43 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from wikillm.checkpoints.layout import list_checkpoints
+from wikillm.checkpoints.retention import keep_of
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.config.schema import TrainSection
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
+from wikillm.data.read.corpus import Corpus
+from wikillm.data.read.open import open_corpus
 from wikillm.evals.questions import read_tasks
+from wikillm.export.predict import predict_export
 from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
-from wikillm.plan.run_plan import Plan
+from wikillm.plan.run_plan import Plan, make_plan
 from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.requests import FileRequests, watched_requests
-from wikillm.supervise.settings import settings_of
+from wikillm.supervise.settings import run_folder, settings_of
 from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.context import PlannedRun, RunContext
-from wikillm.train.engine import check_engine, start_engine, with_precision_of
+from wikillm.train.engine import (
+    check_engine,
+    gpu_of_rank,
+    resolve_engine,
+    start_engine,
+    with_precision_of,
+)
 from wikillm.train.exit import Ending, ending, record_exit
-from wikillm.train.planned_run import open_run, plan_on, plan_run
 from wikillm.train.resume import Replay, ResumeOptions, ResumePoint, agree_on_resume_point
 from wikillm.train.rewind import Rewind, collect
-from wikillm.train.run_dir import refuse_before_supervision
-from wikillm.train.start_checks import Choices, check_shared_folder, check_world, limit_threads
-from wikillm.train.start_summary import log_new_horizon
+from wikillm.train.run_dir import RunDir, refuse_before_supervision
+from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
+from wikillm.train.start_summary import log_new_horizon, log_start_summary
 from wikillm.train.training import train
 from wikillm.train.wait_for_data import open_run_corpus
 
@@ -92,6 +102,17 @@ def pretrain(
         _pretrain(resolved, world, signals, requests, supervisor, options)
 
 
+def dry_run(resolved: Resolved) -> None:
+    """Check all that can be checked before a process group exists, and log the start summary.
+
+    Prepares the token store; writes no run directory.
+    """
+    world = World.from_env()
+    check_engine(resolved, world)
+    corpus = open_corpus(resolved.config.data, is_main=world.is_main)
+    log_start_summary(_plan_run(resolved, world, corpus))
+
+
 def _pretrain(
     resolved: Resolved,
     world: World,
@@ -106,7 +127,7 @@ def _pretrain(
     # Data, plan and engine: all that can be refused before a process group exists.
     heartbeat.enter("store")
     corpus = open_run_corpus(cfg.data, world, in_epochs=cfg.train.num_train_epochs is not None)
-    planned = plan_run(resolved, world, corpus)
+    planned = _plan_run(resolved, world, corpus)
     run = planned.run
 
     heartbeat.enter("engine")
@@ -116,7 +137,7 @@ def _pretrain(
         if world.is_main:
             end.lock = run.claim(resume=options.resume != "never")
             requests.remove_old()
-            open_run(planned)
+            _open_run(planned)
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = partial(_leave_early, run.path, world.rank, supervisor)
 
@@ -125,8 +146,7 @@ def _pretrain(
         args = to_training_arguments(planned)
         end.group = group = ControlGroup()
         log_to_file(run.log_file(world.rank), clean=without_queries)
-        choices = Choices(planned.plan.micro_batch, planned.engine.precision)
-        check_world(args, world, group, choices)
+        check_world(args, world, group, planned.engine.precision)
         identity = check_shared_folder(run, world, group)
         supervisor.at(run.path, run.log_file(world.rank))
         context = RunContext(
@@ -173,6 +193,47 @@ def _train_from(
     return None
 
 
+def _plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
+    """Plan the run on an open corpus. Raises ConfigError if the run cannot be planned. (all
+    ranks)"""
+    cfg = resolved.config
+    if world.is_main:
+        predict_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
+    plan = _plan_on(corpus, resolved, world)
+    run = RunDir(run_folder(cfg.run))
+    return PlannedRun(resolved, world, run, corpus, plan, resolve_engine(cfg, plan, world))
+
+
+def _plan_on(
+    corpus: Corpus, resolved: Resolved, world: World, done: tuple[int, int] | None = None
+) -> Plan:
+    """The plan; `done` are the steps and samples that a checkpoint was trained on."""
+    train = resolved.config.train
+    return make_plan(
+        resolved,
+        world_size=world.size,
+        tokenizer_length=corpus.manifest.tokenizer.length,
+        train_tokens=corpus.train_tokens,
+        epoch=corpus.epoch_sizes(train.sequence_length),
+        gpu=gpu_of_rank(train, world),
+        done=done,
+    )
+
+
+def _open_run(planned: PlannedRun) -> None:
+    """Identify the run in its claimed directory and log the start summary. (rank 0)
+
+    A directory without checkpoints gets its records here; otherwise they are written when the
+    checkpoint has been accepted. Raises MachineError if not even one checkpoint fits on the disk.
+    """
+    run = planned.run
+    run.check_room(planned.checkpoint_bytes, keep_of(planned.resolved.config.train))
+    run.identify()
+    if not list_checkpoints(run.checkpoints):
+        planned.write_start_records()
+    log_start_summary(planned)
+
+
 def _leave_early(run: Path, rank: int, supervisor: Supervisor, error: StoppedError) -> None:
     """Record a stop before the first step is done, and report it to the other ranks."""
     record_exit(run, error, rank=rank, step=None)
@@ -197,7 +258,7 @@ def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArg
     if point is None:
         return planned.plan
     done = (point.step, point.trained_samples)
-    plan = plan_on(planned.corpus, planned.resolved, planned.world, done)
+    plan = _plan_on(planned.corpus, planned.resolved, planned.world, done)
     if plan != planned.plan:
         follow_plan(args, planned.resolved.config.train, plan)
         log_new_horizon(plan)

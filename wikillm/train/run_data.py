@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
@@ -14,13 +16,16 @@ from wikillm.data.read.loader import (
     DocumentMask,
     SequenceShard,
     document_mask,
+    eval_loader,
     train_loader,
 )
 from wikillm.data.read.step_samples import SkipWindow
+from wikillm.evals.loss import HeldOutLoss, held_out_loss
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.context import RunContext
-from wikillm.train.skips import read_skips
+from wikillm.train.spikes import read_skips
 from wikillm.train.wait_for_data import DataWaiter
 
 
@@ -60,6 +65,39 @@ class RunData:
             shard=self.shard,
             skips=self.skips,
         )
+
+    def held_out_losses(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        group: ControlGroup,
+        should_stop: Callable[[], bool],
+    ) -> dict[str, HeldOutLoss] | None:
+        """By the name of the stream; None when `should_stop` ended it early. (all ranks)"""
+        found: dict[str, HeldOutLoss] = {}
+        for stream in self.val:
+            loader = eval_loader(
+                stream.tokens,
+                self.order.sequence_length,
+                micro_batch=self.eval_micro_batch,
+                world_size=self.shape.world_size,
+                rank=self.shape.rank,
+                max_tokens=self.max_eval_tokens,
+                mask=self.mask,
+                shard=self.shard,
+            )
+            result = held_out_loss(
+                model,
+                loader,
+                bytes_per_token=stream.bytes_per_token,
+                device=device,
+                sum_over_ranks=group.sum,
+                should_stop=should_stop,
+            )
+            if result is None:
+                return None
+            found[stream.name] = result
+        return found
 
 
 def open_run_data(context: RunContext) -> RunData:

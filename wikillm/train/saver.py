@@ -11,6 +11,7 @@ Where host memory is short the buffer is small and training waits for the whole 
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -66,9 +67,8 @@ from wikillm.train.random_state import random_state
 
 PIECE_BYTES = 256 << 20
 """The size of the buffer where host memory is short."""
-_GATHER_TIMEOUT = timedelta(
-    hours=6
-)  # for the slowest rank's disk; the supervisor watches for hangs
+_GATHER_TIMEOUT = timedelta(hours=6)
+"""For the slowest rank's disk; the supervisor watches for hangs."""
 
 Part = tuple[Extent, Fragment]
 Copied = tuple[list[Extent], memoryview]
@@ -82,12 +82,22 @@ class SmallFiles:
     Attributes:
         run_state: for wikillm_state.json.
         trainer_state: Hugging Face's, as text.
-        write_config: writes config.json and generation_config.json into a folder.
+        model: transformers'; its config.json and generation_config.json open the weights.
     """
 
     run_state: dict[str, Any]
     trainer_state: str
-    write_config: Callable[[Path], None]
+    model: Any
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / STATE, self.run_state)
+        (folder / TRAINER_STATE).write_text(self.trainer_state, encoding="utf-8")
+        config = copy.deepcopy(self.model.config)
+        config.architectures = [type(self.model).__name__]
+        config.dtype = self.model.dtype
+        config.save_pretrained(folder)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(folder)
 
 
 @dataclass(slots=True)
@@ -271,9 +281,7 @@ class CheckpointSaver:
         if job.small is None:
             return
         staged = self.staging / checkpoint_name(job.step)
-        write_json(staged / STATE, job.small.run_state)
-        (staged / TRAINER_STATE).write_text(job.small.trainer_state, encoding="utf-8")
-        job.small.write_config(staged)
+        job.small.write(staged)
         for kind, stem in FILES.items():
             if (index := weight_index(job.layout, kind)) is not None:
                 write_json(staged / f"{stem}.safetensors.index.json", index)

@@ -1,4 +1,6 @@
-"""Which losses are spikes: above the median of the recent ones by many times their usual distance.
+"""Which losses are spikes, and RUN/skips.json, the windows of samples left out for them.
+
+A spike is above the median of the recent losses by many times their usual distance.
 
 The limit is median + threshold x max(1.4826 x MAD, 0.5 % of the median), over the last `window`
 losses that were no spikes; MAD is the median distance from the median, and 1.4826 x MAD estimates a
@@ -10,11 +12,19 @@ strict; the same holds while a growing batch makes the losses less noisy.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from wikillm.core.errors import CheckpointError
+from wikillm.core.files import write_json
+from wikillm.data.read.step_samples import SkipWindow
+
+SKIPS = "skips.json"
+"""Written by rank 0 before the run goes back; read by rank 0 at every start, for all ranks."""
 LEAST = 32
 """Losses before the first judgment, or the whole window if that is shorter."""
 _DEVIATION = 1.4826  # standard deviations of a normal distribution in a MAD
@@ -62,3 +72,24 @@ class SpikeDetector:
         self._in_a_row = 0
         self.recent.append(loss)
         return None
+
+
+def read_skips(run: Path) -> tuple[SkipWindow, ...]:
+    """The windows of a run in the order of the decisions. Raises CheckpointError if damaged."""
+    path = run / SKIPS
+    if not path.exists():
+        return ()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["skips"]
+        return tuple(SkipWindow(int(w["first"]), int(w["stop"]), str(w["reason"])) for w in found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not say which samples the run skips.",
+            got=repr(error),
+            fix="restore it; without it the run would train on samples that it has skipped",
+        ) from None
+
+
+def write_skips(run: Path, skips: Sequence[SkipWindow]) -> None:
+    """Replace the file, durably. Raises OSError."""
+    write_json(run / SKIPS, {"skips": [asdict(skip) for skip in skips]})

@@ -6,7 +6,6 @@ import os
 import platform
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,16 +22,8 @@ from wikillm.train.run_dir import RunDir
 _VISIBLE_SECONDS = 20.0  # seconds until a new file must be visible on a network file system
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What each rank chose for its own machine, and must be the same on all."""
-
-    micro_batch: int
-    precision: Precision
-
-
 def check_world(
-    args: TrainingArguments, world: World, control: ControlGroup, choices: Choices
+    args: TrainingArguments, world: World, control: ControlGroup, precision: Precision
 ) -> None:
     """Check that launcher, torch.distributed and HF agree on ranks, micro-batch and precision.
     (all ranks)
@@ -58,7 +49,7 @@ def check_world(
         raise MachineError(
             "Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}"
         )
-    sizes: list[Any] = control.gather(choices.micro_batch)
+    sizes: list[Any] = control.gather(args.per_device_train_batch_size)
     if len(set(sizes)) > 1:  # auto, on nodes whose GPUs differ in memory
         raise MachineError(
             "The ranks chose different micro-batches for train.per_device_train_batch_size=auto: "
@@ -66,7 +57,7 @@ def check_world(
             got=f"sequences by rank: {sizes}",
             fix=f"train.per_device_train_batch_size={min(sizes)}",
         )
-    precisions: list[Any] = control.gather(choices.precision)
+    precisions: list[Any] = control.gather(precision)
     if len(set(precisions)) > 1:
         raise MachineError(
             "The ranks chose different precisions for train.precision=auto: their machines differ.",

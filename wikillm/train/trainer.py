@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ from wikillm.train.context import RunContext
 from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.layout import undo_first_step
 from wikillm.train.fragments.state import TrainingState
-from wikillm.train.held_out import held_out_losses
-from wikillm.train.model_config import write_model_config
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
@@ -303,7 +300,7 @@ class WikiTrainer(Trainer):
         if self.context.world.is_main:
             run_state = self.run_state(self.state.global_step) | {"engine": state.counters()}
             trainer_state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
-            small = SmallFiles(run_state, trainer_state, partial(write_model_config, self.model))
+            small = SmallFiles(run_state, trainer_state, self.model)
         specs = state.specs()
         fragments = state.fragments()
         if self.average is not None and self.average.has_begun:
@@ -319,12 +316,8 @@ class WikiTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss on each held-out stream and over all; {} after a stop request. (all ranks)"""
         metrics: dict[str, float] = {}
-        found = held_out_losses(
-            self.model_wrapped,
-            self.data,
-            device=self.args.device,
-            group=self.context.group,
-            should_stop=self.should_stop_evaluating,
+        found = self.data.held_out_losses(
+            self.model_wrapped, self.args.device, self.context.group, self.should_stop_evaluating
         )
         if found is None:
             self.held_out = None

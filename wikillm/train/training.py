@@ -32,7 +32,6 @@ from wikillm.train.callbacks.weight_check import WeightCheckCallback
 from wikillm.train.checkpoint_errors import check_training_state
 from wikillm.train.checkpoint_state import checkpoint_state, run_facts
 from wikillm.train.context import RunContext
-from wikillm.train.end_summary import log_end_summary
 from wikillm.train.exit import Ending
 from wikillm.train.plan_vs_measured import record_outcome
 from wikillm.train.restore import is_portable
@@ -49,7 +48,6 @@ from wikillm.train.resume_keys import recorded_settings
 from wikillm.train.rewind import Rewind, release
 from wikillm.train.run_data import RunData, open_run_data
 from wikillm.train.saver import CheckpointSaver
-from wikillm.train.start_records import write_data_record, write_start_records
 from wikillm.train.trainer import WikiTrainer
 
 
@@ -106,12 +104,12 @@ def train(
         report.close(error)
         if context.world.is_main:
             with suppress(OSError):
-                write_data_record(context)  # again: the store may have grown
+                context.write_data_record()  # again: the store may have grown
         if isinstance(error, Rewind):
             error.resume = _where_to_resume(context, sequence)
             _leave(trainer, end)
     record_outcome(context, report.mean_tokens_per_second)
-    log_end_summary(report, time.monotonic() - start)
+    report.log_end(time.monotonic() - start)
 
 
 def _saver(context: RunContext) -> CheckpointSaver:
@@ -158,7 +156,7 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
     check_same_tokens(point, context.corpus.data_read(data.order, point.consumed_samples))
     # Only now: a start that is refused leaves the records of the run as they are.
     if context.world.is_main:
-        write_start_records(context)
+        context.write_start_records()
     return data
 
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.core.errors import ExitCode
 from wikillm.core.log import log_only, say
-from wikillm.core.units import format_count
+from wikillm.core.units import format_count, format_seconds
 from wikillm.data.order.blocks import SourceUse
 from wikillm.evals.loss import weights_of
 from wikillm.observe import names
@@ -26,6 +26,8 @@ from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
 from wikillm.plan.flops import peak_flops
 from wikillm.report.background import PageRefresh
+from wikillm.report.page import FILE_NAME
+from wikillm.train.start_summary import source_line
 from wikillm.train.trainer import WikiTrainer
 
 HEADER_EVERY = 25  # log lines between two headers
@@ -86,12 +88,6 @@ class ReportCallback(TrainerCallback):
         """Over this process's part of the run."""
         seconds = self.meter.train_seconds - self._seconds_at_start
         return (self.meter.tokens - self._tokens_at_start) / seconds if seconds > 0 else None
-
-    @property
-    def mean_data_wait(self) -> float | None:
-        """Share of this process's part of the run that this rank waited for batches, 0 to 1."""
-        seconds = self.meter.train_seconds - self._seconds_at_start
-        return min(1.0, self._waited / seconds) if seconds > 0 else None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if self._view is not None:
@@ -198,6 +194,26 @@ class ReportCallback(TrainerCallback):
             say(f"sample     {text[:160]}")
         for sink in self.sinks:
             sink.text(step, samples)
+
+    def log_end(self, seconds: float) -> None:
+        """Log steps, losses, sources and speed, and the next command. (rank 0 prints)"""
+        say(f"done       {self.trainer.state.global_step:,} steps in {format_seconds(seconds)}")
+        if self.first_loss is not None and self.last_loss is not None:
+            say(f"loss       {self.first_loss:.4f} -> {self.last_loss:.4f} nats/token")
+        for use in self.sources_used():
+            say(f"source     {source_line(use)}")
+        if (total := self.trainer.held_out) is not None:
+            say(f"held out   {total.loss:.4f} nats/token, {total.bits_per_byte:.4f} bits/byte")
+            if self.trainer.held_out_of:
+                say(f"           {weights_of(self.trainer.held_out_of)}")
+        if (speed := self.mean_tokens_per_second) is not None:
+            seconds = self.meter.train_seconds - self._seconds_at_start
+            wait = min(1.0, self._waited / seconds)
+            waited = f"{wait:.1%} of the time spent waiting for data"
+            say(f"speed      {format_count(speed)} tokens/s, {waited}")
+        run = self.context.run.path
+        say(f"report     {run / FILE_NAME}")
+        say(f"next       wikillm generate {run} --prompt ...   or   wikillm export {run}")
 
     def close(self, error: BaseException | None) -> None:
         """Finish the sinks, each within its own time limit. Safe while an error is raised."""

@@ -22,8 +22,7 @@ from wikillm.train.bad_batch import BadMicroBatch, describe_micro_batch
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.rewind import Rewind
-from wikillm.train.skips import write_skips
-from wikillm.train.spikes import LossSpike, SpikeDetector
+from wikillm.train.spikes import LossSpike, SpikeDetector, write_skips
 from wikillm.train.trainer import LOSSES_KEPT, WikiTrainer
 
 
