@@ -1,7 +1,6 @@
 #!/bin/sh
 # `make env`: check the machine, create .venv, install WikiLLM with its exact versions. Does nothing when that is done.
-# PYTHON=python3.12 picks the interpreter, VENV and CONSTRAINTS another environment (`make test-floor`), EXTRAS what else
-# to install of pyproject.toml's extras: `make test` asks for demo,dev.
+# PYTHON=python3.12 picks the interpreter, VENV and CONSTRAINTS another environment (`make test-floor`), EXTRAS=demo,dev pyproject's extras.
 # TORCH_INDEX=URL names the index torch comes from. Without it, a machine without an NVIDIA GPU gets a CPU build
 # (CUDA's is gigabytes): a wheel that pip finds on disk, or else the one of PyTorch's CPU index.
 set -eu
@@ -25,12 +24,7 @@ command -v git >/dev/null || lacks git git git
 [ -z "$apt" ] || { say "install them, then run make again:" "  apt install$apt" "  or: dnf install$dnf"; exit 3; }
 
 want=$({ pwd; sed '/^\[tool\./,$d' pyproject.toml; cat "$versions"; } | cksum | tr ' ' -)
-# The stamp is the digest and the extras that are there. A new digest forgets them, further extras are added.
-there=$(sed -n "s/^$want //p" $venv/installed 2>/dev/null || true) new=''
-for extra in $(say "$extras" | tr , ' '); do
-  case " $there " in *" $extra "*) ;; *) new="$new $extra" ;; esac
-done
-[ -n "$new" ] || exit 0
+case "$(cat $venv/installed 2>/dev/null)," in "$want $extras,"*) exit 0 ;; esac # demo,dev holds demo
 if ! grep -q " $PWD/$venv\$" $venv/pyvenv.cfg 2>/dev/null; then # not there, or the folder was moved
   say "creating $venv with $("$py" -V) ($(command -v "$py"))"
   "$py" -m venv --clear "$PWD/$venv"
@@ -62,6 +56,5 @@ say "WikiLLM and what it needs (log: $venv/install.log)"
 get -e ".[$extras]" || { say "the installation failed; its last lines:"; tail -n 15 $venv/install.log; exit 3; }
 say "  byte-compiling what a run imports" # and no more: compiling everything is half of pip's time
 env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -c 'import deepspeed, swanlab
-from transformers import Trainer, Qwen2ForCausalLM, Qwen3ForCausalLM
-import pytest, hypothesis' >/dev/null 2>&1 || true
-say "$want ${there:+$there }${new# }" >$venv/installed
+from transformers import Trainer, Qwen2ForCausalLM, Qwen3ForCausalLM' >/dev/null 2>&1 || true
+say "$want $extras" >$venv/installed

@@ -37,7 +37,7 @@ def copy(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # `make env` compares this stamp first, and does nothing when it matches.
     stamp = (
         "eval \"$(grep -E '^(venv|want)=' launch/bootstrap.sh)\"; "
-        'echo "$want demo dev" >.venv/installed'
+        'echo "$want demo,dev" >.venv/installed'
     )
     subprocess.run(["sh", "-euc", stamp], cwd=target, check=True)
     return target
