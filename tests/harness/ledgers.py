@@ -35,7 +35,7 @@ def train_on_wrong_batches(words: list[str], fault: str, step: int) -> dict[str,
     def wrong(self: WikiTrainer, batches: Any, count: int, device: Any) -> Any:
         is_due = self.state.global_step == step - 1
         if is_due and fault == "lose":
-            list(islice(batches, self.data.shape.accumulation_at(step - 1)))
+            list(islice(batches, self.data.shape.accumulation))
         found = get_batch_samples(self, batches, count, device)
         if is_due and fault == "repeat":
             found = before[-1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.observed_runs import train_noting_reductions
 from harness.programs import tensor_digest, train_without_launcher
 from harness.ranks import run_ranks
 from harness.reference import References
@@ -59,6 +60,15 @@ def test_two_ranks_of_any_stage_equal_one_rank(
     assert sum(path.stat().st_size for path in files_below(newest)) == pytest.approx(
         predicted, rel=0.04
     )
+
+
+def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> None:
+    """Eight steps of eight sequences: four micro-steps on each of two ranks."""
+    more = "train.per_device_train_batch_size=1"
+    for result in run_ranks(
+        train_noting_reductions, 2, words(tmp_path / "run", more), {"deepspeed": None}
+    ):
+        assert result["reductions"] == [False, False, False, True] * 8
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8])

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
-from wikillm.config.batch_ramp import check_batch_ramp
 from wikillm.config.compatibility import Case, add_conflicts
 from wikillm.config.keys import all_keys
 from wikillm.config.mixture import check_mixture
@@ -66,7 +65,6 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_effects(train, origins, problems)
     _check_retention(train, origins, problems)
     check_mixture(config.data, origins, problems)
-    check_batch_ramp(train, origins, problems)
     precision = None if train.precision == "auto" else train.precision
     add_conflicts(Case(train, config.model, config.data, precision=precision), problems, origins)
     _check_data(config.data, origins, problems)

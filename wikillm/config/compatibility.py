@@ -133,19 +133,6 @@ RULES: tuple[Rule, ...] = (
         "train.compile=off, or leave out --deepspeed",
     ),
     Rule(
-        ("train.batch_ramp_from", f"{ZERO}offload_optimizer"),
-        # ZeRO-1 and 2 keep a copy of the accumulation on the host; ZeRO-3 with offload was not
-        # tried.
-        lambda case: (
-            case.train.batch_ramp_from is not None
-            and case.zero is not None
-            and case.zero.offload_optimizer
-        ),
-        "A batch ramp does not work with DeepSpeed's optimizer offload, "
-        "which cannot change the accumulation.",
-        "a DeepSpeed file without offload_optimizer, or no batch ramp",
-    ),
-    Rule(
         ("train.compile", f"{ZERO}stage"),
         lambda case: (
             case.train.compile == "layers" and case.zero is not None and case.zero.stage == 3

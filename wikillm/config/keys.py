@@ -21,6 +21,8 @@ REMOVED = {
     "train.cuda_graphs": "off",
     "train.merged_projections": "off",
     "train.z_loss": 0.0,
+    "train.batch_ramp_from": None,
+    "train.batch_ramp_tokens": None,
     "model.zero_init_outputs": False,
 }
 """Keys of earlier versions, with the value that is still read from old run directories."""

@@ -188,9 +188,10 @@ def _settings(
                 problems.add(f"{key} is a section, not a value.", got=f"{entry.value!r} ({where})")
         elif key in all_keys():
             settings.append(Setting(key, entry.value, Origin(layer, where)))
-        elif REMOVED.get(key) not in (None, entry.value):
-            problems.add(f"The key {key} no longer exists.", got=where, fix=WAS_REMOVED)
-        elif key not in REMOVED:
+        elif key in REMOVED:
+            if entry.value != REMOVED[key]:
+                problems.add(f"The key {key} no longer exists.", got=where, fix=WAS_REMOVED)
+        else:
             near = None
             if entry.is_mapping:
                 unknown_sections.append(key)

@@ -31,11 +31,6 @@ class TrainSection(Section):
     gradient_accumulation_steps: int | None = Field(default=None, ge=1, le=2**31)
     """Hugging Face's way to set the batch: micro-batch x accumulation x ranks. Excludes
     global_batch_tokens."""
-    batch_ramp_from: Count | None = None
-    """Start with a global batch of this many tokens and double it up to global_batch_tokens.
-    Default: no ramp."""
-    batch_ramp_tokens: Count | None = None
-    """Tokens until the batch is full; each size gets an equal share of them."""
     per_device_eval_batch_size: int | None = Field(default=None, ge=1, le=2**20)
     """Sequences per rank in evaluation. Default: per_device_train_batch_size."""
     max_tokens: Count | None = None

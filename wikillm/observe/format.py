@@ -65,7 +65,6 @@ class LogTable:
         tokens = values.get(names.TOKENS)
         if not rate or tokens is None:
             return None
-        # By tokens, since in a batch ramp later steps take longer.
         return max(0.0, (self._total_tokens - tokens) / rate)
 
 

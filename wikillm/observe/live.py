@@ -158,7 +158,6 @@ class LiveView:
         tokens = self._values.get(names.TOKENS)
         if not rate or tokens is None:
             return None
-        # By tokens, since in a batch ramp later steps take longer.
         return max(0.0, (self._total_tokens - tokens) / rate)
 
     def _loss_line(self) -> str:

@@ -6,11 +6,9 @@ accumulation differ.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wikillm.config.batch_ramp import KEYS, BatchRamp, batch_ramp
 from wikillm.config.origin import Origin, where_of
 from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError
@@ -25,14 +23,23 @@ LENGTH = "train.sequence_length"
 class BatchSplit:
     """One optimizer step: `micro` sequences x `accumulation` micro-steps x ranks = `sequences`.
 
-    Ranks that share sequences count as one. The first steps have the smaller batches of `ramp`.
+    Ranks that share sequences count as one. `lead`: sequences by which the steps before a resume
+    with another batch are ahead of steps of this one (below 0: behind).
     """
 
     micro: int
     accumulation: int
     sequences: int
     tokens: int
-    ramp: BatchRamp
+    lead: int = 0
+
+    def sequences_before(self, step: int) -> int:
+        """Sequences that the run has used before `step` (from 0)."""
+        return self.lead + step * self.sequences
+
+    def steps_for(self, sequences: int) -> int:
+        """The smallest number of steps that uses at least so many sequences."""
+        return -(-max(0, sequences - self.lead) // self.sequences)
 
 
 def sequence_groups(train: TrainSection, origins: Mapping[str, Origin], world_size: int) -> int:
@@ -77,16 +84,14 @@ def split_batch(
         micro = _most_by_tokens(train) if given is None else given
         accumulation = train.gradient_accumulation_steps or 1
         sequences = micro * accumulation * groups
-        return BatchSplit(micro, accumulation, sequences, sequences * length, BatchRamp(sequences))
+        return BatchSplit(micro, accumulation, sequences, sequences * length)
     step = (given or 1) * groups * length
     if train.global_batch_tokens % step:
         raise _refusal(train, origins, groups, step)
     sequences = train.global_batch_tokens // length
-    ramp = _split_ramp(train, origins, groups, given or 1)
-    micro = given or _largest_divisor(train, ramp.sequences_at(0) // groups, most)
-    return BatchSplit(
-        micro, sequences // (micro * groups), sequences, train.global_batch_tokens, ramp
-    )
+    micro = given or _largest_divisor(train, sequences // groups, most)
+    accumulation = sequences // (micro * groups)
+    return BatchSplit(micro, accumulation, sequences, train.global_batch_tokens)
 
 
 def given_micro_batch(train: TrainSection) -> int | None:
@@ -105,32 +110,6 @@ def _largest_divisor(train: TrainSection, per_rank: int, most: int | None) -> in
     """The rule of auto: the largest divisor of a rank's sequences within both limits."""
     limit = min(_most_by_tokens(train), per_rank, per_rank if most is None else max(1, most))
     return max(size for size in range(1, limit + 1) if per_rank % size == 0)
-
-
-def _split_ramp(
-    train: TrainSection, origins: Mapping[str, Origin], groups: int, micro: int
-) -> BatchRamp:
-    """The ramp of a batch that can be split. Later batches are multiples of the first.
-
-    Raises ConfigError when the first one cannot be split.
-    """
-    ramp = batch_ramp(train, (train.global_batch_tokens or 0) // train.sequence_length)
-    first = ramp.sequences_at(0)
-    if not ramp.stages or first % (micro * groups) == 0:
-        return ramp
-    later = (size for _, size in ramp.stages if size % (micro * groups) == 0)
-    fixes = [f"{KEYS[0]}={size * train.sequence_length}" for size in itertools.islice(later, 1)]
-    if first % groups == 0:
-        smaller = max(size for size in range(1, micro) if first // groups % size == 0)
-        fixes.append(f"{MICRO}={smaller}, which keeps the ramp")
-    ranks = name_ranks(groups, train.sequence_parallel_size)
-    raise ConfigError(
-        f"batch_ramp_from={train.batch_ramp_from} cannot be split over {ranks} x "
-        f"{micro} sequences x {train.sequence_length} tokens.",
-        got=f"one micro-step is {micro * groups * train.sequence_length} tokens\n"
-        f"set by {where_of(origins, KEYS[0], MICRO, LENGTH)}",
-        fix="\nor ".join(fixes) or "fewer ranks, or no batch ramp",
-    )
 
 
 def _refusal(

@@ -246,13 +246,12 @@ def _best_micro(
     """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
     groups = machine.ranks // strategy.sequence_parallel
     per_rank = workload.sequences // groups
-    at_first = workload.ramp.sequences_at(0) // groups  # the others are multiples of it
     if pinned is not None:
         sizes = [pinned]
     else:
         most = MOST_MICRO_TOKENS * strategy.sequence_parallel // workload.sequence_length
-        most = min(max(1, most), at_first)
-        sizes = [size for size in range(most, 0, -1) if at_first % size == 0]
+        most = min(max(1, most), per_rank)
+        sizes = [size for size in range(most, 0, -1) if per_rank % size == 0]
     candidate = None
     for size in sizes:
         sized = replace(strategy, micro=size, accumulation=per_rank // size)

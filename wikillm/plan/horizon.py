@@ -42,13 +42,13 @@ def count_steps(
     if train.max_steps is not None:
         return train.max_steps
     if train.max_tokens is not None:
-        return batch.ramp.steps_for(-(-train.max_tokens // train.sequence_length))
+        return batch.steps_for(-(-train.max_tokens // train.sequence_length))
     if train.num_train_epochs is not None and sequences is not None:
         # As a decimal fraction: ceil(10 * 0.1 * 3) must not become 4 by a rounding error of binary
         # floats.
         epochs = Fraction(str(train.num_train_epochs))
         more = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
-        return batch.ramp.steps_for(math.ceil(epochs * sequences + more))
+        return batch.steps_for(math.ceil(epochs * sequences + more))
     # load() refuses this earlier.
     raise ConfigError("The run has no horizon.", fix="--max_steps 1000")
 

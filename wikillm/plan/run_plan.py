@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import Origin
 from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
@@ -53,7 +52,6 @@ class Plan:
     sequence_length: int
     global_batch_sequences: int
     global_batch_tokens: int
-    batch_ramp: BatchRamp  # the smaller batches before
     max_steps: int
     warmup_steps: int
     total_tokens: int
@@ -110,11 +108,12 @@ def make_plan(
         refuse_small_corpus(train, origins, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
             packing_note = _packing_note(train_tokens, sequences, train.sequence_length)
-    batch = batch if done is None else replace(batch, ramp=batch.ramp.after(*done))
+    if done is not None:
+        batch = replace(batch, lead=done[1] - done[0] * batch.sequences)
     max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(train, origins, max_steps)
-    epochs = None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences
-    notes = (vocab_note, warmup_note, memory_note, packing_note, _ramp_note(batch, max_steps))
+    epochs = None if sequences is None else batch.sequences_before(max_steps) / sequences
+    notes = (vocab_note, warmup_note, memory_note, packing_note)
     count = count_parameters(model, vocab_size)
     return Plan(
         parameters=count.total,
@@ -128,10 +127,9 @@ def make_plan(
         sequence_length=train.sequence_length,
         global_batch_sequences=batch.sequences,
         global_batch_tokens=batch.tokens,
-        batch_ramp=batch.ramp,
         max_steps=max_steps,
         warmup_steps=warmup_steps,
-        total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
+        total_tokens=batch.sequences_before(max_steps) * train.sequence_length,
         epochs=epochs,
         notes=tuple(note for note in (*notes, _repeats_note(epochs, origins)) if note),
     )
@@ -173,13 +171,6 @@ def _packing_note(train_tokens: int, sequences: int, length: int) -> str:
     padding = 1 - (train_tokens - 1) / (sequences * length)
     share = f"{padding:.3%} of their tokens are padding"
     return f"best-fit packing: {sequences:,} sequences an epoch, {share}"
-
-
-def _ramp_note(batch: BatchSplit, max_steps: int) -> str | None:
-    if not batch.ramp.stages or max_steps > batch.ramp.steps:
-        return None
-    ramp = f"its batch ramp of {batch.ramp.steps:,} steps"
-    return f"the run ends within {ramp} and never has the full batch"
 
 
 def _most_sequences(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import Origin
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import ModelSection, TrainSection
@@ -31,7 +30,7 @@ class Workload:
 
     Attributes:
         vocab_size: rows of the embedding, padding included.
-        ramp: sequences of each optimizer step, over all ranks.
+        sequences: of an optimizer step, over all ranks.
         micro: sequences of a rank's micro-step, where the user or the batch leaves no choice.
         train_tokens: size of the corpus.
         notes: what was assumed, for the user.
@@ -40,7 +39,7 @@ class Workload:
     model: ModelSection
     vocab_size: int
     sequence_length: int
-    ramp: BatchRamp = BatchRamp(1)
+    sequences: int = 1
     micro: int | None = None
     max_steps: int = 1
     warmup_steps: int = 0
@@ -72,19 +71,14 @@ class Workload:
         return flops_per_token(self.model, self.vocab_size, self.sequence_length)
 
     @property
-    def sequences(self) -> int:
-        """Sequences of a full optimizer step, over all ranks."""
-        return self.ramp.full
-
-    @property
     def tokens(self) -> int:
-        """Tokens of a full optimizer step, over all ranks."""
+        """Tokens of an optimizer step, over all ranks."""
         return self.sequences * self.sequence_length
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of the whole run; the first batches may be smaller."""
-        return self.ramp.sequences_before(self.max_steps) * self.sequence_length
+        """Tokens of the whole run."""
+        return self.max_steps * self.tokens
 
 
 def describe_workload(
@@ -106,24 +100,22 @@ def describe_workload(
     else:
         free = train.model_copy(update={"per_device_train_batch_size": "auto"})
         batch = split_batch(free, origins, ranks, most=1)
-    tokens_note = ramp_note = None
+    tokens_note = None
     if train_tokens is None:
         parameters = count_parameters(model, vocab_size).total
         train_tokens, tokens_note = _tokens_without_data(train, batch, parameters)
     steps = count_steps(train, batch, count_sequences(train_tokens, train.sequence_length))
     warmup, warmup_note = count_warmup(train, origins, steps)
-    if batch.ramp.stages:
-        ramp_note = f"batch ramp of {batch.ramp.steps:,} steps: {batch.ramp.describe()}"
     return Workload(
         model,
         vocab_size,
         train.sequence_length,
-        ramp=batch.ramp,
+        sequences=batch.sequences,
         micro=batch.micro if is_fixed else None,
         max_steps=steps,
         warmup_steps=warmup,
         train_tokens=train_tokens,
-        notes=tuple(filter(None, (vocab_note, tokens_note, warmup_note, ramp_note))),
+        notes=tuple(filter(None, (vocab_note, tokens_note, warmup_note))),
     )
 
 

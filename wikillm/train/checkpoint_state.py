@@ -28,7 +28,6 @@ def run_facts(context: RunContext) -> dict[str, Any]:
         "document_mask": train.document_mask,
         "packing": cfg.data.packing,
         "global_batch_sequences": plan.global_batch_sequences,
-        "batch_ramp": plan.batch_ramp.describe(),
         "vocab_size": plan.vocab_size,
         "parameters": plan.parameters,
         "max_steps": plan.max_steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,14 +110,6 @@ def _speed(
     if gpu is None:
         return None
     mfu = default_mfu(workload, strategy, gpu)
-    seconds = 0.0
-    tokens = 0
-    # It is compared with the mean over the run, a ramp's smaller batches included.
-    for steps, sequences in plan.batch_ramp.sizes(plan.max_steps):
-        accumulation = sequences // (plan.micro_batch * plan.sequence_groups)
-        size = replace(strategy, accumulation=accumulation)
-        traffic = communication_per_step(workload, size)
-        time = step_time(workload, size, traffic, gpu, mfu=mfu)
-        seconds += steps * time.total
-        tokens += steps * sequences * plan.sequence_length
-    return tokens / seconds
+    traffic = communication_per_step(workload, strategy)
+    time = step_time(workload, strategy, traffic, gpu, mfu=mfu)
+    return plan.global_batch_tokens / time.total

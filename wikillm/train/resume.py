@@ -48,7 +48,7 @@ FACTS = {
     "document_mask": "train.document_mask",
     "packing": "data.packing",
     "global_batch_sequences": "train.global_batch_tokens",
-    "batch_ramp": "train.batch_ramp_from, train.batch_ramp_tokens",
+    "batch_ramp": "train.batch_ramp_from, which was removed",
     "vocab_size": "model.vocab_size or data.tokenizer",
     "parameters": "model.*",
     "max_steps": "the horizon (train.max_steps, max_tokens or num_train_epochs)",
@@ -232,6 +232,7 @@ def check_same_run(
     """
     # Each difference in the facts, the model and the first weights is one line.
     then = {name: point.state.get(name, BEFORE.get(name)) for name in FACTS}
+    facts = BEFORE | facts  # a new start has no batch ramp, and records none
     changed = {name for name in FACTS if then[name] != facts[name]}
     if allow_change:
         changed -= set(CHANGEABLE)

@@ -66,8 +66,8 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
     """),
     REFUSED: (
         *_keys("""
-            run.seed train.sequence_length train.document_mask train.batch_ramp_from
-            train.batch_ramp_tokens train.optimizer train.precision train.ema_decay train.ema_start
+            run.seed train.sequence_length train.document_mask train.optimizer train.precision
+            train.ema_decay train.ema_start
         """),
         # The order of the samples, and what a token store is built from.
         *_keys("""

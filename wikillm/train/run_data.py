@@ -116,9 +116,7 @@ def open_run_data(context: RunContext) -> RunData:
         train=corpus.train,
         val=corpus.streams("val", cfg.train.max_eval_tokens),
         order=order,
-        shape=BatchShape(
-            plan.micro_batch, plan.accumulation, plan.sequence_groups, group, plan.batch_ramp
-        ),
+        shape=BatchShape(plan.micro_batch, plan.accumulation, plan.sequence_groups, group),
         max_eval_tokens=cfg.train.max_eval_tokens,
         eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
         workers=cfg.train.dataloader_num_workers,

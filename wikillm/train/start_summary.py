@@ -43,16 +43,10 @@ def log_start_summary(planned: PlannedRun) -> None:
         f" x {name_ranks(plan.sequence_groups, plan.sequence_parallel_size)}"
         f" x {plan.sequence_length} tokens"
     )
-    ramp = plan.batch_ramp
-    if ramp.stages:
-        first = ramp.sequences_at(0) * plan.sequence_length
-        say(
-            f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})"
-        )
     say(_horizon(plan))
     # Of a mixture, what each source contributes until the horizon.
     order = planned.corpus.order(plan.sequence_length, cfg.run.seed)
-    for use in order.used(ramp.sequences_before(plan.max_steps)):
+    for use in order.used(plan.total_tokens // plan.sequence_length):
         say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class WikiTrainer(Trainer):
         self.first_step = point.step if point else 0
         self._trained_before = point.trained_samples if point else 0
         self.samples = StepSamples(
-            data.shape.batches,
+            data.shape.global_batch,
             self.first_step,
             point.consumed_samples if point else 0,
             data.skips,
@@ -118,7 +119,7 @@ class WikiTrainer(Trainer):
     def trained_samples(self) -> int:
         """Samples that optimizer steps have used, over all ranks."""
         done = self.state.global_step
-        return self._trained_before + self.data.shape.samples_between(self.first_step, done)
+        return self._trained_before + (done - self.first_step) * self.data.shape.global_batch
 
     def samples_of(self, step: int, micro_step: int) -> range:
         """The samples of this rank in a micro-step of `step` (from 0), at or after the start."""
@@ -220,14 +221,12 @@ class WikiTrainer(Trainer):
                 super()._load_rng_state(self._random_state_in)
             self._random_state_in = None
         start = time.perf_counter()
-        shape = self.data.shape
         samples = self.samples.of(self.state.global_step)
         if self.state.global_step < self.args.max_steps:
             self.context.heartbeat.enter("supply")
             self.data.wait_for(samples.stop)
         self.context.heartbeat.enter("data")
-        micro_steps = range(shape.accumulation_at(self.state.global_step))
-        batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
+        batches = list(islice(epoch_iterator, self.data.shape.accumulation))
         self.data_seconds += time.perf_counter() - start
         for batch in batches:
             if isinstance(batch, WikiLLMError):  # raised in a DataLoader worker
@@ -246,10 +245,6 @@ class WikiTrainer(Trainer):
         Without DeepSpeed, ranks exchange gradients only after the last micro-step.
         """
         done = self.state.global_step
-        if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
-            # DeepSpeed counts what each rank reads as whole sequences, also where ranks share them.
-            size = self.data.shard.size if self.data.shard else 1
-            model.set_train_batch_size(size * self.data.shape.global_batch_at(done))
         skip = self.samples.skipped.get(done)
         if skip is not None:
             self.ledger.skip(skip.first, skip.stop, skip.reason)

@@ -196,7 +196,6 @@ def _callbacks(
         context.checkpoint_bytes,
         trainer.saver,
         float(point.state.get("save_seconds", 0.0)) if point else 0.0,
-        sequences=plan.batch_ramp.sequences_at,
     )
     context.signals.limit = limit.reason
     yield limit

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 
 from wikillm.config.compatibility import RULES, Case, Zero, conflicts, refuse_conflicts
-from wikillm.config.deepspeed import read_deepspeed
 from wikillm.config.load import load
 from wikillm.config.schema import DataSection, MixtureSource, ModelSection, TrainSection
 from wikillm.core.errors import ConfigError
 
 MUON: dict[str, Any] = {"optimizer": "muon", "max_grad_norm": 0.0}
 MIXTURE = (MixtureSource(name="a", weight=1, path="a.jsonl"),)
-OFFLOAD = Zero.of(read_deepspeed("zero3_offload").json)
 
 
 def case(train: dict[str, Any], model: dict[str, Any] | None = None, **known: Any) -> Case:
@@ -35,7 +33,6 @@ CASES: list[tuple[Case, str]] = [
         case(MUON | {"compile": "elementwise"}, zero=Zero(1), has_gpu=False),
         "DeepSpeed's Muon on a CPU",
     ),
-    (case({"batch_ramp_from": 4096}, zero=OFFLOAD), "A batch ramp"),
     (case({"compile": "layers"}, zero=Zero(3)), "train.compile=layers does not work with ZeRO-3"),
     (case({}, precision="fp16", has_gpu=False), "fp16 does not train on a CPU"),
     (
@@ -77,7 +74,6 @@ def test_every_rule_has_a_case() -> None:
         case({"compile": "layers", "ema_decay": 0.9}, zero=Zero(2)),
         case({"ema_decay": 0.9}, zero=Zero(3)),
         case({"compile": "elementwise"}, zero=Zero(3)),
-        case({"batch_ramp_from": 4096}, zero=Zero(3, offload_param=True)),
         case({}, {"attn_implementation": "flash_attention_2"}, has_deepspeed=False, has_gpu=True),
         case({}, precision="bf16", has_gpu=False),
         case({}, data={"mixture": MIXTURE, "streaming": "auto"}),

@@ -268,13 +268,16 @@ def test_a_removed_key_that_was_off_is_read_and_one_that_was_on_is_refused(tmp_p
     """The configuration of a run of an earlier version names every key."""
     file = tmp_path / "config.resolved.yaml"
     own = to_yaml(load("demo", ["data.path=a.jsonl"]))
-    file.write_text(own.replace("\ntrain:\n", "\ntrain:\n  cuda_graphs: 'off'\n  z_loss: 0.0\n"))
+    file.write_text(
+        own.replace("\ntrain:\n", "\ntrain:\n  cuda_graphs: 'off'\n  batch_ramp_from: null\n")
+    )
     assert "cuda_graphs" in file.read_text()
     assert load(str(file), []).config == load("demo", ["data.path=a.jsonl"]).config
-    file.write_text("train:\n  cuda_graphs: 'on'\n")
-    with pytest.raises(ConfigError, match="train.cuda_graphs no longer exists"):
-        load(str(file), ["data.path=a.jsonl"])
-    for word in ("model.zero_init_outputs=true", "train.z_loss=1e-4"):
+    for name, value in (("cuda_graphs", "'on'"), ("batch_ramp_tokens", "50000000")):
+        file.write_text(f"train:\n  {name}: {value}\n")
+        with pytest.raises(ConfigError, match=f"train.{name} no longer exists"):
+            load(str(file), ["data.path=a.jsonl"])
+    for word in ("model.zero_init_outputs=true", "train.batch_ramp_from=4096"):
         with pytest.raises(ConfigError, match=f"{word.split('=')[0]} no longer exists"):
             load("demo", [word])
 

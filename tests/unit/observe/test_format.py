@@ -40,7 +40,7 @@ def test_on_a_cpu() -> None:
 
 
 def test_the_time_left_is_that_of_the_tokens_left() -> None:
-    """Not of steps: in a batch ramp later ones take longer."""
+    """Not of steps: after a resume with another batch the earlier ones had another size."""
     values = {"step": 10, "tokens": 1000, "tokens_per_second": 100.0, "step_seconds": 1.0}
     assert LogTable(20, 9000).line(values).split()[-1] == "1m20s"
 

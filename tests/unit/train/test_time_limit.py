@@ -125,23 +125,3 @@ def test_the_clock_starts_with_the_process_or_with_slurms_job(tmp_path: Path) ->
     odd = tmp_path / "stat"
     odd.write_text(Path("/proc/self/stat").read_text().replace("(", "(a) b (", 1))
     assert abs(seconds_since_start({}, odd) - seconds_since_start({})) < 5
-
-
-def test_a_growing_batch_needs_more_time() -> None:
-    """Steps of 10 s with 2 sequences, then of 20 s with 4; 15 s are left after the fifth."""
-    for grows in (False, True):
-        clock = Clock()
-        state = TrainerState()
-        limit = TimeLimitCallback(
-            0.02,
-            0,
-            Saves(clock),
-            elapsed=clock,
-            sequences=lambda step, grows=grows: 4 if grows and step >= 5 else 2,
-        )
-        for _ in range(5):
-            limit.on_step_begin(ARGS, state, TrainerControl())
-            clock.now += 10.0
-            state.global_step += 1
-            limit.on_step_end(ARGS, state, TrainerControl())
-        assert (limit.reason() is not None) is grows

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from wikillm.config.batch_ramp import BatchRamp
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.corpus import Order, Tokens
@@ -38,7 +37,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """How a global batch is cut up, in sequences. `accumulation` is that of a full batch.
+    """How a global batch is cut up, in sequences.
 
     Ranks that share sequences count as one: `world_size` is the number of their groups then, and
     `rank` that of this rank's group.
@@ -48,33 +47,16 @@ class BatchShape:
     accumulation: int
     world_size: int
     rank: int
-    ramp: BatchRamp | None = None
 
     @property
     def global_batch(self) -> int:
+        """Sequences of an optimizer step over all ranks."""
         return self.micro_batch * self.accumulation * self.world_size
-
-    def global_batch_at(self, step: int) -> int:
-        """Sequences of optimizer step `step` (from 0) over all ranks."""
-        return self.batches.sequences_at(step)
-
-    def accumulation_at(self, step: int) -> int:
-        """Micro-steps of optimizer step `step` (from 0)."""
-        return self.global_batch_at(step) // (self.micro_batch * self.world_size)
-
-    def samples_between(self, first_step: int, stop_step: int) -> int:
-        """Samples that the optimizer steps [first_step, stop_step) use up."""
-        return self.batches.sequences_before(stop_step) - self.batches.sequences_before(first_step)
 
     def samples_of(self, base: int, micro_step: int) -> range:
         """What this rank reads in a micro-step of the global batch that begins at sample `base`."""
         first = base + (micro_step * self.world_size + self.rank) * self.micro_batch
         return range(first, first + self.micro_batch)
-
-    @property
-    def batches(self) -> BatchRamp:
-        """Sequences in the global batch of each step."""
-        return self.ramp or BatchRamp(self.global_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +172,12 @@ class GlobalBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         shape = self.shape
-        samples = StepSamples(shape.batches, self.first_step, self.consumed_samples, self.skips)
+        samples = StepSamples(
+            shape.global_batch, self.first_step, self.consumed_samples, self.skips
+        )
         for step in range(self.first_step, self.total_steps):
             base = samples.of(step).start
-            for micro_step in range(shape.accumulation_at(step)):
+            for micro_step in range(shape.accumulation):
                 yield list(shape.samples_of(base, micro_step))
 
 
@@ -230,7 +214,7 @@ def train_loader(
     skips: Sequence[SkipWindow] = (),
 ) -> DataLoader[Any]:
     """Batches of this rank from optimizer step `first_step` to the end."""
-    samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, shard)
+    samples = Samples(tokens, order, total_steps * shape.global_batch, mask, shard)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step, skips)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers)

@@ -12,8 +12,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wikillm.config.batch_ramp import BatchRamp
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class SkipWindow:
@@ -28,7 +26,7 @@ class StepSamples:
     """The samples of every step from a position on.
 
     Args:
-        batches: sequences in the batch of each step.
+        batch: sequences in the global batch of a step.
         first_step: optimizer steps done at the start.
         position: the sample that comes next then.
         windows: to leave out; those that end at or before `position` have been.
@@ -39,12 +37,12 @@ class StepSamples:
 
     def __init__(
         self,
-        batches: BatchRamp,
+        batch: int,
         first_step: int = 0,
         position: int = 0,
         windows: Sequence[SkipWindow] = (),
     ) -> None:
-        self._batches = batches
+        self._batch = batch
         self._steps = [first_step]  # where a segment of consecutive samples begins
         self._positions = [position]
         self.skipped: dict[int, SkipWindow] = {}
@@ -53,13 +51,10 @@ class StepSamples:
             position = self._positions[-1]
             if window.stop <= position:
                 continue
-            # The number of whole steps that end at or before the window.
-            room = max(0, window.first - position)
-            before = batches.sequences_before(step)
-            after = batches.steps_for(before + room)
-            if batches.sequences_before(after) > before + room:
-                after -= 1
-            end = position + batches.sequences_before(after) - before
+            # Whole steps that end at or before the window.
+            whole = max(0, window.first - position) // batch
+            after = step + whole
+            end = position + whole * batch
             self._steps.append(after)
             self._positions.append(window.stop)
             earlier = self.skipped.get(after)
@@ -69,9 +64,8 @@ class StepSamples:
     def of(self, step: int) -> range:
         """The samples of the global batch of `step` (from 0), at or after the first step."""
         segment = bisect_right(self._steps, step) - 1
-        before = self._batches.sequences_before
-        first = self._positions[segment] + before(step) - before(self._steps[segment])
-        return range(first, first + self._batches.sequences_at(step))
+        first = self._positions[segment] + (step - self._steps[segment]) * self._batch
+        return range(first, first + self._batch)
 
     def position(self, steps: int) -> int:
         """The position in the order after `steps` steps: the end of the samples of the last one."""

@@ -101,8 +101,7 @@ class ReportCallback(TrainerCallback):
     ) -> None:
         self.meter.waited(self.trainer.data_seconds - self._waited)
         self._waited = self.trainer.data_seconds
-        sequences = self.context.plan.batch_ramp.sequences_at(state.global_step - 1)
-        self.meter.step(sequences * self.context.plan.sequence_length)
+        self.meter.step(self.context.plan.global_batch_tokens)
         if self._view is not None:
             self._view.step(state.global_step)
         is_last = state.global_step >= state.max_steps

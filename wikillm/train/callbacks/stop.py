@@ -150,7 +150,7 @@ class StopCallback(TrainerCallback):
         # On a GPU it is known one step later.
         at = min((each.step + 1 for each in found), default=step)
         bad = [each for each in found if each.step + 1 == at]
-        of_step = self.trainer.data.shape.accumulation_at(at - 1) * context.world.size
+        of_step = self.trainer.data.shape.accumulation * context.world.size
         if context.world.is_main:
             record = {"step": at, "micro_batches": [each.to_json() for each in bad]}
             with suppress(OSError):

@@ -41,7 +41,6 @@ class TimeLimitCallback(TrainerCallback):
         checkpoint: its bytes, for an estimate until a save was measured.
         saver: measures the saves.
         save_seconds: of the longest save of earlier starts, 0 if unknown.
-        sequences: in the global batch of a step, from 0; a larger batch takes longer.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class TimeLimitCallback(TrainerCallback):
         saver: SaveTimes,
         save_seconds: float = 0.0,
         *,
-        sequences: Callable[[int], int] = lambda step: 1,
         elapsed: Callable[[], float] | None = None,
     ) -> None:
         self.hours = hours
@@ -59,9 +57,7 @@ class TimeLimitCallback(TrainerCallback):
         self._earlier = save_seconds
         self._elapsed = elapsed or seconds_since_start
         self._estimate = checkpoint / SLOW_DISK
-        self._sequences = sequences
-        self._next = 1  # sequences of the next step
-        self._steps: deque[float] = deque(maxlen=50)  # seconds per sequence
+        self._steps: deque[float] = deque(maxlen=50)  # seconds of each
         self._began: float | None = None
         self._is_due = False  # a save follows this step
 
@@ -74,7 +70,7 @@ class TimeLimitCallback(TrainerCallback):
             return None
         limit = 3600 * self.hours
         save = MARGIN * (max(self._earlier, self._saver.longest_seconds) or self._estimate)
-        step = MARGIN * max(self._steps) * self._next
+        step = MARGIN * max(self._steps)
         # A save that is due waits for the one under way.
         saves = 1 + self._is_due + self._saver.is_writing
         needed = save * saves + step + min(60.0, 0.05 * limit)
@@ -89,8 +85,7 @@ class TimeLimitCallback(TrainerCallback):
     ) -> None:
         now = self._elapsed()
         if self._began is not None:
-            self._steps.append((now - self._began) / self._sequences(max(0, state.global_step - 1)))
-        self._next = self._sequences(state.global_step)
+            self._steps.append(now - self._began)
         self._is_due = control.should_save
 
 

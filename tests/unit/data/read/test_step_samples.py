@@ -5,17 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.config.batch_ramp import BatchRamp
 from wikillm.data.read.loader import BatchShape, GlobalBatches
 from wikillm.data.read.step_samples import SkipWindow, StepSamples
 
 STEPS = 40
-ramps = st.builds(
-    BatchRamp,
-    full=st.just(8),
-    stages=st.sampled_from([(), ((3, 2), (2, 4)), ((5, 4),)]),
-    lead=st.just(0),
-)
+BATCH = 8
 windows = st.lists(
     st.builds(
         lambda first, size: SkipWindow(first, first + size), st.integers(0, 300), st.integers(1, 60)
@@ -24,23 +18,23 @@ windows = st.lists(
 )
 
 
-def by_hand(ramp: BatchRamp, skips: list[SkipWindow], position: int, first: int) -> list[range]:
+def by_hand(skips: list[SkipWindow], position: int, first: int) -> list[range]:
     """One step after the other: a step that would reach into a window begins behind it."""
     found = []
-    for step in range(first, STEPS):
+    for _ in range(first, STEPS):
         for skip in sorted(skips):
-            if skip.stop > position and position + ramp.sequences_at(step) > skip.first:
+            if skip.stop > position and position + BATCH > skip.first:
                 position = skip.stop
-        found.append(range(position, position + ramp.sequences_at(step)))
+        found.append(range(position, position + BATCH))
         position = found[-1].stop
     return found
 
 
-@given(ramps, windows, st.integers(0, 12))
-def test_steps_go_round_the_windows(ramp: BatchRamp, skips: list[SkipWindow], first: int) -> None:
-    position = ramp.sequences_before(first)
-    samples = StepSamples(ramp, first, position, skips)
-    expected = by_hand(ramp, skips, position, first)
+@given(windows, st.integers(0, 12))
+def test_steps_go_round_the_windows(skips: list[SkipWindow], first: int) -> None:
+    position = first * BATCH
+    samples = StepSamples(BATCH, first, position, skips)
+    expected = by_hand(skips, position, first)
     assert [samples.of(step) for step in range(first, STEPS)] == expected
     assert samples.position(first) == position
     # What is between the steps is what was skipped, no more and no less.
@@ -53,12 +47,10 @@ def test_steps_go_round_the_windows(ramp: BatchRamp, skips: list[SkipWindow], fi
     assert [(skip.first, skip.stop) for skip in samples.skipped_before(STEPS)] == gaps
 
 
-@given(ramps, windows, st.integers(1, STEPS - 1))
-def test_a_checkpoint_at_any_step_reads_the_same(
-    ramp: BatchRamp, skips: list[SkipWindow], at: int
-) -> None:
-    whole = StepSamples(ramp, 0, 0, skips)
-    resumed = StepSamples(ramp, at, whole.position(at), skips)
+@given(windows, st.integers(1, STEPS - 1))
+def test_a_checkpoint_at_any_step_reads_the_same(skips: list[SkipWindow], at: int) -> None:
+    whole = StepSamples(BATCH, 0, 0, skips)
+    resumed = StepSamples(BATCH, at, whole.position(at), skips)
     assert [resumed.of(step) for step in range(at, STEPS)] == [
         whole.of(step) for step in range(at, STEPS)
     ]
