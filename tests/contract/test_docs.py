@@ -138,16 +138,15 @@ def test_launchers_start_scripts_that_exist_with_keys_that_exist(page: str) -> N
 
 def parse(name: str, words: list[str]) -> None:
     """As the program does, without running the command."""
-    command = cli.COMMANDS[name]
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
-    importlib.import_module(command.module).configure(parser)
+    importlib.import_module(f"wikillm.cli.{name}").configure(parser)
     if any(PLACEHOLDER.fullmatch(word) for word in words):
         return
     _, rest = parser.parse_known_args(words)
     problems = Problems(ConfigError)
-    if command.takes_config and rest[:1] not in (["data"], ["task"], ["show"]):
+    if name in cli.TAKES_CONFIG and rest[:1] not in (["data"], ["task"], ["show"]):
         parse_arguments(rest, problems)
-    elif not command.takes_config and rest:
+    elif name not in cli.TAKES_CONFIG and rest:
         raise ConfigError("unknown words", got=" ".join(rest))
     problems.raise_if_any()
 

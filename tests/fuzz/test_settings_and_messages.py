@@ -117,8 +117,9 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 @fuzzed(125)
 def test_deepspeed_of_any_shape(made: Any) -> None:
     try:
-        values, lines = parse_strictly(json.dumps(made, indent=1), Path("ds.json"))
-        check_deepspeed(DeepSpeedFile(Path("ds.json"), values, lines, "ds.json", False))
+        text = json.dumps(made, indent=1)
+        values = parse_strictly(text, Path("ds.json"))
+        check_deepspeed(DeepSpeedFile(Path("ds.json"), values, text, "ds.json", False))
     except ConfigError as error:
         assert error.what
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "Send a test message through every channel of a run's `alerts`."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.run_config import add_run_config_arguments

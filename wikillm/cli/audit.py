@@ -11,8 +11,6 @@ from wikillm.cli.arguments import add_json
 if TYPE_CHECKING:
     from wikillm.ledger.audit import Audit
 
-HELP = "Prove from files which tokens a run was trained on, or name the first wrong step."
-
 EPILOG = """
 Reads RUN/ledger.jsonl, RUN/data.json, the checkpoints' states and the token store; changes nothing.
 Exit codes: 0 proven, 4 not proven, 6 there is no ledger, or it is damaged.

@@ -18,8 +18,6 @@ from wikillm.cli.generate import add_sampling, open_model
 if TYPE_CHECKING:
     from wikillm.generate.chat import Conversation
 
-HELP = "Talk to a trained or exported model in the terminal."
-
 EPILOG = """
 examples:
   wikillm chat exports/wiki-zh-120m-500

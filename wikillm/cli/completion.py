@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 
-HELP = "Print a completion script for bash or zsh."
-
 EPILOG = """
 bash:  wikillm completion bash > ~/.local/share/bash-completion/completions/wikillm
 zsh:   wikillm completion zsh > ~/.zfunc/_wikillm     (with ~/.zfunc in fpath, before compinit)
@@ -25,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
 
     parser = argparse.ArgumentParser(prog="wikillm")
     commands = parser.add_subparsers(dest="command")
-    for name, command in COMMANDS.items():
-        module = importlib.import_module(command.module)
-        module.configure(commands.add_parser(name, help=command.help, description=module.HELP))
+    for name, about in COMMANDS.items():
+        module = importlib.import_module(f"wikillm.cli.{name}")
+        module.configure(commands.add_parser(name, help=about, description=about))
     print(shtab.complete(parser, args.shell))
     return 0

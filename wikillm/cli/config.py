@@ -8,8 +8,6 @@ import json
 
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 
-HELP = "Show a run's values and where each comes from, or the JSON Schema of its YAML."
-
 EPILOG = """
 `wikillm config schema > wikillm.schema.json` lets an editor complete and check the keys of a
 YAML file that names it in its first line: # yaml-language-server: $schema=wikillm.schema.json

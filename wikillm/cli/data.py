@@ -13,8 +13,6 @@ from wikillm.cli.arguments import add_json, index, positive
 if TYPE_CHECKING:
     from wikillm.data.store.store import Store
 
-HELP = "Inspect a token store: stats, show N, verify, export, import, tokenizer."
-
 EPILOG = """
 examples:
   wikillm data stats                                    documents, tokens, lengths, funnel

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from wikillm.data.store.store import Store
 
-HELP = "Go from a Wikipedia dump to a trained, exported model, in minutes."
-
 FIRST_CHOICES = (
     "data/wikipedia-zh-cn-*.json",
     "WIKI_CN/wikipedia-zh-cn-*.json",

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from wikillm.doctor.facts import NodeFacts
     from wikillm.doctor.needs import Needs
 
-HELP = "Check this machine, or all nodes of a hostfile, against what a run needs."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.run_config import add_run_config_arguments

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from wikillm.data.read.corpus import Corpus
     from wikillm.evals.loss import HeldOutLoss
 
-HELP = "Score a model: validation loss, bits per byte of any text, multiple-choice tasks."
-
 EPILOG = """
 examples:
   wikillm eval runs/demo                                    on the held-out text of its own run

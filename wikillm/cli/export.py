@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from wikillm.export.card import ExportFacts, Grid
     from wikillm.export.folder import Exported
 
-HELP = "Write a run as a standard Hugging Face folder."
-
 EPILOG = """
 RUN is a run directory (its newest complete checkpoint is exported) or one checkpoint:
   wikillm export runs/wiki-zh-120m

@@ -15,8 +15,6 @@ from wikillm.cli.arguments import add_device, add_json, add_trust, not_negative,
 if TYPE_CHECKING:
     from wikillm.generate.load import LoadedModel
 
-HELP = "Complete a text with a trained or exported model."
-
 EPILOG = """
 examples:
   wikillm generate exports/wiki-zh-120m-500 --prompt "中国的首都是"

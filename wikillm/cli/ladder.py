@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.plan.ladder import Prediction, Rung
 
-HELP = "Train small models by the laws of model.depth and predict the loss of a large one."
 EPILOG = """
 Every run is kept in FOLDER/depth-N and continues where it was stopped; finished ones are not
 repeated. The data settings and all others are those of a run:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.launch.description import Launch
 
-HELP = "Show or start a run here, on many nodes, with Slurm, Kubernetes, SkyPilot, SwanLab."
 _TARGETS = """\
 the target, directly after `launch`:
   single     one GPU of this machine (or its CPU), with the deepspeed launcher
@@ -41,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.run_config import add_run_config_arguments
 
     add_run_config_arguments(parser)
-    parser.description = f"{HELP}\n\n{_TARGETS}"
+    parser.description = f"{parser.description}\n\n{_TARGETS}"
     parser.usage = (
         f"{parser.prog} TARGET (--print | --go) [options] [--config NAME|FILE] [--deepspeed NAME] "
         "[KEY=VALUE ...]"

@@ -1,8 +1,8 @@
 """The command line: finds the command, runs it, and turns its errors into a message and an exit
 code.
 
-One module per command (`HELP`, `configure(parser)`, `run(args) -> int`), imported only when it is
-chosen; heavy imports stay inside `run`, so that every `--help` answers without torch. Arguments
+One module per command (`configure(parser)`, `run(args) -> int`), imported only when it is chosen;
+heavy imports stay inside `run`, so that every `--help` answers without torch. Arguments
 that a command's parser does not know are kept in `args.rest`: run commands read them as
 configuration (`train.learning_rate=3e-4`, `--max_steps 50`), all others refuse them. A
 `WikiLLMError` is shown without a traceback, as is what `core.faults` recognises as an error of the
@@ -21,7 +21,6 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from wikillm import __version__
@@ -30,17 +29,7 @@ from wikillm.core.errors import ConfigError, ExitCode, MachineError, WikiLLMErro
 from wikillm.core.faults import as_refusal
 from wikillm.core.log import drop_output, make_output_safe
 
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`help` repeats the module's HELP, so that `wikillm --help` imports no command."""
-
-    module: str
-    help: str
-    takes_config: bool = False  # unknown arguments are configuration, not a mistake
-
-
-_ABOUT = {
+COMMANDS = {
     "prepare": "Build the token store: documents, tokenizer, tokens.",
     "data": "Inspect a token store: stats, show N, verify, export, import, tokenizer.",
     "plan": "Plan a run on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
@@ -64,21 +53,11 @@ _ABOUT = {
     "completion": "Print a completion script for bash or zsh.",
     "demo": "Go from a Wikipedia dump to a trained, exported model, in minutes.",
 }
-_TAKES_CONFIG = {
-    "alerts",
-    "prepare",
-    "plan",
-    "ladder",
-    "train",
-    "launch",
-    "doctor",
-    "eval",
-    "config",
-}
-COMMANDS = {
-    name: Command(f"wikillm.cli.{name}", about, name in _TAKES_CONFIG)
-    for name, about in _ABOUT.items()
-}
+"""What each command does; `--help` shows it without an import of the command."""
+TAKES_CONFIG = frozenset(
+    ["alerts", "config", "doctor", "eval", "ladder", "launch", "plan", "prepare", "train"]
+)
+"""Commands whose unknown arguments are configuration, and not a mistake."""
 
 EPILOG = """\
 A run is described by presets, a YAML file and the command line, each over the one before:
@@ -160,15 +139,14 @@ def _dispatch(words: list[str]) -> int:
     if name == "--version":
         print(f"wikillm {__version__}")
         return ExitCode.DONE
-    command = COMMANDS.get(name)
-    if command is None:
+    if name not in COMMANDS:
         near = did_you_mean(name, COMMANDS)
         fix = f"wikillm {near}" if near else "one of: " + ", ".join(COMMANDS)
         raise ConfigError(f"There is no command {name!r}.", fix=fix)
-    module = importlib.import_module(command.module)
+    module = importlib.import_module(f"wikillm.cli.{name}")
     parser = _Parser(
         prog=f"wikillm {name}",
-        description=module.HELP,
+        description=COMMANDS[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # an abbreviation could match one of Hugging Face's flags
     )
@@ -177,7 +155,7 @@ def _dispatch(words: list[str]) -> int:
         args, rest = parser.parse_known_args(_with_dashes(parser, words))
     if left:
         return left[0]
-    if rest and not command.takes_config:
+    if rest and name not in TAKES_CONFIG:
         _refuse(parser, rest)
     args.rest = rest
     return int(module.run(args))
@@ -230,7 +208,7 @@ def _refuse(parser: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
 def _top_help() -> str:
     width = max(map(len, COMMANDS))
     lines = ["usage: wikillm COMMAND [...]    (wikillm COMMAND --help, wikillm --version)", ""]
-    lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
     return "\n".join([*lines, "", EPILOG.rstrip()])
 
 

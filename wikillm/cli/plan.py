@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.plan.choose import Machine
 
-HELP = "Plan a run on given GPUs: recipe, memory, time, cost. Estimates, without torch."
 ALL_SIZES = (1, 8, 64, 512)
 HOST_MEMORY_PER_GPU = 128 * 2**30
 

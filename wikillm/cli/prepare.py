@@ -14,8 +14,6 @@ from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 if TYPE_CHECKING:
     from wikillm.config.schema import DataSection
 
-HELP = "Build the token store: documents, tokenizer, tokens."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)

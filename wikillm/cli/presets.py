@@ -8,8 +8,6 @@ from typing import Any
 
 from wikillm.cli.arguments import add_json
 
-HELP = "List the model, data and run presets."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser, "one JSON object: axis -> name -> facts")

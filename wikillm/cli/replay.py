@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from wikillm.train.replay import Replayed
     from wikillm.train.resume import Computed
 
-HELP = "Compute a step of a run again: does its loss follow from its data?"
-
 EPILOG = """
 Trains from the last checkpoint before the step, in a folder that is removed afterwards; the run
 directory is only read. A run of several ranks is compared bit by bit when a launcher starts as

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from wikillm.cli.arguments import not_negative
 
-HELP = "Write one page about a run: settings, data, curves, samples, faults, cost."
-
 EPILOG = """
 examples:
   wikillm report runs/demo                        RUN/report.html, as each run writes it itself

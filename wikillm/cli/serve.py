@@ -18,8 +18,6 @@ from wikillm.cli.generate import export_for_reading
 if TYPE_CHECKING:
     from wikillm.generate.server import Serving
 
-HELP = "Serve a model to the openai client, with a page to try it."
-
 EPILOG = """
 examples:
   wikillm serve exports/wiki-zh-120m-500

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wikillm.supervise.status import RunStatus
 
-HELP = "Show what every node and rank of a run is doing, or how it ended."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from wikillm.supervise.records import RankRecord
     from wikillm.supervise.stop import Stopped
 
-HELP = "Stop a run on all its nodes: with a checkpoint, or --now."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 from wikillm.cli.arguments import add_trust
 
-HELP = "Train a model, or resume a stopped run."
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.run_config import add_run_config_arguments

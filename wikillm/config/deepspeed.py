@@ -2,25 +2,21 @@
 
 `read_deepspeed("zero2")` takes a file or the name of a shipped recipe (`ds_configs/` of the source
 tree, `wikillm/ds_configs` of an installed wheel). DeepSpeed accepts comments and duplicate keys;
-here they are refused, with line and column. `deepspeed_check` checks the keys, `deepspeed_resolve`
+here they are refused. `deepspeed_check` checks the keys, `deepspeed_resolve`
 replaces "auto". Nothing here imports deepspeed or torch.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from wikillm.config.precision import Precision
 from wikillm.config.schema import TrainSection
-from wikillm.core.errors import ConfigError, Problems, did_you_mean
-
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
+from wikillm.core.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +38,11 @@ class DeepSpeedFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFile:
-    """A JSON that was read. `lines` maps dotted keys to their line numbers (from 1)."""
+    """A JSON that was read; `text` is that of the file."""
 
     path: Path
     json: Mapping[str, Any]
-    lines: Mapping[str, int]
+    text: str
     asked_for: str  # what the user wrote: a path or a recipe's name
     is_shipped: bool
 
@@ -56,8 +52,13 @@ class DeepSpeedFile:
 
     def where(self, key: str) -> str:
         """`zero2.json:12 gradient_clipping`: file, line and key, for a message."""
-        line = self.lines.get(key)
-        return f"{self.path}:{line} {key}" if line else f"{self.path} {key}"
+        if self.get(key) is None:
+            return f"{self.path} {key}"
+        at = 0
+        for name in key.split("."):
+            at = max(at, self.text.find(f'"{name}"', at))
+        line = self.text.count("\n", 0, at) + 1
+        return f"{self.path}:{line} {key}"
 
 
 def lookup(block: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -121,73 +122,39 @@ def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("The DeepSpeed JSON cannot be read.", got=f"{path}: {error}") from error
-    value, lines = parse_strictly(text, path)
-    return DeepSpeedFile(path, value, lines, str(path_or_name), is_shipped)
+    value = parse_strictly(text, path)
+    return DeepSpeedFile(path, value, text, str(path_or_name), is_shipped)
 
 
-def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The object in `text`, and the line of every dotted key. Raises ConfigError if not strict."""
+def parse_strictly(text: str, path: Path) -> dict[str, Any]:
+    """The object in `text`. Raises ConfigError if it is not strict JSON, or names a key twice."""
 
-    def refuse(number: str) -> NoReturn:
-        line = text.count("\n", 0, text.index(number)) + 1
-        what = "NaN and Infinity are not JSON."
-        raise ConfigError(what, got=f"{path}:{line} {number}", fix="write a finite number")
-
-    def finite(number: str) -> float:
-        return float(number) if math.isfinite(float(number)) else refuse(number)
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ConfigError(
+                    f'The key "{key}" appears twice in one block.',
+                    got=f"{path}: {found[key]!r} and {value!r}",
+                    fix="keep one of them: JSON readers silently keep the last",
+                )
+            found[key] = value
+        return found
 
     try:
-        value = json.loads(text, parse_constant=refuse, parse_float=finite)
+        value = json.loads(text, object_pairs_hook=unique)
+        json.dumps(value, allow_nan=False)
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1].strip()
-        is_comment = line.startswith(("//", "#", "/*"))
-        hint = "JSON has no comments; remove it" if is_comment else "correct the line"
         raise ConfigError(
             f"The DeepSpeed JSON is not valid: {error.msg}.",
             got=f"{path}:{error.lineno}:{error.colno}  {line[:100]}",
-            fix=f"{hint} (`python -m json.tool {path}` checks it)",
+            fix=f"correct the line; JSON has no comments (`python -m json.tool {path}` checks it)",
         ) from None
-    except RecursionError:
-        raise ConfigError("The DeepSpeed JSON is nested too deeply.", got=str(path)) from None
+    except (ValueError, RecursionError) as error:  # NaN, or beyond Python's limits
+        fix = "write finite numbers, and fewer levels"
+        raise ConfigError("The DeepSpeed JSON cannot be used.", f"{path}: {error}", fix) from None
     if not isinstance(value, dict):
         got = f"{path} holds a {type(value).__name__}"
         raise ConfigError("A DeepSpeed JSON must be one object { }.", got)
-    lines: dict[str, int] = {}
-    problems = Problems(ConfigError)
-    for key, number in _keys_with_lines(text):
-        if key in lines:
-            problems.add(
-                f'The key "{key.rsplit(".", 1)[-1]}" appears twice in one block.',
-                got=f"{path}:{lines[key]} and {path}:{number}  {key}",
-                fix="keep one of them: JSON readers silently keep the last",
-            )
-        lines.setdefault(key, number)
-    problems.raise_if_any()
-    return value, lines
-
-
-def _keys_with_lines(text: str) -> Iterator[tuple[str, int]]:
-    """Every key of a valid JSON text with its line; of list items `optimizer.groups[0].lr`."""
-    line = 1
-    key = ""
-    before_colon = ""
-    # (dotted path, index of the current item, or None in an object)
-    stack: list[tuple[str, int | None]] = []
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token == "\n":
-            line += 1
-        elif token[0] == '"':
-            before_colon = token
-        elif token == ":":
-            name = json.loads(before_colon)
-            key = f"{stack[-1][0]}.{name}" if stack[-1][0] else name
-            yield key, line
-        elif token in "{[":
-            path, index = stack[-1] if stack else ("", None)
-            inner = key if index is None else f"{path}[{index}]"
-            stack.append((inner, None if token == "{" else 0))
-        elif token in "}]":
-            stack.pop()
-        elif stack[-1][1] is not None:  # a comma in a list
-            stack[-1] = (stack[-1][0], stack[-1][1] + 1)
+    return value

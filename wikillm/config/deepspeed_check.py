@@ -8,6 +8,7 @@ reported at once, with line, key, value and fix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +16,14 @@ from typing import Any
 from wikillm.config.compatibility import Case, Zero, add_conflicts
 from wikillm.config.deepspeed import DeepSpeedFacts, DeepSpeedFile
 from wikillm.config.deepspeed_keys import (
-    AT_LEAST_ONE,
     AUTO,
     BLOCKS,
     CHOICES,
     CUDA_ONLY,
-    FRACTIONS,
-    LARGEST,
-    MAY_BE_NEGATIVE,
-    REMOVED,
+    INSTEAD,
+    NOT_USED,
+    RANGES,
     TOP_LEVEL,
-    TRACKERS,
-    UNEXPLAINED,
-    WITHOUT_EFFECT,
     Kind,
 )
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
@@ -80,12 +76,10 @@ def _check_keys(
 ) -> None:
     for key, item in value.items():
         path = f"{block}.{key}" if block else key
-        if path in REMOVED:
-            problems.at(path, f'DeepSpeed and Hugging Face no longer read "{key}".', REMOVED[path])
-        elif key not in known:
+        if key not in known:
             where = f"in {block}" if block else "at the top level"
-            fix = _fix_unknown(block, key, known)
-            problems.at(path, f'DeepSpeed knows no key "{key}" {where}.', fix)
+            fix = INSTEAD.get(path) or _fix_unknown(block, key, known)
+            problems.at(path, f'"{key}" is an unknown key {where}.', fix)
         else:
             _check_kind(problems, path, item, known[key])
             if isinstance(item, Mapping) and path in BLOCKS:
@@ -127,17 +121,10 @@ def _check_kind(problems: _FileProblems, path: str, value: Any, kind: Kind) -> N
 
 def _check_range(problems: _FileProblems, path: str, value: float) -> None:
     """Numbers that DeepSpeed would refuse after the model exists, or that mean nothing."""
-    least = 1 if path in AT_LEAST_ONE else 0
-    most = LARGEST.get(path)
-    is_whole = value % 1 == 0 or path in FRACTIONS or not path.startswith("zero_optimization.")
-    is_inside = path in MAY_BE_NEGATIVE or (value >= least and (most is None or value <= most))
-    is_divisor = path == "gradient_predivide_factor"
-    if is_whole and is_inside and not (is_divisor and value == 0):
-        return
-    kind = "number" if path in FRACTIONS else "whole number"
-    wanted = f"a {kind} from {least}" + ("" if most is None else f" to {most}")
-    wanted = "a number above 0" if is_divisor else wanted
-    problems.at(path, f"{path} must be {wanted}.", f"write {wanted}")
+    least, most = RANGES.get(path, (0, math.inf))
+    if not least <= value <= most:
+        wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+        problems.at(path, f"{path} must be {wanted}.", f"write a number {wanted}")
 
 
 def _check_blocks_present(problems: _FileProblems) -> None:
@@ -189,46 +176,29 @@ def _check_offload(problems: _FileProblems, name: str, lowest: int, stage: int) 
     if not isinstance(block, Mapping):
         return
     device = block.get("device", "none")
-    if device not in ("none", "cpu"):
-        what = f'{path}.device must be "none" or "cpu": checkpoints cannot hold what is on a disk.'
-        problems.at(f"{path}.device", what, '"device": "cpu", or more ranks')
-        return
-    if device == "none":
-        return
-    if stage < lowest:
+    unheld = {
+        "device": device not in ("none", "cpu"),
+        "ratio": device == "cpu" and block.get("ratio", 1.0) != 1.0,
+        "super_offload": device == "cpu" and bool(block.get("super_offload")),
+    }
+    for key in [key for key, is_wrong in unheld.items() if is_wrong]:
+        what = f"Checkpoints cannot hold the state of this {name}: it is not all in memory here."
+        problems.at(f"{path}.{key}", what, f'"{name}": {{"device": "cpu"}}, or more ranks')
+    if device == "cpu" and stage < lowest:
         problems.at(
             path,
             f"{name} works from ZeRO stage {lowest} on; at stage {stage} DeepSpeed ignores it.",
             f'"stage": {max(lowest, 2)}, or remove the block',
         )
-    if name == "offload_optimizer" and block.get("ratio", 1.0) != 1.0:
-        what = "Checkpoints cannot hold the state of a partial offload (ratio below 1)."
-        problems.at(f"{path}.ratio", what, "remove it")
-    if block.get("super_offload"):
-        what = "Checkpoints cannot hold the state of SuperOffload, which is in another process."
-        problems.at(f"{path}.super_offload", what, "remove it")
 
 
 def _check_ineffective(problems: _FileProblems) -> None:
     file = problems.file
-    for path, why in WITHOUT_EFFECT.items():
-        if not is_off(file.get(path)):
-            problems.at(path, f'"{path}" would have no effect here: {why}.', "remove it")
-    for path, instead in TRACKERS.items():
-        if not is_off(file.get(path)):
-            what = f"DeepSpeed's {path} monitor is not used: SwanLab and metrics.jsonl are."
-            problems.at(path, what, f"remove the block; {instead}")
-    for path, feature in UNEXPLAINED.items():
-        if not is_off(file.get(path)):
-            what = f"{feature} is not supported: its first losses differ from plain ZeRO."
-            problems.at(path, what, "remove it", "; the reason is not known yet")
-    if file.json.get("scheduler") is not None:
-        problems.at(
-            "scheduler",
-            "A DeepSpeed scheduler would replace train.lr_scheduler_type and train.warmup_steps.",
-            "remove the block; the schedule is Hugging Face's: "
-            "train.lr_scheduler_type=cosine|linear|constant_with_warmup train.warmup_steps=N",
-        )
+    for path, why in NOT_USED.items():
+        value = file.get(path)
+        # accelerate looks for a scheduler, even an empty one.
+        if not is_off(value) or (path == "scheduler" and value is not None):
+            problems.at(path, f'"{path}" is not used here: {why}.', "remove it")
     path = "managed_gradient_accumulation"
     if file.get(path) is False:
         what = f"{path}=false would step at every micro-step under Hugging Face's Trainer."

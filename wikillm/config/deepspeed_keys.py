@@ -1,4 +1,4 @@
-"""Every key that DeepSpeed 0.19 reads from its JSON, with its kind, and the keys it dropped.
+"""Every key that DeepSpeed 0.19 reads from its JSON, with its kind, and what is refused.
 
 DeepSpeed refuses a misspelled key only in the blocks it parses with pydantic, and only after the
 model exists; it ignores a misspelled key at the top level. These tables allow the check without
@@ -7,6 +7,7 @@ DeepSpeed (`tests/unit/config/test_deepspeed_keys.py` compares them with the ins
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -46,7 +47,10 @@ TOP_LEVEL: Mapping[str, Kind] = _keys(
 
 BLOCKS: Mapping[str, Mapping[str, Kind]] = {
     "zero_optimization": _keys(
-        int="stage zero_hpz_partition_size",
+        int="stage zero_hpz_partition_size reduce_bucket_size allgather_bucket_size "
+        "sub_group_size stage3_prefetch_bucket_size stage3_param_persistence_threshold "
+        "stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance "
+        "stage3_module_granularity_threshold",
         bool="contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce "
         "allgather_partitions "
         "overlap_comm compute_grad_norm load_from_fp32_weights elastic_checkpoint "
@@ -56,16 +60,11 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         "zero_quantized_gradients memory_efficient_linear pipeline_loading_checkpoint "
         "override_module_apply log_trace_cache_warnings enable_sanity_checks "
         "save_muon_momentum_buffer_in_memory",
-        number="reduce_bucket_size allgather_bucket_size sub_group_size "
-        "stage3_prefetch_bucket_size "
-        "stage3_param_persistence_threshold stage3_model_persistence_threshold "
-        "stage3_max_live_parameters stage3_max_reuse_distance stage3_module_granularity_threshold",
         block="offload_param offload_optimizer zenflow leaf_module",
     ),
     "zero_optimization.offload_param": _keys(
         text="device nvme_path",
-        int="buffer_count",
-        number="buffer_size max_in_cpu",
+        int="buffer_count buffer_size max_in_cpu",
         bool="pin_memory",
     ),
     "zero_optimization.offload_optimizer": _keys(
@@ -121,31 +120,32 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
 }
 """Blocks whose keys are all known, by dotted path; DeepSpeed checks the keys of others."""
 
-AT_LEAST_ONE = frozenset(
-    [
-        "aio.block_size",
-        "aio.intra_op_parallelism",
-        "aio.queue_depth",
-        "flops_profiler.profile_step",
-        "fp16.loss_scale_window",
-        "gradient_accumulation_steps",
-        "steps_per_print",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "zero_optimization.allgather_bucket_size",
-        "zero_optimization.reduce_bucket_size",
-        "zero_optimization.sub_group_size",
-        "zero_optimization.zero_hpz_partition_size",
-    ]
-)
-"""Whole numbers that must not be 0."""
-MAY_BE_NEGATIVE = frozenset({"flops_profiler.module_depth"})
-FRACTIONS = frozenset(
-    f"zero_optimization.offload_optimizer.{key}" for key in ("ratio", "cpuadam_cores_perc")
-)
-"""The only numbers of zero_optimization that need not be whole; from 0 to 1."""
-LARGEST: Mapping[str, int] = {"fp16.initial_scale_power": 127, **dict.fromkeys(FRACTIONS, 1)}
-"""2^128 is beyond float32."""
+RANGES: Mapping[str, tuple[float, float]] = {
+    "fp16.initial_scale_power": (0, 127),  # 2^128 is beyond float32
+    "flops_profiler.module_depth": (-1, math.inf),
+    "gradient_predivide_factor": (1e-6, math.inf),
+    "zero_optimization.offload_optimizer.ratio": (0, 1),
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": (0, 1),
+    **dict.fromkeys(
+        (
+            "aio.block_size",
+            "aio.intra_op_parallelism",
+            "aio.queue_depth",
+            "flops_profiler.profile_step",
+            "fp16.loss_scale_window",
+            "gradient_accumulation_steps",
+            "steps_per_print",
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "zero_optimization.allgather_bucket_size",
+            "zero_optimization.reduce_bucket_size",
+            "zero_optimization.sub_group_size",
+            "zero_optimization.zero_hpz_partition_size",
+        ),
+        (1, math.inf),
+    ),
+}
+"""The smallest and the largest value of a number; of all others 0 and no limit."""
 _TYPES = ("fp16", "bf16", "fp32")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "communication_data_type": _TYPES,
@@ -155,14 +155,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """Strings that DeepSpeed compares in lower case, with the ones that it knows."""
 
-HIDDEN_SIZE_KEYS = (
-    "reduce_bucket_size",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-)
-"""Keys of zero_optimization that Hugging Face derives from the hidden size when they are "auto"."""
-
-AUTO = frozenset(f"zero_optimization.{key}" for key in HIDDEN_SIZE_KEYS) | frozenset(
+AUTO = frozenset(
     [
         "bf16.enabled",
         "fp16.enabled",
@@ -174,86 +167,59 @@ AUTO = frozenset(f"zero_optimization.{key}" for key in HIDDEN_SIZE_KEYS) | froze
         "optimizer.params.weight_decay",
         "train_batch_size",
         "train_micro_batch_size_per_gpu",
+        "zero_optimization.reduce_bucket_size",
         "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+        "zero_optimization.stage3_param_persistence_threshold",
+        "zero_optimization.stage3_prefetch_bucket_size",
         "zero_optimization.zero_hpz_partition_size",
     ]
 )
 """Keys that may be "auto". Elsewhere accelerate raises, or DeepSpeed silently takes its default."""
 
-REMOVED: Mapping[str, str] = {
+_OFFLOAD = 'write "{}": {{"device": "cpu", "pin_memory": true}}'
+INSTEAD: Mapping[str, str] = {
     "amp": "remove it; use train.precision=bf16 or fp16",
     "bfloat16": 'write "bf16": Hugging Face and accelerate look only for that name',
-    "compression_training": "remove it: DeepSpeed cannot compress; quantize the exported model",
     "curriculum_learning": "remove it: the token store decides the order of the data",
-    "eigenvalue": "remove it: it served only the removed mixture of quantisation",
     "elasticity": "remove it; set the batch in train.*: accumulation is derived from the ranks",
-    "graph_harvesting": "remove it",
     "nebula": "remove it: WikiLLM writes complete, checked checkpoints itself",
-    "progressive_layer_drop": "remove it: all layers are trained at every step",
-    "quantize_training": "remove it; quantise the exported model instead",
     "sparse_attention": "remove it; model.attn_implementation chooses the attention kernel",
-    "sparse_gradients": "remove it: embedding gradients are dense",
     "zero_optimization.mics_shard_size": (
         'remove it; "zero_hpz_partition_size": "auto" keeps a copy of the weights per node'
     ),
-    "zero_optimization.mics_hierarchical_params_gather": "remove it, like mics_shard_size",
-    "zero_optimization.zeropp_loco_param": "remove it: qgZ runs without LoCo's error feedback",
-    "zero_optimization.cpu_offload": 'write "offload_optimizer": {"device": "cpu"}',
-    "zero_optimization.cpu_offload_param": 'write "offload_param": {"device": "cpu"}',
-    "zero_optimization.cpu_offload_use_pin_memory": (
-        'write "pin_memory" inside offload_optimizer or offload_param'
-    ),
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": (
-        'write "stage3_gather_16bit_weights_on_model_save"'
-    ),
-    "zero_optimization.legacy_stage1": "remove it: the old stage 1 no longer exists",
-    **{
-        f"zero_optimization.{key}": f'write "stage3_{key}": Hugging Face looks only for that name'
-        for key in [
-            "prefetch_bucket_size",
-            "param_persistence_threshold",
-            "model_persistence_threshold",
-            "max_live_parameters",
-            "max_reuse_distance",
-            "gather_16bit_weights_on_model_save",
-            "module_granularity_threshold",
-            "use_all_reduce_for_fetch_params",
-            "allgather_sequential",
-        ]
-    },
+    "zero_optimization.cpu_offload": _OFFLOAD.format("offload_optimizer"),
+    "zero_optimization.cpu_offload_param": _OFFLOAD.format("offload_param"),
 }
-"""Keys that DeepSpeed or Hugging Face no longer read, and what to write instead."""
+"""What to write instead of keys that DeepSpeed or Hugging Face no longer read."""
 
-WITHOUT_EFFECT: Mapping[str, str] = {
-    "activation_checkpointing": (
-        "Hugging Face models do not call it; use train.gradient_checkpointing=full"
-    ),
+_LOADER = "DeepSpeed's data loader is not used"
+_NO_EXPERTS = "the models here have no experts"
+_TRACK = "SwanLab and metrics.jsonl are used: observe.swanlab.mode=online (or local, offline)"
+_PROJECT = f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM"
+_UNEXPLAINED = "its first losses differ from plain ZeRO, and the reason is not known yet"
+NOT_USED: Mapping[str, str] = {
+    "activation_checkpointing": "use train.gradient_checkpointing=full",
     "autotuning": "the autotuner starts its own scripts; use `wikillm plan`",
-    "data_efficiency": "it needs DeepSpeed's data loader, which is not used",
-    "dataloader_drop_last": "it needs DeepSpeed's data loader, which is not used",
-    "expert_parallel": "the models here have no experts",
+    "comet": _PROJECT,
+    "csv_monitor": "every value is a line of RUN/metrics.jsonl, whose folder run.dir sets",
+    "data_efficiency": _LOADER,
+    "dataloader_drop_last": _LOADER,
+    "expert_parallel": _NO_EXPERTS,
     "hybrid_engine": "it serves reinforcement learning, not pretraining",
     "pipeline": "Hugging Face models are no PipelineModule",
+    "scheduler": (
+        "the schedule is Hugging Face's: train.lr_scheduler_type=cosine|linear|constant_with_warmup"
+        " train.warmup_steps=N"
+    ),
     "sequence_parallel_size": "sequences are shared without it; use train.sequence_parallel_size=N",
-    "use_data_before_expert_parallelism": "the models here have no experts",
+    "tensor_parallel": _UNEXPLAINED,
+    "tensorboard": _TRACK,
+    "use_data_before_expert_parallelism": _NO_EXPERTS,
+    "wandb": _PROJECT,
     "weight_quantization": "it belongs to inference",
+    "zero_optimization.zenflow": _UNEXPLAINED,
 }
-"""Blocks that DeepSpeed reads and that have no effect here; refused unless they are off."""
-
-_TRACK = "observe.swanlab.mode=online (or local, offline)"
-TRACKERS: Mapping[str, str] = {
-    "comet": f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM",
-    "csv_monitor": "every value is a line of RUN/metrics.jsonl, whose folder run.dir sets",
-    "tensorboard": f"{_TRACK} shows curves; run.dir is the folder of metrics.jsonl and logs/",
-    "wandb": f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM",
-}
-"""DeepSpeed's monitors, and the keys that replace them."""
-
-UNEXPLAINED: Mapping[str, str] = {
-    "tensor_parallel": "AutoTP",
-    "zero_optimization.zenflow": "ZenFlow",
-}
-"""Features whose first losses differ from plain ZeRO for unknown reasons; refused until known."""
+"""Keys that have no effect here or do not work; refused unless they are off."""
 
 CUDA_ONLY: Mapping[str, str] = {
     "zero_optimization.zero_hpz_partition_size": "hpZ",

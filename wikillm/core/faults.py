@@ -41,27 +41,8 @@ _ANSWERS = (
         "A file or folder may not be used.",
         "change its owner or mode, or name another folder",
     ),
-    ("EBUSY ETXTBSY", "A file or folder is in use.", "close what uses it, and start again"),
     ("ENOENT", "A file or folder does not exist.", "restore it, or name another path"),
     ("ESTALE", "A network folder is no longer available.", "mount it again, and start again"),
-    (
-        "ENOTDIR EISDIR EEXIST",
-        "There is a file where a folder is needed, or the reverse.",
-        "move it, or name another path",
-    ),
-    ("ENOTEMPTY", "A folder is not empty.", "move what is in it, or name another path"),
-    ("EXDEV", "A file cannot be moved to another file system.", "name folders on one file system"),
-    (
-        "ELOOP ENAMETOOLONG",
-        "A path cannot be used.",
-        "name a shorter path, or one without circular links",
-    ),
-    (
-        "ENOTSUP ENOSYS",
-        "The file system lacks an operation.",
-        "name a folder on another file system",
-    ),
-    ("ENOLCK", "The file system has no locks left.", "name a folder on another file system"),
     (
         "EIO",
         "The disk reported an error.",
@@ -79,7 +60,6 @@ _ANSWERS = (
         "No further process or thread can be started.",
         "ulimit -u, or the limit of the container (pids.max); fewer data.workers",
     ),
-    ("ENOEXEC", "A program cannot be run.", "install it for this machine"),
     (
         "EADDRINUSE EADDRNOTAVAIL",
         "The rendezvous port cannot be used.",
@@ -95,7 +75,7 @@ _ANSWERS = (
 _ERRNO = {
     getattr(errno, name): (what, fix) for names, what, fix in _ANSWERS for name in names.split()
 }
-_UNKNOWN = ("The operating system refused an operation.", "check the path and its file system")
+_OTHER = ("The operating system refused an operation.", "name another path or file system")
 
 _OF_THE_PROGRAM = frozenset(
     {errno.EBADF, errno.EFAULT, errno.ESPIPE, errno.ECHILD, errno.ESRCH, errno.EDOM, errno.ERANGE}
@@ -172,8 +152,8 @@ def _from_machine(error: BaseException) -> WikiLLMError | None:
 
 
 def _of_number(number: int, message: str, paths: str = "") -> MachineError:
-    """The refusal for an errno; an unknown one keeps the operating system's own words."""
-    what, fix = _ERRNO.get(number, _UNKNOWN)
+    """The refusal for an errno; others keep the operating system's own words."""
+    what, fix = _ERRNO.get(number, _OTHER)
     got = f"{paths}: {message}" if paths else message
     if paths and number in (errno.ENOSPC, errno.EDQUOT):
         got += _free_room(paths)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from wikillm.cli import main as entry
-from wikillm.cli.main import COMMANDS, Command, main
+from wikillm.cli.main import COMMANDS, TAKES_CONFIG, main
 from wikillm.core.errors import DivergedError, ExitCode
 
 Run = Callable[[argparse.Namespace], int]
@@ -25,12 +25,13 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, bool], None]:
     """Registers a command `try` whose `run` is the given function."""
 
     def register(run: Run, takes_config: bool = True) -> None:
-        module = types.ModuleType("wikillm_try")
-        module.HELP = "Try."  # type: ignore[attr-defined]
+        module = types.ModuleType("wikillm.cli.try")
         module.configure = lambda parser: parser.add_argument("--number", type=int, help="a number")  # type: ignore[attr-defined]
         module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "wikillm_try", module)
-        monkeypatch.setitem(COMMANDS, "try", Command("wikillm_try", "Try.", takes_config))
+        monkeypatch.setitem(sys.modules, "wikillm.cli.try", module)
+        monkeypatch.setitem(COMMANDS, "try", "Try.")
+        added = {"try"} if takes_config else set()
+        monkeypatch.setattr(entry, "TAKES_CONFIG", TAKES_CONFIG | added)
 
     return register
 

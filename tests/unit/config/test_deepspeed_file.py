@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
+import operator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wikillm.config.deepspeed import (
     DeepSpeedFacts,
     find_deepspeed,
-    parse_strictly,
     read_deepspeed,
     shipped_folder,
     shipped_names,
@@ -114,51 +111,21 @@ def test_no_such_file_suggests_a_recipe(name: str, suggestion: str) -> None:
     assert f"--deepspeed {suggestion}," in str(caught.value)
 
 
-def test_shipped_recipe_from_an_installed_layout(tmp_path: Path) -> None:
-    """As in a wheel: `wikillm/ds_configs` inside the package, no checkout around it."""
-    package = Path(__file__).resolve().parents[3] / "wikillm"
-    site = tmp_path / "site"
-    for room in ("config", "core"):
-        for source in (package / room).glob("*.py"):
-            target = site / "wikillm" / room / source.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-    (site / "wikillm" / "__init__.py").write_text("")
-    (site / "wikillm" / "ds_configs").mkdir()
-    for source in shipped_folder().glob("*.json"):
-        (site / "wikillm" / "ds_configs" / source.name).write_bytes(source.read_bytes())
-    code = "import sys; from wikillm.config.deepspeed import find_deepspeed; "
-    code += "print(find_deepspeed('zero3')[0])"
-    code += "; assert not {'torch', 'deepspeed', 'transformers'} & set(sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.stdout.strip() == str(site / "wikillm" / "ds_configs" / "zero3.json"), found.stderr
-
-
 # Reading
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{\n "a": 1,\n "a": 2}', ("appears twice", ":2 and", ":3")),
-        (
-            '{"zero_optimization": {"stage": 2,\n"stage": 3}}',
-            ("appears twice", "zero_optimization.stage"),
-        ),
-        ('{\n "gradient_clipping": NaN}', ("NaN", ":2")),
-        ('{"gradient_clipping": 1e999}', ("1e999",)),
+        ('{"zero_optimization": {"stage": 2,\n"stage": 3}}', ('"stage" appears twice', "2 and 3")),
+        ('{\n "gradient_clipping": NaN}', ("finite numbers",)),
+        ('{"gradient_clipping": 1e999}', ("finite numbers",)),
+        ('{"gradient_clipping": ' + "1" * 5000 + "}", ("cannot be used",)),
         ('{\n "a" 1}', (":2:6", "not valid", "delimiter")),
         ('{\n // a comment\n "a": 1}', (":2:2", "no comments")),
         ("[1]", ("one object",)),
         ("", ("not valid",)),
-        ('{"a": 1,\n\n', (":3:1", "not valid")),
-        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", ("nested",)),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", ("cannot be used",)),
     ],
 )
 def test_strict_json(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
@@ -171,41 +138,6 @@ def test_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_deepspeed(path)
-
-
-keys = st.text(max_size=4).filter(
-    lambda text: "." not in text and "[" not in text and "]" not in text
-)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
-    max_leaves=12,
-)
-
-
-def dotted(value: Any, path: str = "") -> set[str]:
-    """All keys of a value as the reader names them."""
-    if isinstance(value, dict):
-        found = set()
-        for key, inner in value.items():
-            name = f"{path}.{key}" if path else key
-            found |= {name} | dotted(inner, name)
-        return found
-    if isinstance(value, list):
-        return set().union(*(dotted(inner, f"{path}[{i}]") for i, inner in enumerate(value)))
-    return set()
-
-
-@given(st.dictionaries(keys.filter(bool), values, max_size=4))
-def test_every_key_has_its_line(value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=1)
-    parsed, lines = parse_strictly(text, Path("x.json"))
-    assert parsed == value
-    assert set(lines) == dotted(value)
-    source = text.split("\n")
-    for path, line in lines.items():
-        last = path.rsplit(".", 1)[-1]
-        assert json.dumps(last) in source[line - 1]
 
 
 # Checking the file alone
@@ -233,62 +165,43 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
     ("changes", "expected"),
     [
         ({"zero_optimisation": {}}, 'did you mean "zero_optimization"?'),
-        ({"gradient_cliping": 1.0}, 'did you mean "gradient_clipping"?'),
-        (zero(2, overlap_com=True), 'did you mean "overlap_comm"?'),
         (zero(3, offload_param={"devise": "cpu"}), 'did you mean "device"?'),
-        (
-            {"bf16": {"enabled": "auto", "check_overflow": False}},
-            'did you mean "check_grad_overflow"?',
-        ),
+        (zero(3, prefetch_bucket_size=1), 'did you mean "stage3_prefetch_bucket_size"?'),
         ({"stage": 2}, "move it into zero_optimization"),
         (zero(2, train_batch_size="auto"), "move it to the top level"),
         ({"elasticity": {"enabled": True}}, "train.*"),
-        ({"nebula": {}}, "checkpoints"),
-        ({"curriculum_learning": {"enabled": True}}, "no longer read"),
-        ({"progressive_layer_drop": {}}, "no longer read"),
-        ({"compression_training": {}}, "no longer read"),
-        ({"amp": {"enabled": True}}, "train.precision"),
+        ({"progressive_layer_drop": {}}, "remove it"),
         (zero(3, mics_shard_size=8), "zero_hpz_partition_size"),
-        (zero(3, zeropp_loco_param={}), "LoCo"),
         (zero(2, cpu_offload=True), "offload_optimizer"),
-        (zero(3, prefetch_bucket_size=1), "stage3_prefetch_bucket_size"),
         ({"bf16": None}, 'block "bf16"'),
         ({"fp16": {}}, 'block "fp16"'),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both enabled"),
         ({"zero_optimization": None}, "plain data parallelism"),
         ({"zero_optimization": {}}, "accelerate would take 2"),
         ({"zero_optimization": {"stage": "3"}}, "0, 1, 2 or 3"),
-        (zero(4), "0, 1, 2 or 3"),
-        ({"zero_optimization": True}, "a block"),
         ({"zero_optimization": []}, "a block"),
         (zero(2, overlap_comm=1), "true or false"),
         ({"train_batch_size": "8"}, "a whole number"),
         (zero(2, overlap_comm="auto"), '"auto" has no meaning'),
-        ({"steps_per_print": "auto"}, '"auto" has no meaning'),
-        ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, "train.lr_scheduler_type"),
+        ({"scheduler": {}}, "train.lr_scheduler_type"),
         ({"optimizer": {"params": {"lr": "auto"}}}, "names none"),
+        ({"optimizer": {"type": "Lion", "params": {"lr": "auto"}}}, "names Lion"),
         (zero(0, offload_optimizer={"device": "cpu"}), "ignores it"),
         (zero(2, offload_param={"device": "cpu"}), "from ZeRO stage 3 on"),
-        (zero(3, offload_optimizer={"device": "nvme"}), '"none" or "cpu"'),
-        (zero(3, offload_param={"device": "disk"}), '"none" or "cpu"'),
-        (zero(3, offload_optimizer={"device": "cpu", "ratio": 0.5}), "a partial offload"),
-        (zero(3, offload_optimizer={"device": "cpu", "super_offload": True}), "SuperOffload"),
-        ({"optimizer": {"type": "Lion", "params": {"lr": "auto"}}}, "names Lion"),
+        (zero(3, offload_optimizer={"device": "nvme"}), "Checkpoints cannot hold"),
+        (zero(3, offload_optimizer={"device": "cpu", "ratio": 0.5}), "Checkpoints cannot hold"),
+        (zero(3, offload_optimizer={"device": "cpu", "super_offload": True}), "super_offload"),
         (zero(2, zero_quantized_weights=True), "qwZ needs ZeRO stage 3"),
-        (zero(2, zenflow={"topk_ratio": 0.1}), "ZenFlow is not supported"),
-        ({"tensor_parallel": {"autotp_size": 2}}, "AutoTP is not supported"),
+        (zero(2, zenflow={"topk_ratio": 0.1}), "losses differ from plain ZeRO"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "losses differ from plain ZeRO"),
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "train.gradient_checkpointing"),
-        ({"data_efficiency": {"enabled": True}}, "no effect"),
         ({"managed_gradient_accumulation": False}, "every micro-step"),
-        (zero(2, reduce_bucket_size=0), "a whole number from 1"),
-        (zero(2, reduce_bucket_size=0.5), "a whole number from 1"),
-        (zero(2, allgather_bucket_size=-5), "a whole number from 1"),
-        (zero(3, stage3_max_live_parameters=-1), "a whole number from 0"),
+        (zero(2, reduce_bucket_size=0), "from 1 on"),
+        (zero(2, reduce_bucket_size=0.5), "a whole number"),
+        (zero(3, stage3_max_live_parameters=-1), "from 0 on"),
         ({"fp16": {"enabled": "auto", "initial_scale_power": 1000}}, "from 0 to 127"),
-        ({"fp16": {"enabled": "auto", "loss_scale": -1}}, "from 0"),
-        ({"gradient_predivide_factor": 0}, "above 0"),
+        ({"gradient_predivide_factor": 0}, "from 1e-06 on"),
         ({"communication_data_type": "fp8"}, "one of fp16, bf16, fp32"),
-        ({"data_types": {"grad_accum_dtype": "fp64"}}, "one of fp16, bf16, fp32"),
         ({"checkpoint": {"tag_validation": "boo"}}, "one of ignore, warn, fail"),
     ],
 )
@@ -317,49 +230,16 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
 # Checking the file against the run
 
 
-@pytest.mark.parametrize(
-    ("changes", "key", "values"),
-    [
-        (
-            {"train_micro_batch_size_per_gpu": 2},
-            "train.per_device_train_batch_size",
-            ("= 2", "says 4"),
-        ),
-        (
-            {"gradient_accumulation_steps": 1},
-            "train.gradient_accumulation_steps",
-            ("= 1", "says 8"),
-        ),
-        ({"train_batch_size": 32}, "train.global_batch_tokens", ("= 32", "says 64")),
-        ({"gradient_clipping": 0.5}, "train.max_grad_norm", ("= 0.5", "says 1.0")),
-        ({"bf16": {"enabled": True}}, "train.precision", ("= True", "says False (fp32)")),
-        (
-            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}},
-            "train.learning_rate",
-            ("= 0.001", "says 0.0005"),
-        ),
-        (
-            {"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.999]}}},
-            "train.adam_beta1",
-            ("0.999", "0.95"),
-        ),
-        (
-            {"optimizer": {"type": "AdamW", "params": {"eps": 1e-6}}},
-            "train.adam_epsilon",
-            ("1e-06", "1e-08"),
-        ),
-        (
-            {"optimizer": {"type": "AdamW", "params": {"weight_decay": 0}}},
-            "train.weight_decay",
-            ("= 0,", "says 0.1"),
-        ),
-    ],
-)
-def test_contradiction_names_both_values(
-    tmp_path: Path, changes: dict[str, Any], key: str, values: tuple[str, ...]
-) -> None:
-    message = refusal(tmp_path, minimal(**changes), CPU)
-    assert key in message and all(value in message for value in values), message
+@pytest.mark.parametrize("path", linked_values(CPU))
+def test_a_contradiction_names_both_values(tmp_path: Path, path: str) -> None:
+    linked = linked_values(CPU)[path]
+    wrong = True if linked.value is False else [0.9, 0.999] if "betas" in path else 3
+    config = minimal(optimizer={"type": "AdamW", "params": {}})
+    *blocks, key = path.split(".")
+    functools.reduce(operator.getitem, blocks, config)[key] = wrong
+    message = refusal(tmp_path, config, CPU)
+    assert f"{path} contradicts the run." in message and linked.setting in message
+    assert f"= {wrong}" in message and f"says {linked.value}" in message
 
 
 def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:
@@ -383,8 +263,6 @@ def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:
     assert "fp16 does not train on a CPU" in refusal(
         tmp_path, minimal(), replace(CPU, precision="fp16")
     )
-    offload = {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}
-    assert "SuperOffload" in refusal(tmp_path, minimal(zero_optimization=offload), CPU)
 
 
 def test_hpz_must_divide_the_world(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wikillm.config.deepspeed_keys import AUTO, BLOCKS, REMOVED, TOP_LEVEL, Kind
+from wikillm.config.deepspeed_keys import AUTO, BLOCKS, TOP_LEVEL, Kind
 
 
 class Recorder(dict[str, Any]):
@@ -72,12 +72,12 @@ def recorded() -> Recorder:
 
 
 def test_top_level_is_what_deepspeed_reads(recorded: Recorder) -> None:
-    ours = set(TOP_LEVEL) | {key for key in REMOVED if "." not in key}
-    assert recorded.asked - ours == set(), (
-        "DeepSpeed reads these keys, and we would call them unknown"
-    )
+    from deepspeed.runtime import config as deepspeed_config
+
+    unknown = recorded.asked - set(TOP_LEVEL)
+    assert unknown == set(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS) | {"bfloat16"}
     # sequence_parallel_size is asked for only inside an initialised process group
-    assert ours - recorded.asked == {"sequence_parallel_size"}, (
+    assert set(TOP_LEVEL) - recorded.asked == {"sequence_parallel_size"}, (
         "we know these keys, and DeepSpeed does not read them"
     )
 
@@ -122,45 +122,22 @@ def models() -> dict[str, Any]:
     }
 
 
-def test_every_block_is_compared_with_deepspeed() -> None:
-    by_hand = {
-        "optimizer",
-        "torch_autocast",
-        "data_types",
-        "checkpoint",
-        "flops_profiler",
-        "aio",
-        "timers",
-    }
-    assert set(models()) | by_hand == set(BLOCKS)
-
-
 def test_pydantic_blocks_have_deepspeeds_fields() -> None:
-    for path, model in models().items():
+    found = models()
+    by_hand = {"optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"}
+    assert set(found) | by_hand | {"timers"} == set(BLOCKS)
+    for path, model in found.items():
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        renamed = {key.removeprefix(f"{path}.") for key in REMOVED if key.startswith(f"{path}.")}
-        assert set(fields) - set(BLOCKS[path]) - renamed == set(), (
-            f"{path}: fields we would call unknown"
-        )
+        unknown = {
+            key
+            for key in set(fields) - set(BLOCKS[path])
+            if not (fields[key].json_schema_extra or {}).get("deprecated")
+        }
+        assert unknown <= {"legacy_stage1"}, f"{path}: fields we would call unknown"
         assert set(BLOCKS[path]) - set(fields) == set(), f"{path}: keys DeepSpeed would refuse"
         for key, kind in BLOCKS[path].items():
             is_bool = "bool" in str(fields[key].annotation)
             assert is_bool == (kind is Kind.BOOL), f"{path}.{key}: {fields[key].annotation}"
-
-
-def test_bare_names_of_aliased_fields_are_explained() -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    aliased = {name for name, field in DeepSpeedZeroConfig.model_fields.items() if field.alias}
-    assert {f"zero_optimization.{name}" for name in aliased} <= set(REMOVED)
-
-
-def test_removed_keys_are_refused_by_deepspeed_too() -> None:
-    from deepspeed.runtime import config as deepspeed_config
-
-    top = set(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
-    zero = {f"zero_optimization.{key}" for key in deepspeed_config._REMOVED_ZERO_CONFIG_KEYS}
-    assert top | zero <= set(REMOVED)
 
 
 def test_auto_stands_only_at_known_keys() -> None:

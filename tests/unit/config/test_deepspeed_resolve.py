@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,41 +122,6 @@ def test_deepspeed_accepts_it(name: str) -> None:
     assert parsed.timers_config.enabled is False
 
 
-def test_the_real_training_arguments_take_it(tmp_path: Path) -> None:
-    from transformers import TrainingArguments
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    alone = replace(CPU, world_size=1, local_world_size=1, hidden_size=64)
-    config = resolve_deepspeed(read_deepspeed("zero3_offload"), alone).json
-    before = copy.deepcopy(config)
-    try:
-        args = TrainingArguments(
-            output_dir=str(tmp_path),
-            deepspeed=config,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=8,
-            max_grad_norm=0.7,
-            learning_rate=5e-4,
-            adam_beta2=0.95,
-            adam_epsilon=1e-9,
-            weight_decay=0.1,
-            use_cpu=True,
-            report_to=[],
-        )
-        hf = args.hf_deepspeed_config
-        hf.trainer_config_finalize(
-            args, SimpleNamespace(config=SimpleNamespace(hidden_size=64)), 100
-        )
-        assert hf.mismatches == [] and hf.is_zero3() and hf.is_offload()
-        added = {key for key in hf.config if key not in before}
-        assert added == {
-            "steps_per_print"
-        }  # accelerate sets it to infinity, which JSON cannot write
-        assert {key: value for key, value in hf.config.items() if key in before} == before
-    finally:
-        unset_hf_deepspeed_config()
-
-
 def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
     for name in shipped_names():
         text = json.dumps(resolve_deepspeed(read_deepspeed(name), GPU).json, allow_nan=False)
@@ -254,73 +217,6 @@ def test_a_missing_path_that_names_a_recipe_is_logged(
     assert "the shipped" in resolve_deepspeed(read_deepspeed("ds_configs/zero1.json"), CPU).notes[0]
     by_name = resolve_deepspeed(read_deepspeed("zero1"), CPU)
     assert not any("the shipped" in note for note in by_name.notes)
-
-
-@pytest.mark.deep  # test_equal_runs.py compares whole runs with and without offload
-def test_offload_steps_as_without_it(tmp_path: Path) -> None:
-    """Real engines, ZeRO-2 with and without offload: equal losses, norms and biases do not
-    decay."""
-    alone = replace(
-        CPU, world_size=1, local_world_size=1, micro_batch=2, accumulation=2, hidden_size=32
-    )
-    alone = with_train(alone, learning_rate=1e-2, weight_decay=0.5)
-    results = []
-    for name in ("zero2", "zero2_offload"):
-        (tmp_path / "ds.json").write_text(
-            json.dumps(resolve_deepspeed(read_deepspeed(name), alone).json)
-        )
-        environ = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        done = subprocess.run(
-            [sys.executable, "-c", TRAIN, str(tmp_path)],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "[WARNING]" not in done.stdout + done.stderr
-        results.append(json.loads((tmp_path / "result.json").read_text()))
-    assert results[0]["losses"] == results[1]["losses"] and len(results[0]["losses"]) == 4
-    assert results[0]["groups"] == results[1]["groups"] == [0.5, 0.0]
-    assert results[1]["optimizer"] == "torch.optim.adamw.AdamW"
-    assert results[1]["offloads"] is True
-
-
-TRAIN = """
-import json, sys
-from pathlib import Path
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
-from wikillm.train.cpu_ops import build_cpu_op
-build_cpu_op()  # in its own folder: a killed build leaves a lock in DeepSpeed's
-folder = Path(sys.argv[1])
-args = TrainingArguments(
-    str(folder), deepspeed=json.loads((folder / "ds.json").read_text()), max_steps=4,
-    per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=1,
-    learning_rate=1e-2, adam_beta2=0.95, adam_epsilon=1e-9, weight_decay=0.5, max_grad_norm=0.7,
-    use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
-    logging_nan_inf_filter=False,
-)
-torch.manual_seed(0)
-model = Qwen2ForCausalLM(Qwen2Config(
-    hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-    intermediate_size=32, vocab_size=64, max_position_embeddings=32, tie_word_embeddings=True,
-))
-ids = torch.randint(0, 64, (16, 16), generator=torch.Generator().manual_seed(1))
-data = [{"input_ids": row, "labels": row} for row in ids]
-trainer = Trainer(model=model, args=args, train_dataset=data)
-trainer.train()
-engine = trainer.model_wrapped
-basic = engine.basic_optimizer
-json.dump({
-    "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-    "groups": [group["weight_decay"] for group in basic.param_groups],
-    "optimizer": f"{type(basic).__module__}.{type(basic).__name__}",
-    "offloads": bool(engine.optimizer.cpu_offload),
-}, open(folder / "result.json", "w"))
-"""
 
 
 def test_muon_reduces_whole_gradients_at_stage_3_only(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ REAL: dict[str, tuple[Callable[[], object], str]] = {
     "full disk": (fill_a_disk, "No space left"),
     "missing file": (lambda: Path("/nonexistent/file").read_text(), "/nonexistent/file"),
     "file where a folder is needed": (lambda: Path("/dev/null/sub").mkdir(), "/dev/null/sub"),
-    "a path too long": (lambda: Path("a" * 5000).read_text(), "shorter"),
+    "a path too long": (lambda: Path("a" * 5000).read_text(), "too long"),
     "memory of torch": (lambda: torch.empty(10**15), "memory"),
     "memory of numpy": (lambda: np.empty(10**15), "memory"),
     "weights into a missing folder": (
