@@ -35,7 +35,7 @@ def test_equal_losses(
         train_with_small_tiles,
         deepspeed=recipe,
     )
-    assert "MLP: tiled, 24 rows (of 64 by 64 on cpu)" in found["output"]
+    assert "MLP: tiled, at most 24 rows (of 64 by 64 on cpu)" in found["output"]
     assert found["losses"] == pytest.approx(stock["losses"], rel=2e-5)
     assert found["eval"] == pytest.approx(stock["eval"], rel=2e-5)
 

@@ -23,12 +23,13 @@ _REQUIRED = [
     "num_key_value_heads",
     "vocab_size",
 ]
-_OPTIONAL = {  # what transformers assumes when the key is missing
+# What transformers assumes for all of them when a key is missing, and what it does not agree on.
+_OPTIONAL = {
     "tie_word_embeddings": False,
-    "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
+_POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 
 
 def shape_settings(folder: str) -> list[Setting]:
@@ -43,6 +44,8 @@ def shape_settings(folder: str) -> list[Setting]:
     values: dict[str, Any] = {"architecture": _architecture(found)}
     values |= {name: found[name] for name in _REQUIRED}
     values |= {name: found.get(name, default) for name, default in _OPTIONAL.items()}
+    positions = found.get("max_position_embeddings", _POSITIONS[found["model_type"]])
+    values["max_position_embeddings"] = positions
     values["head_dim"] = found.get("head_dim") or (128 if found["model_type"] == "qwen3" else None)
     values["rope_theta"] = _rope(found).get("rope_theta", 10_000.0)
     origin = Origin("preset", str(path))

@@ -23,14 +23,18 @@ _DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """`name` is a value of train.loss_kernel, or "tiled" for MLPs; `chunk_rows` exist at a time."""
+    """Which implementation, and why.
+
+    `name` is a value of train.loss_kernel, or "tiled" for MLPs. At most `chunk_rows` rows exist at
+    a time: half of them for the loss on a CPU in 16 bit.
+    """
 
     name: str
     chunk_rows: int
     reason: str
 
     def __str__(self) -> str:
-        rows = "all rows" if self.name == "stock" else f"{self.chunk_rows:,} rows"
+        rows = "all rows" if self.name == "stock" else f"at most {self.chunk_rows:,} rows"
         return f"{self.name}, {rows} ({self.reason})"
 
 

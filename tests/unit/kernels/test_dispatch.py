@@ -11,11 +11,11 @@ from wikillm.kernels.dispatch import check_loss_kernel, choose_linear_cross_entr
 @pytest.mark.parametrize(
     ("wanted", "device", "expected"),
     [
-        ("auto", "cpu", "chunked, 512 rows (of 4,096 over 151,936 tokens on cpu)"),
-        ("auto", "cuda", "chunked, 4,096 rows (of 4,096 over 151,936 tokens on cuda)"),
+        ("auto", "cpu", "chunked, at most 512 rows (of 4,096 over 151,936 tokens on cpu)"),
+        ("auto", "cuda", "chunked, at most 4,096 rows (of 4,096 over 151,936 tokens on cuda)"),
         ("auto", "mps", "stock, all rows (no fused implementation for mps)"),
         ("stock", "cpu", "stock, all rows (as asked)"),
-        ("fp8", "cuda", "fp8, 4,096 rows (of 4,096 over 151,936 tokens on cuda)"),
+        ("fp8", "cuda", "fp8, at most 4,096 rows (of 4,096 over 151,936 tokens on cuda)"),
     ],
 )
 def test_the_choice_and_its_reason(wanted: str, device: str, expected: str) -> None:
