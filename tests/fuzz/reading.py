@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources.read import csv_header, items_of, read_shards
-from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.sources.sniff import sniff
+from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.types import DroppedItem, SourceFile
 
 LIMIT = 1 << 20

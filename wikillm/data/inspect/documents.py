@@ -26,7 +26,7 @@ def read_documents(cfg: DataSection, max_bytes: int | None = None) -> Iterator[t
     filters = plan_filters(cfg)
     files = find_sources(cfg)
     for file in files:
-        source = inspect_source(file, cfg, len(files) == 1)
+        source = inspect_source(file, cfg)
         job = CleanJob((source.format,), cfg.text_key, filters, None, (source.site,))
         left = max_bytes
         dropped = 0

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.errors import ConfigError
 from wikillm.core.files import read_object, sha256_file, write_json
 from wikillm.data.fetch.cache import Cache, Fetched
 from wikillm.data.fetch.find import find_sources
@@ -32,7 +32,8 @@ from wikillm.data.prepare.validation_split import (
     refuse_one_text,
 )
 from wikillm.data.sources.read import estimated_bytes, shard_range
-from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.sources.sniff import sniff
+from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.store.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -144,8 +145,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     filters = plan_filters(cfg)
     dedup = Deduplication.of(cfg)
     files = find_sources(cfg, is_main=is_main)
-    is_alone = len(files) == 1 and not is_part
-    sources = tuple(inspect_source(file, cfg, is_alone) for file in files)
+    sources = tuple(inspect_source(file, cfg) for file in files)
     if not is_part:
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -156,20 +156,10 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
         return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
 
-def inspect_source(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
-    """What a file is. Raises DataError when it cannot be read.
-
-    The fix of that error names a new source; for one of several it must not replace the others.
-    """
-    try:
-        source = sniff(file.path, cfg.format, cfg.text_key)
-        check_text_key(source, cfg.max_document_bytes)
-    except DataError as error:
-        command, _, new = (error.fix or "").rpartition("\ndata.path=")
-        if is_alone or not command:
-            raise
-        fix = f"{command}\nand name {new} instead of it, beside the other files"
-        raise DataError(error.what, got=error.got, fix=fix) from None
+def inspect_source(file: Fetched, cfg: DataSection) -> SourceFile:
+    """What a file is. Raises DataError when it cannot be read."""
+    source = sniff(file.path, cfg.format, cfg.text_key)
+    check_text_key(source, cfg.max_document_bytes)
     return replace(source, url=file.url, version=file.version, max_field_lines=cfg.max_field_lines)
 
 

@@ -21,7 +21,7 @@ from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.files import nearest_existing
 from wikillm.core.log import say
 from wikillm.data.sources.fixes import path_setting, quoted
-from wikillm.data.sources.foreign import arrow_folder
+from wikillm.data.sources.foreign import cannot_be_read
 from wikillm.data.sources.walk import Found, files_of, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
@@ -145,7 +145,7 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     taken = [path for path in named if path.name not in _METADATA]
     arrow = [path for path in below.files if path.suffix == ".arrow"]
     if arrow and all(path.suffix == ".json" for path in taken):
-        raise arrow_folder(folder, arrow)
+        raise cannot_be_read("Arrow", folder)
     texts = [path for path in below.files if _TEXT_NAME.search(path.name)]
     if taken or texts:
         _log_left_out(folder, below, taken, texts)

@@ -182,14 +182,8 @@ def refuse_dump_index(path: Path, text: str) -> None:
     offsets = [int(entry[1]) for entry in entries if entry]
     if len(offsets) < len(lines) or offsets[0] < _LEAST_INDEX_OFFSET or offsets != sorted(offsets):
         return
-    dump = re.sub(r"-index(\d*)\.txt", r"\1.xml", path.name)
-    fix = (
-        "name the dump that the index belongs to: the same name without -index, ending in .xml.bz2"
-    )
-    if dump != path.name:
-        fix = f"data.path={path.with_name(dump)}   (the dump that the index belongs to)"
     raise DataError(
         "A file is the index of a multistream dump (offset:page id:title), not its text.",
         got=f"{path} starts with {lines[0][:60]!r}",
-        fix=fix,
+        fix="name the dump itself: the same name without -index, ending in .xml.bz2",
     )

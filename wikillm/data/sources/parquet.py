@@ -7,14 +7,12 @@ decodes the column up to there but makes no Python objects. A null counts as an 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from wikillm.core.errors import DataError, did_you_mean
+from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
-from wikillm.data.sources.fixes import filtered, setting
 from wikillm.data.types import Item, SourceFile
 
 MAGIC = b"PAR1"
@@ -22,12 +20,6 @@ BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
 TYPICAL_RATIO = 3.0
 """Bytes of text per byte on disk, for estimates: Snappy and Zstandard give 2 to 4 on prose."""
-_TO_JSON_LINES = (
-    "import sys,json,pyarrow.parquet as p; "
-    '[print(json.dumps(r, default=lambda o: o.decode("utf-8", "replace") '
-    "if isinstance(o, bytes) else str(o))) "
-    "for b in p.ParquetFile(sys.stdin.buffer).iter_batches() for r in b.to_pylist()]"
-)
 
 
 @contextmanager
@@ -47,8 +39,11 @@ def _opened(source: SourceFile) -> Iterator[Any]:
         ) from None
 
 
-def check_column(source: SourceFile) -> None:
-    """Refuse a file that cannot be opened, has no rows, or no strings under the text key."""
+def columns_of(source: SourceFile) -> list[tuple[str, str, bool]]:
+    """Name and type of each column, and whether it holds strings.
+
+    Raises DataError for a file that cannot be opened, or has no rows.
+    """
     from pyarrow import types
 
     with _opened(source) as file:
@@ -56,36 +51,12 @@ def check_column(source: SourceFile) -> None:
         rows = file.metadata.num_rows
     if not rows:
         raise DataError("A Parquet file has no rows.", got=source.path, fix="leave it out")
-    texts = []
+    found = []
     for field in schema:
         kind = field.type.value_type if types.is_dictionary(field.type) else field.type
-        if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-            texts.append(field.name)
-    if source.text_key in texts:
-        return
-    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    raise DataError(
-        f"The records have no text under {source.text_key!r} (data.text_key).",
-        got=f"{source.path} has the columns {columns}",
-        fix=_fix(source, texts),
-    )
-
-
-def _fix(source: SourceFile, texts: list[str]) -> str:
-    """The column with the text, by name or length of strings; without one, a conversion."""
-    if not texts:
-        return filtered(source.path, "none", f"python3 -c {shlex.quote(_TO_JSON_LINES)}", ".jsonl")
-    same = next((name for name in texts if name.lower() == source.text_key.lower()), None)
-    near = same or next((name for name in ("text", "content", "body") if name in texts), None)
-    near = near or did_you_mean(source.text_key, texts)
-    if near is None:
-        with _opened(source) as file:
-            batch = next(file.iter_batches(BATCH_ROWS, columns=texts))
-        sizes = {
-            name: sum(map(len, filter(None, batch.column(name).to_pylist()))) for name in texts
-        }
-        near = max(texts, key=sizes.__getitem__)
-    return setting("data.text_key", near)
+        is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        found.append((field.name, str(field.type), is_text))
+    return found
 
 
 def split_parquet(

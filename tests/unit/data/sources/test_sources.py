@@ -17,8 +17,9 @@ from wikillm.data.filters.documents import TOO_LONG, CleanJob
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources import streams
 from wikillm.data.sources.read import Cursor, items_of, read_shards
-from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.streams import file_and_line, pieces
+from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped, SourceFile
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.tables import columns_of, split_rows
+from wikillm.data.sources.text_key import check_text_key
 
 
 def table(count: int, delimiter: str, quote_at: dict[int, str], columns: int = 2) -> bytes:

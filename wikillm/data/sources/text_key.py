@@ -1,0 +1,119 @@
+"""Is there text under `data.text_key`? Looks at the first records, the header or the schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from wikillm.core.errors import DataError, did_you_mean
+from wikillm.core.log import say
+from wikillm.core.units import format_size
+from wikillm.data.sources import parquet
+from wikillm.data.sources.fixes import HOW_TO_WRITE_JSON, plain_format, setting
+from wikillm.data.sources.json_value import KINDS, parse_json
+from wikillm.data.sources.read import csv_header, items_of
+from wikillm.data.sources.streams import BOM, head
+from wikillm.data.sources.tables import columns_of
+from wikillm.data.types import SourceFile
+
+PROBED_RECORDS = 50
+_LOOK_BYTES = 1 << 18
+_USUAL_KEYS = ("text", "content", "body", "article", "document", "正文", "内容", "文本")
+_MOST_SHOWN = 30  # keys in an error
+_LONGEST_SHOWN = 60
+
+
+def check_text_key(source: SourceFile, max_document_bytes: int) -> None:
+    """Raise DataError when the first records have no text under the text key."""
+    if source.format == "parquet":
+        columns = parquet.columns_of(source)
+        texts = [name for name, _, is_text in columns if is_text]
+        _check_names(source, texts, [f"{name} ({kind})" for name, kind, _ in columns])
+    elif source.format == "csv":
+        _check_header(source, max_document_bytes)
+    elif source.format in ("json", "jsonl"):
+        _check_json(source, max_document_bytes)
+    elif (
+        source.format == "text"
+        and source.compression == "none"
+        and source.size > max_document_bytes
+    ):
+        text = head(source, _LOOK_BYTES).decode("utf-8", errors="replace")
+        raise DataError(
+            "A text file is longer than one document may be (data.max_document_bytes).",
+            got=f"{source.path}: {format_size(source.size)}, and a text file is one document",
+            fix=f"{plain_format(text)}\nor data.max_document_bytes={source.size}",
+        )
+
+
+def _check_names(source: SourceFile, texts: Sequence[str], shown: Sequence[str]) -> None:
+    """Raise DataError when the text key is not in `texts`, the keys that hold strings."""
+    key = source.text_key
+    if key in texts:
+        return
+    # The same key in another case, a usual name, or one that is spelled alike.
+    near = next((name for name in texts if name.strip().lower() == key.lower()), None)
+    near = near or next((name for name in _USUAL_KEYS if name in texts), None)
+    near = near or did_you_mean(key, [name for name in texts if name.isidentifier()])
+    fix = "data.text_key=KEY with the key that holds the text; where none does:\n"
+    fix += HOW_TO_WRITE_JSON
+    if source.format == "csv":
+        fix = "data.text_key=COLUMN with the column that holds the text\n"
+        fix += "the first row must name the columns, with comma, tab, semicolon or | between them"
+    listed = ", ".join(_short(name) for name in shown[:_MOST_SHOWN])
+    more = f", and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
+    raise DataError(
+        f"The records have no text under {key!r} (data.text_key).",
+        got=f"{source.path} has the keys {listed}{more}",
+        fix=setting("data.text_key", near) if near else fix,
+    )
+
+
+def _check_header(source: SourceFile, max_document_bytes: int) -> None:
+    columns = columns_of(csv_header(source, max_document_bytes)[1])
+    _check_names(source, columns.names, columns.names)
+    usual = "\t" if re.search(r"\.tsv\b", source.path, re.IGNORECASE) else ","
+    if columns.delimiter != usual and len(columns.names) > 1:
+        number = len(columns.names)
+        say(f"data: {source.path} is separated by {columns.delimiter!r}: {number} columns")
+
+
+def _check_json(source: SourceFile, max_document_bytes: int) -> None:
+    values: list[Any] = []
+    first = b""
+    longest = 0
+    for _, payload, size in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
+        longest = max(longest, size)
+        if payload is None:
+            continue
+        first = first or payload[:4096]
+        with suppress(ValueError):  # UnicodeDecodeError is one
+            values.append(parse_json(payload.removeprefix(BOM).decode()))
+    objects = [value for value in values if isinstance(value, dict)]
+    kinds: dict[str, type] = {}
+    for value in objects:  # a key counts as text when any record has a string there
+        kinds |= {name: type(v) for name, v in value.items() if kinds.get(name) is not str}
+    if objects:
+        texts = [name for name, kind in kinds.items() if kind is str]
+        shown = [f"{name} ({KINDS.get(kind, 'a string')})" for name, kind in kinds.items()]
+        _check_names(source, texts, shown)
+    elif first or not longest:
+        text = first.decode("utf-8", errors="replace")
+        raise DataError(
+            f"None of the first {PROBED_RECORDS} records is a JSON object.",
+            got=f"{source.path} (read as {source.format}) starts with {text[:60]!r}",
+            fix=HOW_TO_WRITE_JSON,
+        )
+    else:
+        raise DataError(
+            "The first records are all longer than data.max_document_bytes.",
+            got=f"{source.path}: {format_size(longest)}",
+            fix=f"data.max_document_bytes={longest}\nor one record per line: {HOW_TO_WRITE_JSON}",
+        )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
