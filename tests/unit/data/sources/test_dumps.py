@@ -206,10 +206,8 @@ INDEX = "".join(f"{600 + 40_000 * (i // 3)}:{10 + i}:条目: {i}\n" for i in ran
 def test_the_index_of_a_multistream_dump_is_refused(tmp_path, form, part, wanted):
     path = tmp_path / f"zhwiki-20261101-pages-articles-multistream-index{part}{form}"
     path.write_bytes(bz2.compress(INDEX.encode()) if form else INDEX.encode())
-    with pytest.raises(DataError, match="index of a multistream dump") as refused:
+    with pytest.raises(DataError, match="index of a multistream dump"):
         sniff(path, wanted)
-    dump = f"zhwiki-20261101-pages-articles-multistream{part.replace('txt', 'xml')}{form}"
-    assert dump in str(refused.value.fix)
     assert main(["prepare", "--wiki", str(path)]) == 4
 
 

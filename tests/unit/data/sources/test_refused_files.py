@@ -99,6 +99,8 @@ EXPLAINED: dict[str, tuple[str, bytes, str]] = {
     "HTML": ("x.jsonl", b"<html><body>\n404", "not a MediaWiki export"),
     "other XML": ("x.xml", b"<?xml version='1.0'?>\n<p>a</p>", "not a MediaWiki export"),
     "GB 18030": ("x.jsonl", "\n".join(TEXTS).encode("gb18030"), "is not UTF-8.*GB18030"),
+    "white space": ("x.jsonl", b"  \n \n", "white space"),
+    "damaged zst": ("x.jsonl", b"\x28\xb5\x2f\xfd1234", "zst file is damaged"),
     "Latin-1": ("x.csv", TABLE.replace("plain", "café déjà").encode("latin-1"), "WINDOWS-1252"),
     "Git LFS": ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256", "LFS pointer"),
     "git-annex": ("x.jsonl", b"../../.git/annex/objects/a/b/x\n", "git-annex pointer"),
@@ -164,7 +166,7 @@ def test_a_setting_that_is_advised_reads_the_file(tmp_path, settings, name):
         ("x.csv", TABLE.encode("utf-16-le"), "looks like utf-16-le", "iconv"),
         ("x.jsonl", lines(RECORDS, ",\n"), BEGINS_LIKE_JSON, "sed"),
         ("x.jsonl", lines(RECORDS, indent=2), BEGINS_LIKE_JSON, r"jq -c \."),
-        ("x.json", lines([{"n": 1, "KEY": RECORDS}]), NO_TEXT, r"jq -c '\.KEY"),
+        ("x.json", lines([{"n": 1, "KEY": RECORDS}]), NO_TEXT, r"jq -c '\.KEY\[\]'"),
     ],
 )
 def test_a_command_that_is_advised_converts_the_file(

@@ -100,32 +100,6 @@ def test_parquet_and_compression_are_known_under_any_name(
     assert (source.format, source.compression) == wanted
 
 
-GB = "\n".join('{"text": "北京是中国的首都"}' for _ in range(9))
-BIG5 = "\n".join('{"text": "臺灣的繁體字與國語"}' for _ in range(20))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x28\xb5\x2f\xfd1234", "zst file is damaged"),
-        (b"PK\x03\x04zip", "zip"),
-        (b"  \n \n", "white space"),
-        (b"<html><body>404", "not a MediaWiki"),
-        (b"plain text, no JSON\n" * 9, "not known"),
-        (b'{\n  "text": "a"\n}\n', "several lines"),
-        (GB.encode("gb18030"), "gb18030"),
-        (GB.encode("utf-16"), "utf-16"),
-        (BIG5.encode("big5"), "is not UTF-8"),
-    ],
-)
-def test_what_cannot_be_read_is_refused_by_its_content(tmp_path, content, message):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        sniff(path)
-    assert "UTF-8" not in message or "iconv -f" in caught.value.fix
-
-
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
 def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path, name):
     path = tmp_path / name
