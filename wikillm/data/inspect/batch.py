@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from wikillm.data.inspect.stats import SourcePosition
+from wikillm.data.inspect.stats import SourcePosition, documents_between
 from wikillm.data.read.corpus import Corpus, Order
 from wikillm.data.store.joined import JoinedStream
 from wikillm.data.store.manifest import Manifest
@@ -26,7 +26,7 @@ def documents_of(corpus: Corpus, order: Order, samples: Sequence[int]) -> list[S
         for start, stop in ranges:
             # Target t is token t + 1.
             for manifest, stream, first, last in _streams(corpus, start + 1, stop + 1):
-                found.update(dict.fromkeys(_positions(manifest, stream, first, last)))
+                found.update(dict.fromkeys(documents_between(manifest, stream, first, last)))
     return list(found)
 
 
@@ -39,18 +39,3 @@ def _streams(
         return
     for number, first, last in corpus.train.within(start, stop):
         yield corpus.mixture[number].store.manifest, corpus.train.streams[number], first, last
-
-
-def _positions(
-    manifest: Manifest, stream: TokenStream, start: int, stop: int
-) -> Iterator[SourcePosition]:
-    for number, tokens, entry in stream.documents(start, stop):
-        yield SourcePosition(
-            document=number,
-            first=tokens.start,
-            end=tokens.stop,
-            source=manifest.sources[int(entry["source"])].path,
-            offset=int(entry["offset"]),
-            content_hash=f"{int(entry['hash']):016x}",
-            text_bytes=int(entry["text_bytes"]),
-        )

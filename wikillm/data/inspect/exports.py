@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,7 @@ import numpy as np
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably
 from wikillm.core.units import format_count
-from wikillm.data.inspect.stats import Documents
+from wikillm.data.inspect.stats import document_lengths, documents_between
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -60,7 +61,7 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
 
 def _to_megatron(store: Store, split: str, prefix: Path) -> None:
     stream = getattr(store, split)
-    lengths = Documents(store, stream).lengths()
+    lengths = document_lengths(stream)
     if int(lengths.max()) > 2**31 - 1:
         raise DataError(
             "A document has more tokens than Megatron's format can hold.",
@@ -68,7 +69,7 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
         )
     with _staged(prefix.with_suffix(".bin")) as file:
         _copy_tokens(stream, file, "<i4")
-    offsets = 4 * (np.cumsum(lengths, dtype=np.int64) - lengths)
+    offsets = 4 * (np.cumsum(lengths) - lengths)
     with _staged(prefix.with_suffix(".idx")) as file:
         file.write(
             MEGATRON_MAGIC + struct.pack("<QBQQ", _VERSION, _INT32, len(lengths), len(lengths) + 1)
@@ -92,7 +93,7 @@ def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
     with _staged(prefix.with_suffix(".ds")) as file:
         _copy_tokens(stream, file, f"<u{size}")
     with _staged(prefix.with_suffix(".ds.index")) as file:
-        file.write(np.cumsum(Documents(store, stream).lengths(), dtype="<u8").tobytes())
+        file.write(stream.document_ends().astype("<u8").tobytes())
     with _staged(prefix.with_suffix(".ds.metadata")) as file:
         text = f"{info.name}|{size}\n{stream.n_tokens}\n{format_count(stream.n_tokens)}T"
         file.write(text.encode())
@@ -105,7 +106,7 @@ def _to_parquet(store: Store, split: str, prefix: Path) -> None:
 
     stream = getattr(store, split)
     tokenizer = store.tokenizer()
-    documents = Documents(store, stream)
+    documents = documents_between(store.manifest, stream, 0, stream.n_tokens)
     schema = pyarrow.schema(
         {
             "text": "string",
@@ -119,10 +120,9 @@ def _to_parquet(store: Store, split: str, prefix: Path) -> None:
         _staged(prefix.with_suffix(".parquet")) as file,
         parquet.ParquetWriter(file, schema, compression="zstd") as out,
     ):
-        for start in range(0, len(documents), _ROWS):
+        while positions := list(islice(documents, _ROWS)):
             rows = []
-            for number in range(start, min(start + _ROWS, len(documents))):
-                position = documents[number]
+            for position in positions:
                 ids = stream.read(position.first, position.end)
                 text = tokenizer.decode(ids[:-1].tolist())
                 rows.append((text, ids, position.source, position.offset, position.content_hash))

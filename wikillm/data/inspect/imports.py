@@ -11,9 +11,10 @@ from __future__ import annotations
 import shutil
 import struct
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,19 @@ def import_store(
     if not 0 < val_fraction < 1:
         raise ConfigError("--val-fraction must be a share between 0 and 1.", got=str(val_fraction))
     tokenizer = load_tokenizer(tokenizer_folder)
-    readers = [(_Megatron if kind == "megatron" else _Datatrove)(path) for path in files]
+    try:
+        readers = [(_Megatron if kind == "megatron" else _Datatrove)(path) for path in files]
+    except OSError as error:
+        got = f"{error.filename}: {error.strerror}"
+        raise DataError("A file of the import cannot be read.", got=got) from None
     staged = target.with_name(f".{target.name}{STAGING_SUFFIX}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
         copy_tokenizer(tokenizer_folder, staged / "tokenizer")
-        shards = _Importer(staged, tokenizer, val_fraction, readers).shards()
+        shards = _write_shards(staged, tokenizer, val_fraction, readers)
         name = tokenizer_folder.absolute().name
-        origin = str(tokenizer_folder)
-        info = TokenizerInfo.of(tokenizer, name=name, origin=origin)
-        _describe(staged, kind, readers, info, val_fraction, shards)
+        info = TokenizerInfo.of(tokenizer, name=name, origin=str(tokenizer_folder))
+        _describe(staged, kind, [reader.path for reader in readers], info, val_fraction, shards)
         rename_durably(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -85,7 +89,7 @@ class _Megatron:
     def __init__(self, path: Path) -> None:
         prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
         self.path = prefix.with_name(prefix.name + ".bin")
-        index = _content(prefix.with_name(prefix.name + ".idx"))
+        index = prefix.with_name(prefix.name + ".idx").read_bytes()
         if not index.startswith(MEGATRON_MAGIC) or len(index) < 34:
             raise _damaged(self.path, "its .idx does not begin like Megatron's")
         version, code, sequences, borders = struct.unpack_from("<QBQQ", index, 9)
@@ -94,10 +98,7 @@ class _Megatron:
             raise _damaged(self.path, what)
         size = 34 + 12 * sequences + 8 * borders
         if len(index) != size:
-            what = f"its .idx has {len(index)} bytes instead of {size}"
-            if len(index) == size + sequences:
-                what += " (one mode per sequence: a multimodal file?)"
-            raise _damaged(self.path, what)
+            raise _damaged(self.path, f"its .idx has {len(index)} bytes instead of {size}")
         self._lengths = np.frombuffer(index, "<i4", sequences, 34)
         self._offsets = np.frombuffer(index, "<i8", sequences, 34 + 4 * sequences)
         self._borders = np.frombuffer(index, "<i8", borders, 34 + 12 * sequences)
@@ -128,13 +129,13 @@ class _Datatrove:
     def __init__(self, path: Path) -> None:
         self.path = path
         index = path.with_name(path.name + ".index")
-        content = _content(index)
+        content = index.read_bytes()
         if len(content) % 8:
             what = f"{index.name} has {len(content)} bytes, which is not a multiple of 8"
             raise _damaged(path, what)
         self._ends = np.frombuffer(content, "<u8").astype(np.int64)
         total = int(self._ends[-1]) if len(self._ends) else 0
-        size = path.stat().st_size if path.is_file() else 0
+        size = path.stat().st_size
         if (np.diff(self._ends, prepend=0) < 0).any() or size not in (2 * total, 4 * total):
             what = f"{size} bytes, where {index.name} indexes {total} tokens of 2 or 4 bytes"
             raise _damaged(path, what)
@@ -147,119 +148,109 @@ class _Datatrove:
             yield start * self._dtype.itemsize, self._tokens[start:end]
 
 
-class _Importer:
-    """Writes documents into shards of about SHARD_TOKENS, one after the other."""
+_Reader = _Megatron | _Datatrove
 
-    def __init__(
-        self,
-        folder: Path,
-        tokenizer: TextTokenizer,
-        val_fraction: float,
-        readers: Sequence[_Megatron | _Datatrove],
-    ) -> None:
-        self._folder = folder
-        self._tokenizer = tokenizer
-        self._readers = readers
-        self._val_below = int(val_fraction * 2**64)
-        self._inner_eos = 0
-        self._empty = 0
 
-    def shards(self) -> list[ShardInfo]:
-        """Write all shards. Raises DataError when there is no document."""
-        (self._folder / "shards").mkdir(parents=True, exist_ok=True)
-        found: list[ShardInfo] = []
-        start = Cursor()
-        batches = self._batches()
-        is_last = False
-        while not is_last:
-            writers = {split: SplitWriter(self._folder, split, len(found)) for split in SPLITS}
-            tally = Tally()
-            tokens = 0
-            end = start
-            while tokens < SHARD_TOKENS and not is_last:
-                batch = next(batches, [])
-                is_last = not batch
-                for document, text, after in batch:
-                    tally.keep([text])
-                    split = "val" if document.content_hash < self._val_below else "train"
-                    writers[split].add(document)
-                    tokens += len(document.ids)
-                    end = after
-            if is_last and self._empty:
-                tally.add("empty", self._empty, 0, False)
-            splits = {split: writer.finish() for split, writer in writers.items()}
-            info = ShardInfo(len(found), start, end, False, tally.funnel(), splits, "imported")
-            write_json(shard_record_path(self._folder, info.number), {**asdict(info), "bad": []})
-            found.append(info)
-            start = end
-        if not sum(info.text_bytes for info in found):
-            raise DataError("These files contain no document with a token.")
-        if self._inner_eos:
-            warn(
-                f"{self._inner_eos:,} documents have {self._tokenizer.eos_token} inside; "
-                "it is kept, and does not end a document"
-            )
-        return found
+def _write_shards(
+    folder: Path, tokenizer: TextTokenizer, val_fraction: float, readers: Sequence[_Reader]
+) -> list[ShardInfo]:
+    """Write all documents, in shards of about SHARD_TOKENS.
 
-    def _batches(self) -> Iterator[list[tuple[TokenizedDocument, str, Cursor]]]:
-        base = 0
-        for source, reader in enumerate(self._readers):
-            batch: list[tuple[int, Ids]] = []
-            for number, (offset, ids) in enumerate(reader.documents()):
-                if not len(ids) or (len(ids) == 1 and int(ids[0]) == self._tokenizer.eos_id):
-                    self._empty += 1
-                    continue
-                self._refuse_outside(ids, f"{reader.path}: document {number}")
-                batch.append((offset, ids))
-                if len(batch) == _BATCH_DOCUMENTS:
-                    yield self._described(batch, source, base)
-                    batch = []
-            if batch:
-                yield self._described(batch, source, base)
-            base += reader.path.stat().st_size
+    Raises DataError when there is no document.
+    """
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    val_below = int(val_fraction * 2**64)
+    counts: Counter[str] = Counter()
+    batches = _batches(readers, tokenizer, counts)
+    found: list[ShardInfo] = []
+    start = Cursor()
+    is_last = False
+    while not is_last:
+        writers = {split: SplitWriter(folder, split, len(found)) for split in SPLITS}
+        tally = Tally()
+        tokens = 0
+        end = start
+        while tokens < SHARD_TOKENS and not is_last:
+            batch = next(batches, [])
+            is_last = not batch
+            for document, text, after in batch:
+                tally.keep([text])
+                split = "val" if document.content_hash < val_below else "train"
+                writers[split].add(document)
+                tokens += len(document.ids)
+                end = after
+        if is_last and counts["empty"]:
+            tally.add("empty", counts["empty"], 0, False)
+        splits = {split: writer.finish() for split, writer in writers.items()}
+        info = ShardInfo(len(found), start, end, False, tally.funnel(), splits, "imported")
+        write_json(shard_record_path(folder, info.number), {**asdict(info), "bad": []})
+        found.append(info)
+        start = end
+    if not sum(info.text_bytes for info in found):
+        raise DataError("These files contain no document with a token.")
+    if counts["with EOS inside"]:
+        warn(
+            f"{counts['with EOS inside']:,} documents have {tokenizer.eos_token} inside; "
+            "it is kept, and does not end a document"
+        )
+    return found
 
-    def _refuse_outside(self, ids: Ids, place: str) -> None:
-        low = int(ids.min())
-        high = int(ids.max())
-        if low < 0 or high >= self._tokenizer.length:
+
+def _batches(
+    readers: Sequence[_Reader], tokenizer: TextTokenizer, counts: Counter[str]
+) -> Iterator[list[tuple[TokenizedDocument, str, Cursor]]]:
+    """Documents with text and place, decoded some at a time; `counts` are of those that are odd.
+
+    Raises DataError for an id beyond the vocabulary.
+    """
+    base = 0
+    for source, reader in enumerate(readers):
+        documents = _sound_documents(reader, tokenizer, counts)
+        while batch := list(islice(documents, _BATCH_DOCUMENTS)):
+            bodies = [ids[:-1] if int(ids[-1]) == tokenizer.eos_id else ids for _, ids in batch]
+            counts["with EOS inside"] += sum((ids == tokenizer.eos_id).any() for ids in bodies)
+            lists = [ids.tolist() for ids in bodies]
+            texts = tokenizer.backend.decode_batch(lists, skip_special_tokens=False)
+            found = []
+            for (offset, raw), ids, text in zip(batch, bodies, texts, strict=True):
+                done = TokenizedDocument(
+                    ids=np.append(ids.astype(np.uint32), np.uint32(tokenizer.eos_id)),
+                    content_hash=content_hash(unicodedata.normalize("NFC", text)),
+                    text_bytes=len(text.encode()),
+                    source=source,
+                    offset=offset,
+                )
+                found.append((done, text, Cursor(source, offset + raw.nbytes, base)))
+            yield found
+        base += reader.path.stat().st_size
+
+
+def _sound_documents(
+    reader: _Reader, tokenizer: TextTokenizer, counts: Counter[str]
+) -> Iterator[tuple[int, Ids]]:
+    for number, (offset, ids) in enumerate(reader.documents()):
+        if not len(ids) or (len(ids) == 1 and int(ids[0]) == tokenizer.eos_id):
+            counts["empty"] += 1
+            continue
+        outside = ids[(ids < 0) | (ids >= tokenizer.length)]
+        if len(outside):
             raise DataError(
                 "A token id is outside the tokenizer's vocabulary.",
-                got=f"{place}: {low if low < 0 else high}; "
-                f"ids below {self._tokenizer.length} are known",
+                got=f"{reader.path}: document {number}: {outside[0]}; "
+                f"ids below {tokenizer.length} are known",
                 fix="--tokenizer: the one that made these tokens",
             )
-
-    def _described(
-        self, batch: list[tuple[int, Ids]], source: int, base: int
-    ) -> list[tuple[TokenizedDocument, str, Cursor]]:
-        eos = self._tokenizer.eos_id
-        bodies = [ids[:-1] if int(ids[-1]) == eos else ids for _, ids in batch]
-        self._inner_eos += sum(bool((ids == eos).any()) for ids in bodies)
-        texts = self._tokenizer.backend.decode_batch(
-            [ids.tolist() for ids in bodies], skip_special_tokens=False
-        )
-        found = []
-        for (offset, raw), ids, text in zip(batch, bodies, texts, strict=True):
-            done = TokenizedDocument(
-                ids=np.append(ids.astype(np.uint32), np.uint32(eos)),
-                content_hash=content_hash(unicodedata.normalize("NFC", text)),
-                text_bytes=len(text.encode()),
-                source=source,
-                offset=offset,
-            )
-            found.append((done, text, Cursor(source, offset + raw.nbytes, base)))
-        return found
+        yield offset, ids
 
 
 def _describe(
     folder: Path,
     kind: str,
-    readers: Sequence[_Megatron | _Datatrove],
+    paths: Sequence[Path],
     tokenizer: TokenizerInfo,
     val_fraction: float,
     shards: list[ShardInfo],
 ) -> None:
-    paths = [reader.path for reader in readers]
     sources = tuple(
         SourceInfo(str(p), p.stat().st_size, sha256_file(p), kind, "none") for p in paths
     )
@@ -284,22 +275,10 @@ def _describe(
     write_json(folder / MANIFEST_NAME, manifest.to_json())
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error.strerror) from None
-
-
 def _mapped(path: Path, dtype: np.dtype[Any]) -> Ids:
-    try:
-        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, why: object) -> DataError:
-    return DataError("A file of the import cannot be read.", got=f"{path}: {why}")
+    if path.stat().st_size:
+        return np.memmap(path, dtype=dtype, mode="r")
+    return np.empty(0, dtype)  # an empty file cannot be mapped
 
 
 def _damaged(path: Path, what: str) -> DataError:

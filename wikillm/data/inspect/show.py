@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from wikillm.config.schema import Packing
-from wikillm.core.errors import ConfigError
-from wikillm.data.inspect.stats import Documents
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.data.inspect.stats import documents_between
 from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.store import Store
 
@@ -20,7 +20,11 @@ _EXCERPT = 2000  # characters of a text that is shown
 def show_document(store: Store, split: str, number: int) -> dict[str, Any]:
     """The document `number` of a split: its position, ids and text (without EOS)."""
     stream = getattr(store, split)
-    position = Documents(store, stream)[number]
+    if not 0 <= number < stream.n_documents:
+        fix = f"a number from 0 to {stream.n_documents - 1}"
+        raise DataError("There is no such document.", got=str(number), fix=fix)
+    end = int(stream.document_ends()[number])
+    (position,) = documents_between(store.manifest, stream, end - 1, end)
     ids = stream.read(position.first, position.end)
     return {
         "split": split,
@@ -47,19 +51,14 @@ def show_sample(
         )
     stream = store.train
     order = StoredCorpus(store, window_shards, packing).order(sequence_length, seed)
-    documents = Documents(store, stream)
     tokenizer = store.tokenizer()
     parts: list[dict[str, Any]] = []
     for start, stop in order.target_ranges([number])[0]:
         # Target t is token t + 1.
-        at = start + 1
-        end = stop + 1
-        while at < end:
-            position = documents[documents.at(at)]
-            upto = min(end, position.end)
-            text = tokenizer.decode(stream.read(at, upto).tolist())
-            parts.append({**asdict(position), "tokens": [at, upto], "text": text})
-            at = upto
+        for position in documents_between(store.manifest, stream, start + 1, stop + 1):
+            tokens = [max(position.first, start + 1), min(position.end, stop + 1)]
+            text = tokenizer.decode(stream.read(*tokens).tolist())
+            parts.append({**asdict(position), "tokens": tokens, "text": text})
     return {
         "sample": number,
         "sequence_length": sequence_length,

@@ -1,11 +1,10 @@
 """The documents of a finished store: their positions in the sources, and how long they are.
 
-Reads only, without torch. Memory is 4 bytes a document for the lengths; index entries are mapped.
+Reads only, without torch. Memory is 8 bytes a document; index entries are mapped.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.data.inspect.summary import store_summary_json
-from wikillm.data.store.manifest import MANIFEST_NAME
+from wikillm.data.store.manifest import MANIFEST_NAME, Manifest
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 
 _BAR = 40  # characters of the longest bar of a histogram
@@ -38,67 +37,36 @@ class SourcePosition:
     text_bytes: int
 
 
-class Documents:
-    """The documents of one split by number and by position."""
-
-    def __init__(self, store: Store, stream: TokenStream) -> None:
-        self._sources = store.manifest.sources
-        self._indexes = list(stream.indexes())
-        counts = np.cumsum([0, *(len(index) for index in self._indexes)])
-        tokens = np.cumsum([0, *(int(index["end"][-1]) for index in self._indexes)])
-        self._first_document: list[int] = counts.tolist()
-        self._first_token: list[int] = tokens.tolist()
-
-    def __len__(self) -> int:
-        return self._first_document[-1]
-
-    def __getitem__(self, number: int) -> SourcePosition:
-        """The document `number`, counted from 0. Raises DataError when there is none."""
-        if not 0 <= number < len(self):
-            raise DataError(
-                "There is no such document.",
-                got=f"{number}",
-                fix=f"a number from 0 to {len(self) - 1}",
-            )
-        shard = bisect_right(self._first_document, number) - 1
-        index = self._indexes[shard]
-        row = number - self._first_document[shard]
-        entry = index[row]
-        before = int(index["end"][row - 1]) if row else 0
-        return SourcePosition(
+def documents_between(
+    manifest: Manifest, stream: TokenStream, start: int, stop: int
+) -> Iterator[SourcePosition]:
+    """The documents that have tokens in [start, stop) of a stream of this manifest's store."""
+    for number, tokens, entry in stream.documents(start, stop):
+        yield SourcePosition(
             document=number,
-            first=self._first_token[shard] + before,
-            end=self._first_token[shard] + int(entry["end"]),
-            source=self._sources[int(entry["source"])].path,
+            first=tokens.start,
+            end=tokens.stop,
+            source=manifest.sources[int(entry["source"])].path,
             offset=int(entry["offset"]),
             content_hash=f"{int(entry['hash']):016x}",
             text_bytes=int(entry["text_bytes"]),
         )
 
-    def at(self, token: int) -> int:
-        """The number of the document that token `token` belongs to."""
-        shard = bisect_right(self._first_token, token) - 1
-        ends = self._indexes[shard]["end"]
-        row = np.searchsorted(ends, token - self._first_token[shard], side="right")
-        return self._first_document[shard] + int(row)
 
-    def lengths(self) -> npt.NDArray[np.uint32]:
-        """Tokens of each document, EOS included."""
-        every = [
-            np.diff(index["end"], prepend=np.uint64(0)).astype(np.uint32) for index in self._indexes
-        ]
-        return np.concatenate([np.empty(0, dtype=np.uint32), *every])
+def document_lengths(stream: TokenStream) -> npt.NDArray[np.int64]:
+    """Tokens of each document, EOS included."""
+    return np.diff(stream.document_ends(), prepend=0)
 
 
 def stats_of(store: Store) -> dict[str, Any]:
     """Counts, lengths, copies and the funnel of a store, for programs."""
-    splits = {name: _split_stats(store, getattr(store, name)) for name in SPLITS}
+    splits = {name: _split_stats(getattr(store, name)) for name in SPLITS}
     found = store_summary_json(store.dir, store.manifest)
     return {**found, "backend": store.manifest.backend, "splits": splits}
 
 
-def _split_stats(store: Store, stream: TokenStream) -> dict[str, Any]:
-    lengths = Documents(store, stream).lengths()
+def _split_stats(stream: TokenStream) -> dict[str, Any]:
+    lengths = document_lengths(stream)
     if not len(lengths):
         return {"documents": 0, "tokens": 0, "text_bytes": 0}
     bins = np.bincount(np.floor(np.log2(lengths)).astype(np.int64))

@@ -13,7 +13,6 @@ from wikillm.data.prepare.quarantine import write_quarantine
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, TokenizerInfo
 from wikillm.data.store.store import (
     COMMITTED_NAME,
-    FORMER_COMMITTED_NAME,
     INDEX,
     SPLITS,
     shard_path,
@@ -33,8 +32,7 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
     if plan.drop_list is not None:  # which documents were dropped, and for which
         write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
-    for name in (COMMITTED_NAME, FORMER_COMMITTED_NAME):
-        (plan.store / name).unlink(missing_ok=True)
+    (plan.store / COMMITTED_NAME).unlink(missing_ok=True)
     write_json(plan.store / MANIFEST_NAME, manifest.to_json())
     return manifest
 

@@ -39,8 +39,6 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
 SPLITS = ("train", "val")
 COMMITTED_NAME = "committed.json"
-FORMER_COMMITTED_NAME = "taken.json"
-"""The name that earlier versions wrote; it is still read."""
 TOKEN = np.dtype("<u4")
 INDEX = np.dtype(
     [
@@ -64,10 +62,7 @@ def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
 
 def read_committed(store: Path) -> int:
     """How many shards of an unfinished store are final. Raises OSError or ValueError."""
-    path = store / COMMITTED_NAME
-    if not path.exists():
-        path = store / FORMER_COMMITTED_NAME
-    return int(json.loads(path.read_text(encoding="utf-8"))["shards"])
+    return int(json.loads((store / COMMITTED_NAME).read_text(encoding="utf-8"))["shards"])
 
 
 class TokenStream:

@@ -159,7 +159,7 @@ def test_ids_and_files_that_do_not_fit_are_refused(store, tmp_path):
     for content, word in (
         (b"GIF89a" + index, "does not begin"),
         (index[:-1], "instead of"),
-        (index + b"\0\0", "multimodal"),
+        (index + b"\0\0", "instead of"),
     ):
         (tmp_path / "ids.idx").write_bytes(content)
         assert word in refused("megatron", "ids.bin")

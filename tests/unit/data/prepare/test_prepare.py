@@ -168,7 +168,7 @@ def test_too_few_held_out_tokens_name_a_fraction_that_works(source, settings):
     wanted = total // 5
     with pytest.raises(DataError, match="held out for validation") as caught:
         prepare_store(settings(path, min_val_tokens=wanted))
-    fraction = float(caught.value.fix.partition("=")[2])
+    fraction = float(caught.value.fix.split()[0].partition("=")[2])
     store = prepare_store(settings(path, min_val_tokens=wanted, val_fraction=fraction))
     assert wanted <= store.val.n_tokens < wanted + 300  # one document more at most
     with pytest.raises(DataError, match="held out") as caught:
@@ -183,7 +183,7 @@ def test_nothing_left_to_train_on_is_reported(source, settings):
     with pytest.raises(DataError, match="Nothing is left to train on: 0 tokens") as caught:
         prepare_store(settings(path, val_fraction=0.9999))
     assert "4 of 4 documents are held out" in str(caught.value)
-    fraction = float(caught.value.fix.partition("=")[2])
+    fraction = float(caught.value.fix.split()[0].partition("=")[2])
     assert prepare_store(settings(path, val_fraction=fraction)).val.n_documents == 1
 
 

@@ -19,7 +19,6 @@ from wikillm.data.read.growing import GrowingOrder
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.open import stream_corpus
 from wikillm.data.read.stored import StoredCorpus
-from wikillm.data.store.store import read_committed
 
 T = 16
 
@@ -172,13 +171,6 @@ def test_the_builder_ends_when_its_parent_does(tmp_path, settings):
     stat = Path(f"/proc/{pid}/stat")
     until(lambda: not stat.exists() or "Z" in stat.read_text().split()[2], 20)
     assert not (tmp_path / "s" / "manifest.json").exists()
-
-
-def test_the_former_name_of_the_count_of_final_shards_is_read(tmp_path):
-    (tmp_path / "taken.json").write_text('{"shards": 3}')
-    assert read_committed(tmp_path) == 3
-    (tmp_path / "committed.json").write_text('{"shards": 5}')
-    assert read_committed(tmp_path) == 5
 
 
 def test_a_folder_of_other_facts_is_refused_not_read(tmp_path, texts, write_source, settings):

@@ -14,7 +14,6 @@ from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
 from wikillm.data.inspect.batch import documents_of
-from wikillm.data.inspect.stats import Documents
 from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.order.mixed import MixedOrder, MixtureTable
 from wikillm.data.prepare import tokenizer as prepare_tokenizer
@@ -147,9 +146,13 @@ def test_the_documents_of_a_batch_are_found_in_their_own_store(mixed, packing):
             for token in range(start + 1, stop + 1):
                 number = 1 if token >= starts[1] else 0
                 store = corpus.mixture[number].store
-                stream = Documents(store, store.train)
-                wanted.append(stream[stream.at(token - starts[number])])
-        assert documents_of(corpus, order, [sample]) == list(dict.fromkeys(wanted))
+                ends = store.train.document_ends()
+                document = int(np.searchsorted(ends, token - starts[number], side="right"))
+                wanted.append((store.manifest.sources[0].path, document, int(ends[document])))
+        found = documents_of(corpus, order, [sample])
+        assert [(each.source, each.document, each.end) for each in found] == list(
+            dict.fromkeys(wanted)
+        )
 
 
 def test_the_fingerprint_is_of_the_counts_and_the_stores(mixed, tmp_path):
