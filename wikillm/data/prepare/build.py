@@ -268,8 +268,8 @@ def finished_shards(store: Path) -> dict[int, ShardInfo]:
     refused = refused_backends(store)
     for path in (store / "shards").glob("*.json"):
         try:
-            info = ShardInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError):
+            info = ShardInfo.read(path)
+        except (OSError, ValueError):
             continue
         sizes = {}
         for split, part in info.splits.items():

@@ -135,8 +135,7 @@ class GrowingCorpus(Corpus):
                 self.shards.append(self._read_record(number))
 
     def _read_record(self, number: int) -> ShardInfo:
-        path = shard_record_path(self.dir, number)
-        return ShardInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return ShardInfo.read(shard_record_path(self.dir, number))
 
     def _refuse_changed(self, found: list[ShardInfo]) -> None:
         """A build restarts when an encoder was found to differ: shards of this run would change."""

@@ -11,29 +11,34 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import pydantic_core
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wikillm.core.errors import DataError
 from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor
-from wikillm.data.store.strict import read_strictly
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-_LATER = frozenset({"url", "version", "backend"})
-"""Fields with a default that manifests of earlier versions do not have."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+T = TypeVar("T")
+_KNOWN_KEYS = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerInfo:
+    __pydantic_config__ = _KNOWN_KEYS
     name: str
     origin: str
     sha256: str  # of tokenizer.json
-    length: int  # highest id + 1
-    eos_id: int
+    length: Count  # highest id + 1
+    eos_id: Count
     eos_token: str
 
     @classmethod
@@ -45,8 +50,9 @@ class TokenizerInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
+    __pydantic_config__ = _KNOWN_KEYS
     path: str
-    size: int
+    size: Count
     sha256: str
     format: str
     compression: str
@@ -58,9 +64,10 @@ class SourceInfo:
 class SplitInfo:
     """A split as a whole. `text_bytes` is UTF-8 text, EOS not counted."""
 
-    tokens: int
-    documents: int
-    text_bytes: int
+    __pydantic_config__ = _KNOWN_KEYS
+    tokens: Count
+    documents: Count
+    text_bytes: Count
 
     @staticmethod
     def sum(parts: Iterable[SplitInfo]) -> SplitInfo:
@@ -100,11 +107,12 @@ class ShardInfo:
         return sum(split.text_bytes for split in self.splits.values())
 
     @classmethod
-    def from_json(cls, value: Any) -> ShardInfo:
-        """Raises ValueError for a damaged record; quarantined records (`bad`) are left out."""
-        if isinstance(value, dict):
-            value = {name: item for name, item in value.items() if name != "bad"}
-        info = read_strictly(cls, value, _LATER)
+    def read(cls, path: Path) -> ShardInfo:
+        """The record of a shard without its quarantined records (`bad`).
+
+        Raises OSError, or ValueError for a damaged one.
+        """
+        info = _read(cls, path.read_bytes())
         _check_splits(info.splits, f"shard {info.number}")
         return info
 
@@ -113,6 +121,7 @@ class ShardInfo:
 class Manifest:
     """`duplicates`: documents whose text occurred before; None when too many to count."""
 
+    __pydantic_config__ = _KNOWN_KEYS
     fingerprint: str
     facts: dict[str, Any]
     tokenizer: TokenizerInfo
@@ -160,8 +169,9 @@ class Manifest:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Manifest:
+    def parse(cls, content: bytes) -> Manifest:
         """Raises DataError for another format version, ValueError for a damaged manifest."""
+        value = pydantic_core.from_json(content)
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION or type(version) is not int:
             raise DataError(
@@ -169,9 +179,28 @@ class Manifest:
                 got=f"{_short(version)}, this program reads {FORMAT_VERSION}",
                 fix="build it again: remove the folder, or name another one in data.store",
             )
-        manifest = read_strictly(cls, value, _LATER)
+        manifest = _read(cls, content)
         _check(manifest)
         return manifest
+
+
+def _read(kind: type[T], content: bytes) -> T:
+    """JSON as a dataclass, every value of its field's type: files of others are not trusted.
+
+    Raises ValueError naming the first field that does not fit.
+    """
+    try:
+        found: T = _reader(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}, got {_short(first['input'])}") from None
+    return found
+
+
+@lru_cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _check(manifest: Manifest) -> None:

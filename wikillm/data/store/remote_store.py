@@ -10,7 +10,6 @@ smaller one is reported.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from contextlib import suppress
@@ -85,8 +84,8 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
         content = _manifest(url, cache, asked)
         folder = cache.folder / "stores" / key_of(f"{url}\n{hashlib.sha256(content).hexdigest()}")
         try:
-            manifest = Manifest.from_json(json.loads(content))
-        except (ValueError, RecursionError) as error:
+            manifest = Manifest.parse(content)
+        except ValueError as error:
             raise DataError(
                 "This is not the manifest of a token store.",
                 got=f"{shown(url)}/{MANIFEST_NAME}: {error}",

@@ -279,7 +279,7 @@ class Store:
         """
         path = folder / MANIFEST_NAME
         try:
-            manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+            manifest = Manifest.parse(path.read_bytes())
         except FileNotFoundError:
             is_begun = (folder / "build.json").exists()
             raise DataError(
@@ -289,7 +289,7 @@ class Store:
             ) from None
         except OSError as error:
             raise _not_accessible(path, error) from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise damaged(folder, f"{path}: {error}") from None
         length = manifest.tokenizer.length
         train, val = (

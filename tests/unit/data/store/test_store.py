@@ -197,7 +197,7 @@ def test_records_after_the_last_document_wanted_are_not_counted(
 def test_the_manifest_survives_json_and_names_its_files(build, tmp_path, texts):
     store = build(texts(40))
     manifest = store.manifest
-    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert Manifest.parse(json.dumps(manifest.to_json()).encode()) == manifest
     assert manifest.tokenizer.sha256 == sha256_file(store.tokenizer_dir / "tokenizer.json")
     assert manifest.sources[0].sha256 == sha256_file(tmp_path / "plain.jsonl")
     corpus = StoredCorpus(store, 8)
