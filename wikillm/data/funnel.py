@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import ConfigDict
-
 from wikillm.data.types import CleanedDocuments, Dropped
 
 
@@ -17,7 +15,7 @@ class FunnelLine:
     `characters` counts the raw records (in bytes if they are bad); for filters, the clean text.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # read from files, see `store.manifest`
+    __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
     reason: str
     records: int
     characters: int
@@ -28,7 +26,7 @@ class FunnelLine:
 class Funnel:
     """`kept_characters` counts the clean text."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = {"extra": "forbid"}
     kept_records: int = 0
     kept_characters: int = 0
     dropped: tuple[FunnelLine, ...] = ()

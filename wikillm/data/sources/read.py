@@ -12,8 +12,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pydantic import ConfigDict
-
 from wikillm.data.sources import parquet
 from wikillm.data.sources.json_array import split_array
 from wikillm.data.sources.lines import split_blocks, split_lines, split_runs, split_whole
@@ -35,7 +33,7 @@ OnRead = Callable[[int], None]
 class Cursor:
     """`offset` in source number `source`; `base` is the length of all earlier sources."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # read from files, see `store.manifest`
+    __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
     source: int = 0
     offset: int = 0
     base: int = 0

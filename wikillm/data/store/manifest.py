@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import pydantic_core
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+import orjson
 
 from wikillm.core.errors import DataError
 from wikillm.data.funnel import Funnel, merged
@@ -24,11 +23,12 @@ from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-T = TypeVar("T")
-_KNOWN_KEYS = ConfigDict(extra="forbid")
+_KNOWN_KEYS = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class TokenizerInfo:
     name: str
     origin: str
     sha256: str  # of tokenizer.json
-    length: Count  # highest id + 1
-    eos_id: Count
+    length: int  # highest id + 1
+    eos_id: int
     eos_token: str
 
     @classmethod
@@ -52,7 +52,7 @@ class TokenizerInfo:
 class SourceInfo:
     __pydantic_config__ = _KNOWN_KEYS
     path: str
-    size: Count
+    size: int
     sha256: str
     format: str
     compression: str
@@ -65,9 +65,9 @@ class SplitInfo:
     """A split as a whole. `text_bytes` is UTF-8 text, EOS not counted."""
 
     __pydantic_config__ = _KNOWN_KEYS
-    tokens: Count
-    documents: Count
-    text_bytes: Count
+    tokens: int
+    documents: int
+    text_bytes: int
 
     @staticmethod
     def sum(parts: Iterable[SplitInfo]) -> SplitInfo:
@@ -112,7 +112,7 @@ class ShardInfo:
 
         Raises OSError, or ValueError for a damaged one.
         """
-        info = _read(cls, path.read_bytes())
+        info: ShardInfo = _read(cls, path.read_bytes())
         _check_splits(info.splits, f"shard {info.number}")
         return info
 
@@ -171,7 +171,7 @@ class Manifest:
     @classmethod
     def parse(cls, content: bytes) -> Manifest:
         """Raises DataError for another format version, ValueError for a damaged manifest."""
-        value = pydantic_core.from_json(content)
+        value = orjson.loads(content)
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION or type(version) is not int:
             raise DataError(
@@ -179,27 +179,30 @@ class Manifest:
                 got=f"{_short(version)}, this program reads {FORMAT_VERSION}",
                 fix="build it again: remove the folder, or name another one in data.store",
             )
-        manifest = _read(cls, content)
+        manifest: Manifest = _read(cls, content)
         _check(manifest)
         return manifest
 
 
-def _read(kind: type[T], content: bytes) -> T:
+def _read(kind: Any, content: bytes) -> Any:
     """JSON as a dataclass, every value of its field's type: files of others are not trusted.
 
     Raises ValueError naming the first field that does not fit.
     """
+    from pydantic import ValidationError
+
     try:
-        found: T = _reader(kind).validate_json(content, strict=True)
+        return _reader(kind).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"{place}: {first['msg']}, got {_short(first['input'])}") from None
-    return found
 
 
 @lru_cache
 def _reader(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 
@@ -209,7 +212,7 @@ def _check(manifest: Manifest) -> None:
     fraction = manifest.facts.get("data.val_fraction")
     if not 0 < tokenizer.length <= 2**32:
         raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
-    if (eos_id := tokenizer.eos_id) >= tokenizer.length:
+    if not 0 <= (eos_id := tokenizer.eos_id) < tokenizer.length:
         what = f"{eos_id} is outside the vocabulary of {tokenizer.length}"
         raise ValueError(f"tokenizer.eos_id: {what}")
     if type(fraction) is not float or not 0 < fraction < 1:
@@ -241,7 +244,7 @@ def _check_splits(splits: Mapping[str, SplitInfo], place: str) -> None:
     if set(splits) != {"train", "val"}:
         raise ValueError(f"{place}: its splits are {', '.join(sorted(splits))}")
     for name, split in splits.items():
-        if split.documents > split.tokens or (split.tokens and not split.documents):
+        if not 0 <= split.documents <= split.tokens or (split.tokens and not split.documents):
             raise ValueError(
                 f"{place}: {split.documents} documents of {split.tokens} tokens in {name}"
             )

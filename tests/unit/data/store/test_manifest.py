@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a negative EOS": (
         lambda m: m["tokenizer"].update(eos_id=-1),
-        "tokenizer.eos_id: Input should be greater than or equal to 0, got -1",
+        "eos_id: -1 is outside",
     ),
     "a vocabulary beyond 32 bits": (
         lambda m: m["tokenizer"].update(length=2**40, eos_id=0),
