@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 
 from wikillm.config.checks import ranks_that_can_share
 from wikillm.config.compatibility import Case, Zero, conflicts
-from wikillm.config.origin import Origin, where_of
-from wikillm.config.precision import Precision, resolve_precision
+from wikillm.config.origin import Origin
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import Checkpointing, ModelSection, TrainSection
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step
-from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu
+from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu, planned_precision
 from wikillm.plan.memory import KEPT_FREE, Memory, host_bytes_per_rank, memory_per_rank
 from wikillm.plan.roofline import default_mfu
 from wikillm.plan.strategy import Strategy, strategy_of, with_recipe
@@ -102,15 +101,13 @@ def choose(
     if candidates[0].fits:
         return candidates
 
+    # Other settings here, then other machines, are tried.
+    others = [(train, way) for way in (switches, *_leaner(workload, machine, switches))]
     tokens = workload.train_tokens
-    others = [(train, other) for other in (switches, *_leaner(workload, machine, switches))]
     if switches.muon:  # which works without offload only
         adamw = train.model_copy(update={"optimizer": "adamw", "max_grad_norm": 1.0})
         others.append((adamw, replace(switches, muon=False)))
-    here = [
-        rank_candidates(section, workload, machine, other, free, mfu)[0]
-        for section, other in others
-    ]
+    here = [rank_candidates(own, workload, machine, way, free, mfu)[0] for own, way in others]
 
     def fits(other: Machine) -> bool:
         try:
@@ -121,27 +118,13 @@ def choose(
         return rank_candidates(train, again, other, switches, pinned, mfu)[0].fits
 
     fixes = list(_proposals(machine, here, fits))
-    raise _nothing_fits(workload, machine, candidates[0], fixes)
-
-
-def _nothing_fits(
-    workload: Workload, machine: Machine, least: Candidate, fixes: list[str]
-) -> ConfigError:
-    strategy = least.strategy
-    s = "s" if strategy.micro > 1 else ""
-    way = [f"{strategy.micro} sequence{s} of {workload.sequence_length} tokens"]
-    if strategy.checkpointing != "none":
-        way.append(f"{strategy.checkpointing} checkpointing")
-    if strategy.tiled_mlp:
-        way.append("tiled MLP")
-    if strategy.sequence_parallel > 1:
-        way.append(f"sequences over {strategy.sequence_parallel} GPUs")
+    least = candidates[0]
     parts = sorted(least.memory.parts().items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {format_size(size)}" for name, size in parts)
-    return ConfigError(
+    raise ConfigError(
         f"{workload.model.label} does not fit on "
         f"{machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
-        got=f"the least is {strategy.recipe}, {', '.join(way)}: {least.misfit}\n"
+        got=f"the least, {' '.join(settings_of(least.strategy))}: {least.misfit}\n"
         f"largest parts: {largest}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
     )
@@ -170,26 +153,17 @@ def rank_candidates(
         tier = _tier(candidate.strategy)
         best[tier] = min(candidate.time.total, best.get(tier, candidate.time.total))
 
-    def rank(candidate: Candidate) -> tuple[int, float, tuple[int, int, int]]:
-        tier = _tier(candidate.strategy)
+    def rank(candidate: Candidate) -> tuple[float, ...]:
+        strategy = candidate.strategy
+        tier = _tier(strategy)
         time = max(candidate.time.total, best[tier] * SAME_TIME)
-        return tier, time, _complexity(candidate.strategy)
+        # Of two equally fast ones the one with less recomputation and the lower stage; zero0 last.
+        stage = 4 if strategy.stage == 0 and strategy.ranks > 1 else strategy.stage
+        recomputes = CHECKPOINTING.index(strategy.checkpointing)
+        return tier, time, recomputes, stage, -strategy.micro
 
     misfits = (candidate for candidate in found if not candidate.fits)
     return sorted(fitting, key=rank) + sorted(misfits, key=lambda misfit: misfit.memory.total)
-
-
-def planned_precision(train: TrainSection, origins: Mapping[str, Origin], gpu: Gpu) -> Precision:
-    """The run's precision on this GPU. Raises ConfigError for bf16 where the GPU has none."""
-    has_gpu = gpu.device == "cuda"
-    precision = resolve_precision(train.precision, has_gpu=has_gpu, has_bf16=gpu.has_bf16)
-    if precision == "bf16" and not gpu.has_bf16:
-        raise ConfigError(
-            f"A {gpu.name} has no bf16.",
-            got=where_of(origins, "train.precision"),
-            fix="train.precision=fp16",
-        )
-    return precision
 
 
 def _switches(
@@ -252,13 +226,11 @@ def _best_micro(
         most = MOST_MICRO_TOKENS * strategy.sequence_parallel // workload.sequence_length
         most = min(max(1, most), per_rank)
         sizes = [size for size in range(most, 0, -1) if per_rank % size == 0]
-    candidate = None
     for size in sizes:
         sized = replace(strategy, micro=size, accumulation=per_rank // size)
         candidate = _evaluate(workload, machine, sized, mfu)
         if candidate.fits:
             break
-    assert candidate is not None, f"no micro-batch divides {per_rank} sequences"
     return candidate
 
 
@@ -273,10 +245,8 @@ def _evaluate(
     time = step_time(workload, strategy, traffic, machine.gpu, mfu=mfu)
     misfit = None
     if memory.total > machine.usable:
-        misfit = (
-            f"needs {format_size(memory.total)} per GPU, "
-            f"{format_size(machine.usable)} are planned with"
-        )
+        needs = format_size(memory.total)
+        misfit = f"needs {needs} per GPU, {format_size(machine.usable)} are planned with"
     elif host > machine.host_memory:
         misfit = (
             f"needs {format_size(host)} of host memory per node, "
@@ -288,13 +258,6 @@ def _evaluate(
 def _tier(strategy: Strategy) -> int:
     """0; 1 with offload, 2 with quantized traffic: taken only when no lower tier fits."""
     return 2 if strategy.quantized else int(strategy.offloads)
-
-
-def _complexity(strategy: Strategy) -> tuple[int, int, int]:
-    """Of two equally fast candidates the one with less recomputation and the lower stage wins."""
-    is_zero0 = strategy.stage == 0 and strategy.ranks > 1
-    stage = 4 if is_zero0 else strategy.stage  # zero1 before zero0
-    return (CHECKPOINTING.index(strategy.checkpointing), stage, -strategy.micro)
 
 
 def _leaner(workload: Workload, machine: Machine, run: Strategy) -> Iterator[Strategy]:
@@ -315,13 +278,8 @@ def _proposals(
     """
     for candidate in here:
         if candidate.fits:
-            strategy = candidate.strategy
-            words = settings_of(strategy)
-            if strategy.tiled_mlp:
-                words.append("train.mlp_kernel=tiled")
-            if strategy.sequence_parallel > 1:
-                words.append(f"train.sequence_parallel_size={strategy.sequence_parallel}")
-            if here[0].strategy.muon and not strategy.muon:
+            words = settings_of(candidate.strategy)
+            if here[0].strategy.muon and not candidate.strategy.muon:
                 words.append("train.optimizer=adamw train.max_grad_norm=1")
             yield " ".join(words)
             return
@@ -347,9 +305,14 @@ def _proposals(
 
 def settings_of(strategy: Strategy) -> list[str]:
     """What to add to the command line of a run, so that it trains in this way."""
-    return [
+    words = [
         "--deepspeed",
         strategy.recipe,
         f"train.per_device_train_batch_size={strategy.micro}",
         f"train.gradient_checkpointing={strategy.checkpointing}",
     ]
+    if strategy.tiled_mlp:
+        words.append("train.mlp_kernel=tiled")
+    if strategy.sequence_parallel > 1:
+        words.append(f"train.sequence_parallel_size={strategy.sequence_parallel}")
+    return words

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from wikillm.config.origin import Origin, where_of
+from wikillm.config.precision import Precision, resolve_precision
+from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError, did_you_mean
 from wikillm.plan.flops import peak_flops
 
@@ -203,3 +207,16 @@ def with_memory(gpu: Gpu, memory: int | None) -> Gpu:
     """The same GPU with another amount of usable memory in bytes."""
     given = "" if memory is None else f" --gpu-memory {memory / GIB:g}GiB"
     return gpu if memory is None else replace(gpu, memory=memory, given=given)
+
+
+def planned_precision(train: TrainSection, origins: Mapping[str, Origin], gpu: Gpu) -> Precision:
+    """The run's precision on this GPU. Raises ConfigError for bf16 where the GPU has none."""
+    has_gpu = gpu.device == "cuda"
+    precision = resolve_precision(train.precision, has_gpu=has_gpu, has_bf16=gpu.has_bf16)
+    if precision == "bf16" and not gpu.has_bf16:
+        raise ConfigError(
+            f"A {gpu.name} has no bf16.",
+            got=where_of(origins, "train.precision"),
+            fix="train.precision=fp16",
+        )
+    return precision

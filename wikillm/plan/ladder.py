@@ -133,7 +133,6 @@ def _bent(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
 def _polynomial(cost: Array, losses: Array, degree: int) -> tuple[Array, Array]:
     """Coefficients of log(losses) over log C from its mean on, and their covariance for a noise of
     1 nat: the logarithm has the noise of a loss divided by it."""
-    powers = np.vander(cost - cost.mean(), degree + 1)
-    weights = losses[:, None] * powers
-    covariance: Array = np.linalg.inv(weights.T @ weights).astype(np.float64)
-    return covariance @ weights.T @ (losses * np.log(losses)), covariance
+    distance = cost - cost.mean()
+    terms, covariance = np.polyfit(distance, np.log(losses), degree, w=losses, cov="unscaled")
+    return terms, covariance

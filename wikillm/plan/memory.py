@@ -259,9 +259,8 @@ def _buckets(workload: Workload, strategy: Strategy) -> int:
         return width * (live + largest + min(psi, strategy.reduce_bucket))
     if strategy.ranks == 1:
         return 0
-    reduce = min(psi, strategy.reduce_bucket) * (2 if strategy.overlap else 1)
-    gather = min(psi, strategy.allgather_bucket) if strategy.stage else 0
-    return width * (reduce + gather)
+    # Stages 1 and 2 gather the updated weights in place (see `time`): no buffer for it.
+    return width * min(psi, strategy.reduce_bucket) * (2 if strategy.overlap else 1)
 
 
 def _on_cpu(workload: Workload, strategy: Strategy, activations: int) -> Memory:

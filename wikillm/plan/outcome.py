@@ -85,16 +85,13 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
 
 def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """The table as plain values; errors are shares."""
-
-    def pair(values: tuple[float | None, float | None], error: float | None) -> dict[str, Any]:
-        return {"predicted": values[0], "measured": values[1], "error": error}
-
+    names = ("predicted", "measured", "error")
     return [
         {
             "run": row.run,
             **row.setup,
-            "memory_bytes": pair(row.memory, row.memory_error),
-            "tokens_per_second": pair(row.speed, row.speed_error),
+            "memory_bytes": dict(zip(names, (*row.memory, row.memory_error), strict=True)),
+            "tokens_per_second": dict(zip(names, (*row.speed, row.speed_error), strict=True)),
         }
         for row in outcomes
     ]

@@ -94,7 +94,14 @@ def to_json(
         "corpus_tokens": workload.train_tokens,
         "learning_rate": {str(step): rate for step, rate in rates.items()},
         "disk_bytes": disk,
-        "storage_seconds": _storage(disk["checkpoint"], machine, window_shards, storage_rate),
+        "storage_seconds": storage_time(
+            disk["checkpoint"],
+            nodes=machine.nodes,
+            ranks=machine.ranks,
+            host_link=machine.gpu.host_link,
+            window=window_shards,
+            rate=storage_rate,
+        ),
         "save_steps": train.save_steps,
         "links_bytes_per_second": {
             "inside_node": machine.gpu.inside_node,
@@ -120,18 +127,6 @@ def _disk(train: TrainSection, workload: Workload, strategy: Strategy) -> dict[s
         "checkpoints_kept": checkpoint * checkpoints_at_most(train, workload.max_steps),
         "store": STORE_BYTES * workload.train_tokens,
     }
-
-
-def _storage(checkpoint: int, machine: Machine, window: int, rate: float) -> dict[str, float]:
-    times = storage_time(
-        checkpoint,
-        nodes=machine.nodes,
-        ranks=machine.ranks,
-        host_link=machine.gpu.host_link,
-        window=window,
-        rate=rate,
-    )
-    return asdict(times)
 
 
 def lines(plan: dict[str, Any]) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any
 from wikillm.config.origin import Origin
 from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError
 from wikillm.plan.batch import BatchSplit, split_batch
 from wikillm.plan.flops import flops_per_token
@@ -107,7 +106,11 @@ def make_plan(
         sequences = epoch[1] if epoch else count_sequences(train_tokens, train.sequence_length)
         refuse_small_corpus(train, origins, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
-            packing_note = _packing_note(train_tokens, sequences, train.sequence_length)
+            padding = 1 - (train_tokens - 1) / (sequences * train.sequence_length)
+            packing_note = (
+                f"best-fit packing: {sequences:,} sequences an epoch, "
+                f"{padding:.3%} of their tokens are padding"
+            )
     if done is not None:
         batch = replace(batch, lead=done[1] - done[0] * batch.sequences)
     max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
@@ -157,40 +160,22 @@ def _split(
     batch = split_batch(train, resolved.origins, world_size)
     if gpu is None or train.per_device_train_batch_size != "auto":
         return batch, None
-    workload = Workload(resolved.config.model, vocab_size, train.sequence_length)
-    recipe = resolved.config.deepspeed.config
-    most = _most_sequences(workload, train, recipe, world_size, gpu, batch.micro)
-    smaller = split_batch(train, resolved.origins, world_size, most)
-    if smaller.micro == batch.micro:
-        return batch, None
-    room = f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
-    return smaller, f"micro-batch {smaller.micro} instead of {batch.micro}: {room}"
-
-
-def _packing_note(train_tokens: int, sequences: int, length: int) -> str:
-    padding = 1 - (train_tokens - 1) / (sequences * length)
-    share = f"{padding:.3%} of their tokens are padding"
-    return f"best-fit packing: {sequences:,} sequences an epoch, {share}"
-
-
-def _most_sequences(
-    workload: Workload,
-    train: TrainSection,
-    recipe: str | None,
-    world_size: int,
-    gpu: RankGpu,
-    wanted: int,
-) -> int:
-    """Sequences of a micro-step that fit the GPU, `wanted` at most."""
+    model = resolved.config.model
     try:
         strategy = strategy_of(
-            workload.model,
+            model,
             train,
-            recipe,
+            resolved.config.deepspeed.config,
             ranks=world_size,
             ranks_per_node=gpu.ranks_per_node,
             precision=gpu.precision,
         )
     except ConfigError:  # the check of the DeepSpeed JSON refuses the run, with more to say
-        return wanted
-    return sequences_that_fit(workload, strategy, gpu.memory, wanted)
+        return batch, None
+    workload = Workload(model, vocab_size, train.sequence_length)
+    most = sequences_that_fit(workload, strategy, gpu.memory, batch.micro)
+    smaller = split_batch(train, resolved.origins, world_size, most)
+    if smaller.micro == batch.micro:
+        return batch, None
+    room = f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
+    return smaller, f"micro-batch {smaller.micro} instead of {batch.micro}: {room}"

@@ -9,8 +9,6 @@ each rank hashes it (`data.verify=first_use`; a shard of 64 MiB of text has abou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 USUAL_RATE = 2e9
 """Bytes/s of a node: 16 Gbit/s of a shared file system; a local NVMe disk reaches more."""
 SHARD_BYTES = 75_000_000
@@ -18,29 +16,20 @@ SHA256_RATE = 1.5e9
 """Bytes/s of one core (docs/measurements/2026-11-28-ledger.md)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StorageTime:
-    """Seconds. `copy`: training waits; `write`: beside training; the rest before the first step."""
-
-    bytes_per_second: float  # of a node
-    copy: float
-    write: float
-    verify: float
-    load: float
-    data_start: float
-
-
 def storage_time(
     checkpoint: int, *, nodes: int, ranks: int, host_link: float, window: int, rate: float
-) -> StorageTime:
-    """`checkpoint` in bytes, `host_link` and `rate` in bytes/s, `window` in shards of the store."""
+) -> dict[str, float]:
+    """Seconds that training waits (`copy`), beside it (`write`), and before the first step.
+
+    `checkpoint` in bytes, `host_link` and `rate` in bytes/s, `window` in shards of the store.
+    """
     of_node = checkpoint / nodes / rate
     first_window = window * SHARD_BYTES
-    return StorageTime(
-        bytes_per_second=rate,
-        copy=checkpoint / ranks / host_link,
-        write=of_node,
-        verify=of_node,
-        load=of_node,
-        data_start=first_window / rate + first_window / SHA256_RATE,
-    )
+    return {
+        "bytes_per_second": rate,  # of a node
+        "copy": checkpoint / ranks / host_link,
+        "write": of_node,
+        "verify": of_node,
+        "load": of_node,
+        "data_start": first_window / rate + first_window / SHA256_RATE,
+    }

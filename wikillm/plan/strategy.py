@@ -49,7 +49,6 @@ class Strategy:
     offload_param: bool = False
     quantized: bool = False  # hpZ, qwZ, qgZ: all weights on each node, less traffic between nodes
     reduce_bucket: int = 500_000_000
-    allgather_bucket: int = 500_000_000
     overlap: bool = False  # a second reduce bucket fills while the first is sent
     max_live: int = 1_000_000_000
 
@@ -142,7 +141,6 @@ def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
         offload_param=offloads("offload_param"),
         quantized=bool(file.get("zero_optimization.zero_quantized_weights", False)),
         reduce_bucket=size("reduce_bucket_size", 500_000_000, square),
-        allgather_bucket=size("allgather_bucket_size", 500_000_000, square),
         overlap=bool(file.get("zero_optimization.overlap_comm", False)),
         max_live=size("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
     )
