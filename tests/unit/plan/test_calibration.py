@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ from wikillm.cli.main import main
 from wikillm.plan.calibration import (
     Calibration,
     apply_calibration,
-    calibration_file,
-    cpu_as_device,
     read_calibration,
     write_calibration,
 )
@@ -32,14 +31,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_written_is_read() -> None:
-    assert read_calibration() is None
-    assert write_calibration(MADE) == calibration_file()
-    assert read_calibration() == MADE
-
-
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "{}", '{"version": 0}', '{"version": 1, "device": "x"}', "\x00"]
+    "text",
+    [
+        "",
+        "[1]",
+        '{"version": 0}',
+        "\x00",
+        json.dumps({"version": 1, **asdict(MADE), "gemm_flops": 0}),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_said_and_passed_over(
     text: str, capsys: pytest.CaptureFixture[str]
@@ -47,12 +47,6 @@ def test_a_file_that_cannot_be_used_is_said_and_passed_over(
     write_calibration(MADE).write_text(text)
     assert read_calibration() is None
     assert "--calibrate" in capsys.readouterr().err
-
-
-def test_a_speed_of_zero_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_calibration(MADE)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"gemm_flops": 0}))
-    assert read_calibration() is None
 
 
 def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,14 +66,7 @@ def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture
     assert 0 < best["tokens_per_second"] <= reached * 1.001
 
 
-def test_a_ranks_share_of_the_machine() -> None:
-    share = cpu_as_device(MADE, 4, 16 << 30)
-    assert (share.memory, share.peak, share.inside_node) == (4 << 30, 2.5e10, 1e9)
-
-
 def test_a_gpu_takes_what_was_measured_on_its_like() -> None:
-    from dataclasses import replace
-
     h100 = find_gpu("h100")
     made = replace(MADE, kind="cuda", device="NVIDIA H100 80GB HBM3", gemm_flops=7.98e14)
     used = apply_calibration(h100, made, driver_name("h100"))

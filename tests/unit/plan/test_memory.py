@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -16,7 +15,6 @@ from wikillm.plan.choose import CHECKPOINTING, Machine, choose
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.memory import (
-    Memory,
     activation_bytes_per_token,
     host_bytes_per_rank,
     kept_by_checkpointing,
@@ -66,14 +64,6 @@ def test_states_of_7b_on_eight_ranks(
     assert memory.optimizer == pytest.approx(optimizer * PSI_7B, abs=1)
 
 
-def test_the_states_of_zero3_are_18_bytes_per_parameter_over_the_ranks() -> None:
-    for ranks in (8, 64, 512):
-        memory = memory_per_rank(W7B, strategy("zero3", ranks))
-        assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(
-            18 * PSI_7B / ranks, rel=1e-6
-        )
-
-
 def test_offload_moves_the_states_to_the_host() -> None:
     assert host_bytes_per_rank(W7B, strategy("zero3")) == 0
     assert host_bytes_per_rank(W7B, strategy("zero2_offload")) == pytest.approx(
@@ -98,15 +88,6 @@ def test_the_chunked_loss_holds_one_chunk_and_the_heads_gradient() -> None:
         loss_bytes(made, strategy("zero0", 1, micro=32))
         == chunk + head + 32 * 512 * made.model.hidden_size * 2
     )
-
-
-def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:
-    memory = memory_per_rank(W7B, strategy("zero1"))
-    parts = memory.parts()
-    assert set(parts) == {field.name for field in fields(Memory)}
-    assert all(size >= 0 for size in parts.values())
-    assert memory.total == sum(parts.values())
-    json.dumps(parts)
 
 
 @given(
@@ -181,14 +162,6 @@ def test_what_recomputation_costs() -> None:
     assert costs == pytest.approx([1, 1.05, 4 / 3 - share / 3, 4 / 3])
 
 
-def test_each_stage_takes_less_than_the_one_before() -> None:
-    totals = [
-        memory_per_rank(W7B, strategy(recipe)).total
-        for recipe in ("zero0", "zero1", "zero2", "zero3")
-    ]
-    assert totals == sorted(totals, reverse=True)
-
-
 @pytest.mark.parametrize(
     ("recipe", "elements"),
     [("zero0", 2), ("zero1", 2), ("zero2", 5), ("zero3", 12), ("zero2_offload", 5)],
@@ -198,14 +171,6 @@ def test_traffic_of_four_micro_steps(recipe: str, elements: int) -> None:
     assert sent.inside_node == pytest.approx(2 * elements * PSI_7B * 7 / 8, rel=1e-9)
     assert sent.between_nodes == 0
     assert (sent.host > 0) == ("offload" in recipe)
-
-
-def test_one_rank_sends_nothing_and_zero3_plus_sends_little_between_nodes() -> None:
-    assert communication_per_step(W7B, strategy("zero0", 1)).inside_node == 0
-    plain, plus = (
-        communication_per_step(W7B, strategy(name, 16)) for name in ("zero3", "zero3_plus")
-    )
-    assert plus.between_nodes == pytest.approx(plain.between_nodes / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize(

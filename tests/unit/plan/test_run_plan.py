@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from wikillm.config.load import load, to_yaml
 from wikillm.config.presets import preset_names
 from wikillm.core.errors import ConfigError
-from wikillm.plan.horizon import count_sequences
 from wikillm.plan.run_plan import Plan, RankGpu, make_plan
 
 
@@ -45,17 +44,6 @@ def test_the_same_optimisation_on_any_world(world: int) -> None:
     assert made.max_steps == alone.max_steps
 
 
-@pytest.mark.parametrize(
-    ("word", "accumulation"),
-    [("--gradient_accumulation_steps=3", 3), ("train.global_batch_tokens=null", 1)],
-)
-def test_without_a_batch_in_tokens_it_follows_from_the_world(word: str, accumulation: int) -> None:
-    made = plan(word, "--per_device_train_batch_size=2", world=4)
-    sequences = accumulation * 2 * 4
-    assert (made.accumulation, made.global_batch_sequences) == (accumulation, sequences)
-    assert made.global_batch_tokens == sequences * 512
-
-
 def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
     words = [
         "train.global_batch_tokens=500000",
@@ -71,15 +59,6 @@ def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
     assert "one micro-step is 262144 tokens; nearest legal values: 262144, 524288" in got
     assert "train.global_batch_tokens=500000" in got
     assert refused.value.fix == "train.global_batch_tokens=524288"
-
-
-def test_a_batch_below_one_micro_step_offers_a_smaller_micro_batch() -> None:
-    with pytest.raises(ConfigError) as refused:
-        plan("train.per_device_train_batch_size=32", world=16)  # 16 sequences a rank
-    fix = "train.per_device_train_batch_size=16, which keeps the batch"
-    assert "nearest legal values: 262144\n" in (refused.value.got or "")
-    assert fix in (refused.value.fix or "")
-    assert plan("train.per_device_train_batch_size=16", world=16).accumulation == 1
 
 
 # What each run preset trained with before auto: on one rank, or on the ranks of a sequence, it
@@ -129,13 +108,6 @@ def test_auto_takes_the_largest_divisor_within_the_tokens(
     assert all(size * length > most for size in larger)
 
 
-def test_where_the_batch_follows_from_the_micro_batch_auto_does_not_look_at_the_machine() -> None:
-    words = ("--gradient_accumulation_steps", "3")
-    small, none = RankGpu(2 * 2**30, 1, "bf16"), None
-    made = [plan(*words, world=2, gpu=gpu) for gpu in (none, small)]
-    assert [(one.micro_batch, one.global_batch_sequences) for one in made] == [(32, 192), (32, 192)]
-
-
 def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
     ample, small = (plan(gpu=RankGpu(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
     assert (ample.micro_batch, ample.notes) == (32, ())
@@ -154,12 +126,6 @@ def test_the_tokens_of_a_micro_step_mean_nothing_beside_a_number() -> None:
     assert "train.per_device_train_batch_size=auto" in (refused.value.fix or "")
     train = load("demo", ["--per_device_train_batch_size=2"]).config.train
     assert train.per_device_train_batch_size == 2
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "atuo"])
-def test_a_micro_batch_is_a_number_or_auto(text: str) -> None:
-    with pytest.raises(ConfigError, match="per_device_train_batch_size"):
-        load(None, [f"train.per_device_train_batch_size={text}"])
 
 
 @given(
@@ -210,12 +176,6 @@ def test_horizons_round_up() -> None:
     assert plan(*small, "train.num_train_epochs=1", tokens=10_242).max_steps == 11
     assert plan(*small, "train.num_train_epochs=0.3", tokens=10_001).max_steps == 3
     assert plan(*small, "--max_steps=5", tokens=10_001).epochs == 0.5
-
-
-@given(tokens=st.integers(0, 10**6), length=st.integers(2, 4096))
-def test_sequences_hold_every_target_once(tokens: int, length: int) -> None:
-    sequences, targets = count_sequences(tokens, length), max(0, tokens - 1)
-    assert (sequences - 1) * length < targets <= sequences * length or targets == sequences == 0
 
 
 def test_a_corpus_below_one_global_batch_is_refused() -> None:

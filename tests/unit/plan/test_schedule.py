@@ -8,7 +8,7 @@ from transformers import get_scheduler
 
 from wikillm.config.load import load
 from wikillm.plan.run_plan import make_plan
-from wikillm.plan.schedule import five_points, learning_rate_at
+from wikillm.plan.schedule import learning_rate_at
 from wikillm.train.arguments import _scheduler_kwargs
 
 KINDS = ["cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_warmup"]
@@ -58,11 +58,3 @@ def test_warmup_stable_decay_equals_hugging_face(shape: str, share: float, decay
         rates.count(train.learning_rate) == 20 - 3 - decay + 1
         and rates[0] == 0 < rates[-1] < rates[-2]
     )
-
-
-def test_five_points() -> None:
-    train = load(None).config.train
-    points = five_points(train, max_steps=1000, warmup_steps=100)
-    assert list(points) == [1, 101, 500, 750, 1000]
-    assert points[1] == 0 and points[101] == train.learning_rate == max(points.values())
-    assert list(five_points(train, max_steps=1, warmup_steps=0)) == [1]

@@ -16,7 +16,6 @@ from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.memory import memory_per_rank
 from wikillm.plan.strategy import Strategy, with_recipe
-from wikillm.plan.time import step_time
 from wikillm.plan.workload import describe_workload
 
 LONG = ("train.sequence_length=32768", "train.sequence_parallel_size=4")
@@ -35,11 +34,6 @@ def strategy(shared: int, **changes: object) -> Strategy:
     return replace(with_recipe(plain, "zero2", 4096), **changes)  # type: ignore[arg-type]
 
 
-def test_a_group_counts_as_one_rank_in_the_batch() -> None:
-    batch = split(load("pretrain-8b", (*LONG, "train.per_device_train_batch_size=1")), 8)
-    assert (batch.micro, batch.accumulation, batch.sequences) == (1, 64, 128)
-
-
 def test_a_group_that_is_not_full_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="sequence_parallel_size=4 does not divide the 6 ranks"
@@ -47,19 +41,6 @@ def test_a_group_that_is_not_full_is_refused() -> None:
         split(load("pretrain-8b", LONG), 6)
     assert "train.sequence_parallel_size=3" in (refused.value.fix or "")
     assert "a multiple of 4 ranks" in (refused.value.fix or "")
-
-
-def test_what_does_not_divide_names_groups() -> None:
-    with pytest.raises(
-        ConfigError, match="cannot be split over 2 groups of 4 ranks x 1 sequences x 32768 tokens"
-    ):
-        split(
-            load(
-                "pretrain-8b",
-                (*LONG, "train.per_device_train_batch_size=1", "train.global_batch_tokens=98304"),
-            ),
-            8,
-        )
 
 
 def test_activations_are_shared_and_the_exchange_is_counted() -> None:
@@ -77,17 +58,6 @@ def test_traffic_of_shared_sequences(checkpointing: Checkpointing, passes: int) 
     sent = passes * 2 * 4 * (32768 // 4) * 36 * heads * 128 * 3 / 4
     assert communication_per_step(W8B, made).sequences == pytest.approx(sent, rel=1e-9)
     assert communication_per_step(W8B, replace(made, sequence_parallel=1)).sequences == 0
-
-
-def test_the_exchange_takes_time_and_more_of_it_between_nodes() -> None:
-    def exposed(per_node: int) -> float:
-        made = strategy(8, ranks_per_node=per_node)
-        traffic = replace(communication_per_step(W8B, made), inside_node=0, between_nodes=0)
-        waits = step_time(W8B, made, traffic, H100, mfu=0.4).exposed
-        others = replace(traffic, sequences=0)
-        return waits - step_time(W8B, made, others, H100, mfu=0.4).exposed
-
-    assert exposed(4) == pytest.approx(exposed(8) * H100.inside_node / H100.between_nodes)
 
 
 def test_what_fits_by_sharing_only_is_proposed_and_fits() -> None:

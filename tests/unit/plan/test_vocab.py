@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from wikillm.config.origin import DEFAULT, Origin
+from wikillm.config.origin import Origin
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import ConfigError
 from wikillm.plan.vocab import resolve_vocab_size
@@ -11,37 +13,25 @@ PRESET, USER = Origin("preset", "p.yaml:1"), Origin("command line", "model.vocab
 
 
 @pytest.mark.parametrize(
-    ("length", "rows"),
+    ("stated", "length", "rows"),
     [
-        (151_646, 151_936),
-        (151_665, 151_936),
-        (8_000, 8_064),
-        (8_064, 8_064),
-        (151_937, 152_064),
-        (1, 128),
+        ("auto", 151_646, 151_936),
+        ("auto", 151_937, 152_064),
+        ("auto", 8_000, 8_064),
+        ("auto", 1, 128),
+        (152_064, 151_665, 152_064),
+        (8_064, 8_000, 8_064),
+        (151_936, 8_000, 8_064),
+        (8_064, 8_065, 8_192),
     ],
 )
-def test_auto_rounds_up(length: int, rows: int) -> None:
-    assert resolve_vocab_size(ModelSection(), DEFAULT, length) == (rows, None)
-
-
-@pytest.mark.parametrize(
-    ("preset", "length"), [(151_936, 151_646), (152_064, 151_665), (8_064, 8_000)]
-)
-def test_a_presets_number_is_kept_for_its_tokenizer(preset: int, length: int) -> None:
-    assert resolve_vocab_size(ModelSection(vocab_size=preset), PRESET, length) == (preset, None)
-
-
-@pytest.mark.parametrize(
-    ("preset", "length", "rows"),
-    [(151_936, 8_000, 8_064), (8_064, 151_646, 151_936), (8_064, 8_065, 8_192)],
-)
-def test_a_presets_number_gives_way_to_another_tokenizer_and_says_so(
-    preset: int, length: int, rows: int
+def test_auto_rounds_up_and_a_presets_number_stays_for_its_tokenizer(
+    stated: Any, length: int, rows: int
 ) -> None:
-    found, note = resolve_vocab_size(ModelSection(vocab_size=preset), PRESET, length)
+    found, note = resolve_vocab_size(ModelSection(vocab_size=stated), PRESET, length)
     assert found == rows
-    assert note is not None and str(rows) in note and str(preset) in note
+    assert (note is not None) == (stated not in ("auto", rows))
+    assert note is None or (str(rows) in note and str(stated) in note)
 
 
 def test_the_users_number_is_kept_or_refused() -> None:
