@@ -165,17 +165,3 @@ def test_whatever_a_file_holds_the_refusal_is_a_checkpoints(held: bytes, tmp_pat
     with pytest.raises((CheckpointError, EOFError)), only_known_classes(tmp_path):
         torch.load(file, weights_only=False)
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-
-
-def test_numbers_load_and_the_environment_is_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save({"a": torch.ones(3), "b": [1, "x", None]}, tmp_path / "x.pt")
-    with only_known_classes(tmp_path):
-        held = torch.load(tmp_path / "x.pt", weights_only=False)
-    assert torch.equal(held["a"], torch.ones(3)) and held["b"] == [1, "x", None]
-    assert (
-        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
-        and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-    )

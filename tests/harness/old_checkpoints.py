@@ -16,19 +16,6 @@ from wikillm.checkpoints.retention import keep_newest, publish
 from wikillm.core.files import write_json
 from wikillm.train.trainer import WikiTrainer
 
-NEWER = ("settings", "store_facts")
-
-
-def forget(checkpoint: Path) -> None:
-    """Remove from a checkpoint what earlier versions did not record: settings and lineage."""
-    state = json.loads((checkpoint / STATE).read_text())
-    (checkpoint / STATE).write_text(
-        json.dumps({key: value for key, value in state.items() if key not in NEWER})
-    )
-    facts = json.loads((checkpoint / MANIFEST).read_text())
-    known = {key: facts[key] for key in ("step", "world_size")}
-    seal_again(checkpoint, known)
-
 
 def seal_again(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write the manifest of format 1, which has a sha256 for every file."""

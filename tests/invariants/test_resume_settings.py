@@ -225,21 +225,6 @@ def test_another_deepspeed_file_of_the_same_stage(
     assert "changed on resume: deepspeed.config zero2 -> " in found["output"]
 
 
-def test_a_checkpoint_without_recorded_settings_resumes_and_says_so(
-    stopped: Any, words: Any, tmp_path: Path
-) -> None:
-    """An earlier version recorded no settings and no lineage. The command line still applies."""
-    from harness.old_checkpoints import forget
-
-    shutil.copytree(stopped(None, "adamw"), tmp_path / "run")
-    forget(tmp_path / "run" / "checkpoints" / "checkpoint-2")
-    line = words(tmp_path / "run", *base("adamw"), "train.learning_rate=2e-3")
-    found = run(1, line, train_noting_settings, resume="auto")
-    assert found["code"] == 0, found["message"]
-    assert found["base_rates"] == [2e-3, 2e-3]
-    assert "does not record its settings" in found["output"]
-
-
 @pytest.mark.parametrize("recipe", [None, "zero2"])
 def test_random_draws_go_on_where_they_were(recipe: str | None, words: Any, tmp_path: Path) -> None:
     """Dropout draws match after a resume: the random state is loaded after the loader is seeded."""

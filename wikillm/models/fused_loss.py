@@ -1,4 +1,4 @@
-"""The fused loss put into a Hugging Face model, reversibly: `patch_loss`, `unpatch_loss`.
+"""The fused loss put into a Hugging Face model, reversibly: `patch_loss`, `fused_loss`.
 
 A patched model computes its loss by `kernels.dispatch` when it is given labels, and then returns no
 logits (`outputs.logits` is None), in training and in evaluation. Without labels, in generation and
@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from wikillm.core.errors import WikiLLMError
 from wikillm.kernels.chunks import loss_chunk_rows
 from wikillm.kernels.dispatch import (
     Implementation,
@@ -33,13 +32,7 @@ from wikillm.kernels.dispatch import (
 from wikillm.models.patching import SUPPORTED, check_supported, patch_forward, restore_forward
 
 IGNORED = -100  # Hugging Face's ignore_index
-_MARK = "_wikillm_loss"  # on a patched model: (the implementation's name, its forward)
-
-
-def loss_patch(model: nn.Module) -> str | None:
-    """The fused loss in `model`, also when its forward was wrapped once more (accelerate does)."""
-    mark = model.__dict__.get(_MARK)
-    return None if mark is None else f"linear cross entropy: {mark[0]}"
+_MARK = "_wikillm_loss"  # on a patched model, also when its forward is wrapped once more
 
 
 def patch_loss(
@@ -70,24 +63,9 @@ def patch_loss(
         wanted, hidden=head.in_features, vocab=head.out_features, device_type=device_type
     )
     patch_forward(head, _head_forward(head.forward, choice.name))
-    forward = _loss_forward(model.forward)
-    patch_forward(model, forward)
-    model.__dict__[_MARK] = (choice.name, forward)
+    patch_forward(model, _loss_forward(model.forward))
+    model.__dict__[_MARK] = choice.name
     return choice
-
-
-def unpatch_loss(model: PreTrainedModel) -> None:
-    """Restore the model's own code. Raises WikiLLMError if it was patched again since."""
-    _, forward = model.__dict__.get(_MARK, (None, None))
-    top = model.__dict__.get("forward")
-    if forward is None or getattr(top, "__func__", None) is not forward:
-        raise WikiLLMError(
-            f"{type(model).__name__} has no fused loss that could be taken out.",
-            got=f"patched: {loss_patch(model) or 'nothing'}; its forward: {top or 'its own'}",
-            fix="unpatch before the model is wrapped by something else, or not at all",
-        )
-    restore_forward(model, model.get_output_embeddings())
-    del model.__dict__[_MARK]
 
 
 @contextmanager
@@ -95,7 +73,7 @@ def fused_loss(
     model: PreTrainedModel, wanted: str = "auto", *, rows: int
 ) -> Iterator[PreTrainedModel]:
     """Use the fused loss within the block, if `model` is known and does not have it yet."""
-    if loss_patch(model) or not isinstance(model, SUPPORTED):
+    if _MARK in model.__dict__ or not isinstance(model, SUPPORTED):
         yield model
         return
     choice = patch_loss(model, wanted, rows=rows, device_type=model.device.type)
@@ -103,7 +81,8 @@ def fused_loss(
         yield model
     finally:
         if choice.name != "stock":
-            unpatch_loss(model)
+            restore_forward(model, model.get_output_embeddings())
+            del model.__dict__[_MARK]
 
 
 def _head_forward(stock: Callable[..., Any], name: str) -> Callable[..., torch.Tensor]:

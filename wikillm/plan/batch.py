@@ -119,7 +119,6 @@ def _refusal(
     wanted = train.global_batch_tokens or 0
     micro = given_micro_batch(train)
     length = train.sequence_length
-    size = train.sequence_parallel_size
     below = wanted // step * step
     legal = [value for value in (below, below + step) if value]
     nearest = min(legal, key=lambda value: (abs(value - wanted), -value))
@@ -127,43 +126,22 @@ def _refusal(
     if micro is None:
         parts = f"{length}-token sequences"
         unit = "one sequence each makes"
-        keys = [BATCH, LENGTH]
-        fixes = [", or ".join([*fixes, *_fewer_ranks(wanted, length, groups, size)])]
+        fixes.append("another number of ranks")
     else:
         parts = f"{micro} sequences x {length} tokens"
         unit = "one micro-step is"
-        keys = [BATCH, MICRO, LENGTH]
-        if (smaller := _smaller_micro_batch(wanted, micro, length, groups)) is not None:
-            keeps = f"which keeps the batch ({MICRO}=auto finds it for any ranks)"
-            fixes.append(f"or {MICRO}={smaller}, {keeps}")
+        if wanted % (length * groups) == 0:
+            fixes.append(f"{MICRO}=auto, which keeps the batch")
+    ranks = name_ranks(groups, train.sequence_parallel_size)
     return ConfigError(
-        f"global_batch_tokens={wanted} cannot be split over {name_ranks(groups, size)} x {parts}.",
+        f"global_batch_tokens={wanted} cannot be split over {ranks} x {parts}.",
         got=f"{unit} {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
-        f"set by {where_of(origins, *keys)}",
-        fix="\n".join(fixes),
+        f"set by {where_of(origins, BATCH, MICRO, LENGTH)}",
+        fix="\nor ".join(fixes),
     )
-
-
-def _fewer_ranks(wanted: int, length: int, groups: int, size: int) -> list[str]:
-    """The most ranks below these that a batch of whole sequences divides into."""
-    if wanted % length:
-        return []
-    divisors = [count for count in range(1, groups) if wanted // length % count == 0]
-    if not divisors:
-        return []
-    ranks = max(divisors) * size
-    return [f"{ranks} rank{'s' if ranks > 1 else ''}"]
 
 
 def name_ranks(groups: int, size: int) -> str:
     """`4 ranks`, or, where so many share a sequence, `2 groups of 2 ranks`."""
     s = "s" if groups > 1 else ""
     return f"{groups} rank{s}" if size == 1 else f"{groups} group{s} of {size} ranks"
-
-
-def _smaller_micro_batch(wanted: int, micro: int, length: int, groups: int) -> int | None:
-    """The largest micro-batch below `micro` that divides the wanted batch as it is."""
-    per_rank, rest = divmod(wanted, length * groups)
-    if rest or per_rank == 0:
-        return None
-    return max((size for size in range(1, micro) if per_rank % size == 0), default=None)

@@ -59,14 +59,8 @@ FACTS = {
     "ema": "train.ema_decay, train.ema_start",
 }
 """Each fact that must be equal, with the setting behind it."""
-BEFORE = {
-    "document_mask": "off",
-    "packing": "concat",
-    "batch_ramp": "off",
-    "optimizer": "adamw",
-    "ema": "off",
-}
-"""The value of a fact in checkpoints that were written before the fact was recorded."""
+REMOVED = {"batch_ramp": "off"}
+"""The value without the setting of a fact that new checkpoints do not record any more."""
 CHANGEABLE = ("max_steps", "global_batch_sequences")
 """Accepted with --allow-change. Others would not load, or would not mean the same."""
 _LAYOUT = ("zero_stage", "world_size")
@@ -231,8 +225,8 @@ def check_same_run(
         CheckpointError: with every difference, the setting behind it, and a fix.
     """
     # Each difference in the facts, the model and the first weights is one line.
-    then = {name: point.state.get(name, BEFORE.get(name)) for name in FACTS}
-    facts = BEFORE | facts  # a new start has no batch ramp, and records none
+    facts = REMOVED | facts
+    then = {name: (REMOVED | point.state).get(name) for name in FACTS}
     changed = {name for name in FACTS if then[name] != facts[name]}
     if allow_change:
         changed -= set(CHANGEABLE)
@@ -240,7 +234,9 @@ def check_same_run(
         changed -= set(_LAYOUT)
     lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if "store" in changed:
-        lines += _store_differences(point.state.get("store_facts"), facts.get("store_facts"))
+        lines += _store_differences(
+            point.state.get("store_facts", {}), facts.get("store_facts", {})
+        )
     other_model = _model_differences(point.checkpoint, model) if model is not None else []
     lines += other_model
     other_start = changed_first_weights(point.state.get("settings", {}), settings or {})
@@ -267,10 +263,8 @@ def check_same_run(
     )
 
 
-def _store_differences(then: Any, now: Any) -> list[str]:
-    """The facts of a token store that differ; none where the checkpoint has no record of them."""
-    if not isinstance(then, dict) or not isinstance(now, dict):
-        return []
+def _store_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The facts of a token store that differ."""
     names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     return [f"{name}: {shown(then.get(name))} then, {shown(now.get(name))} now" for name in names]
 
@@ -317,11 +311,6 @@ def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:
 
 def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Log each setting that differs from the checkpoint's and is applied from now on."""
-    if "settings" not in point.state:
-        say(
-            "note       the checkpoint does not record its settings (earlier version): "
-            "those of this start apply"
-        )
     for change in changed_settings(point.state.get("settings", {}), settings):
         say(f"changed on resume: {change}")
     before = point.state["max_steps"]

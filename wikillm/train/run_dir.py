@@ -95,9 +95,8 @@ class RunDir:
                 got=f"{existing} is not a folder",
                 fix="name a new or empty folder: run.dir=FOLDER",
             )
-        is_root = folder == folder.parent
-        foreign = [str(folder)] if is_root else []
-        if not is_root and folder.is_dir() and not self.identity.exists():
+        foreign = []
+        if folder.is_dir() and not self.identity.exists():
             own = {*_OWN_NAMES.split(), _name_below(folder, store)}
             names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
             foreign = [n for n in names if n not in own and not n.endswith(_LAUNCHER_FILES)]
@@ -106,8 +105,7 @@ class RunDir:
             raise ConfigError(
                 f"{self.path} is not a run directory: it holds other files.",
                 got=", ".join(foreign[:5]) + more,
-                fix="name a new or empty folder: "
-                f"run.dir={'FOLDER' if is_root else self.path / 'run'}",
+                fix=f"name a new or empty folder: run.dir={self.path / 'run'}",
             )
 
     def claim(self, *, resume: bool) -> FileLock:

@@ -311,9 +311,8 @@ def _in_file_order(fragments: Iterable[Fragment], layout: TensorLayout) -> list[
     """Each fragment with its range in the files, in the order of the files."""
     parts = []
     for fragment in fragments:
-        start = fragment.start
-        extent = layout.extent(fragment.spec, start, start + fragment.values.numel())
-        parts.append((extent, fragment))
+        stop = fragment.start + fragment.values.numel()
+        parts.append((layout.extent(fragment.spec, fragment.start, stop), fragment))
     return sorted(parts, key=lambda part: part[0])
 
 

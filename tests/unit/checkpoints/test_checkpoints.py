@@ -52,14 +52,6 @@ def steps(checkpoints: Iterable[Path]) -> list[int]:
     return [int(path.name.removeprefix("checkpoint-")) for path in checkpoints]
 
 
-def test_a_sealed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> None:
-    checkpoint = make(tmp_path, 20)
-    assert verify(checkpoint)["step"] == 20
-    assert read_state(checkpoint)["consumed_samples"] == 160
-    names = {"model.safetensors", "global_step/optimizer.pt", STATE}
-    assert set(verify(checkpoint)["files"]) == names
-
-
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -113,16 +105,6 @@ def test_all_damaged_is_refused_with_all_reasons_and_nothing_is_deleted(tmp_path
     assert "checkpoint-10" in str(caught.value) and "checkpoint-20" in str(caught.value)
     assert caught.value.exit_code == 6
     assert len(list_checkpoints(tmp_path)) == 2
-
-
-def test_newest_means_the_highest_step_not_the_latest_mtime(tmp_path: Path) -> None:
-    make(tmp_path, 9)
-    make(tmp_path, 100)
-    os.utime(tmp_path / "checkpoint-9", (2e9, 2e9))
-    (tmp_path / "latest").write_text("checkpoint-9")
-    found = latest_complete(tmp_path)
-    assert found is not None and found.name == "checkpoint-100"
-    assert latest_complete(tmp_path / "nothing") is None
 
 
 def test_find_complete_takes_a_run_a_folder_or_a_checkpoint(tmp_path: Path) -> None:
@@ -204,14 +186,6 @@ def test_every_file_is_hashed_by_one_of_the_ranks(tmp_path: Path) -> None:
         shares = [damage(checkpoint, manifest, rank=rank, ranks=ranks) for rank in range(ranks)]
         found = sorted(line.partition(":")[0] for share in shares for line in share)
         assert found == sorted(manifest["files"])
-
-
-def test_the_checkpoint_that_a_run_resumed_from_is_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4, 5):
-        make(tmp_path, step)
-    assert steps(superfluous(tmp_path, Keep(2), tmp_path / "checkpoint-2")) == [3, 1]
-    keep_newest(tmp_path, Keep(2), tmp_path / "checkpoint-2")
-    assert steps(list_checkpoints(tmp_path)) == [5, 4, 2]
 
 
 def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, list_checkpoints
 from wikillm.checkpoints.lineage import (
     Ancestry,
-    Position,
     arrange,
-    left_behind,
     next_ancestry,
     read_ancestry,
 )
@@ -84,15 +82,6 @@ def test_the_branch_written_last_is_used_and_the_other_is_named(
     assert find_complete(rolled_back.folder / "checkpoint-8").name == "checkpoint-8"  # by name
 
 
-def test_each_manifest_has_its_parent_and_a_growing_sequence(rolled_back: Run) -> None:
-    assert read_ancestry(rolled_back.folder / "checkpoint-8") == Ancestry(
-        Position(4, 8), (Position(3, 6), Position(2, 4), Position(1, 2))
-    )
-    assert read_ancestry(rolled_back.folder / "checkpoint-6") == Ancestry(
-        Position(5, 6), (Position(2, 4), Position(1, 2))
-    )
-
-
 @pytest.mark.parametrize("ruin", [damage, lambda c: (c / MANIFEST).unlink(), shutil.rmtree])
 def test_a_damaged_newest_one_falls_back_along_its_branch(rolled_back: Run, ruin: object) -> None:
     """From 7 to 6 to 4, never to the abandoned 8, whose sequence is higher than that of 4."""
@@ -112,14 +101,6 @@ def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered(rolled_ba
     damage(rolled_back.folder / "checkpoint-8")
     with pytest.raises(CheckpointError, match="None of the 3 checkpoints"):
         latest_complete(rolled_back.folder)
-
-
-def test_resuming_from_an_abandoned_branch_makes_it_the_current_one(rolled_back: Run) -> None:
-    rolled_back.go_back(8)
-    assert names(left_behind(rolled_back.folder, rolled_back.origin)) == [6]
-    rolled_back.save(10)
-    lineage = arrange(rolled_back.folder)
-    assert (names(lineage.branch), names(lineage.abandoned)) == ([10, 8, 4, 2], [6])
 
 
 @pytest.mark.parametrize(
@@ -155,17 +136,6 @@ def test_checkpoints_of_earlier_versions_are_one_branch(tmp_path: Path) -> None:
     damage(tmp_path / "checkpoint-5")
     found = latest_complete(tmp_path)
     assert found is not None and found.name == "checkpoint-4"
-
-
-def test_a_run_that_resumed_elsewhere_abandons_the_checkpoints_of_the_folder(
-    tmp_path: Path,
-) -> None:
-    run = Run(tmp_path)
-    run.save(8)
-    run.origin = None
-    run.save(3)
-    lineage = arrange(tmp_path)
-    assert (names(lineage.branch), names(lineage.abandoned)) == ([3], [8])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -14,7 +14,6 @@ from wikillm.checkpoints.tensor_digests import (
     RANKS,
     Extent,
     digests_to_json,
-    grouped,
     rank_file,
     verify_tensors,
 )
@@ -155,16 +154,3 @@ def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         read_layout(tmp_path)
-
-
-def test_groups_hold_all_bytes_in_order() -> None:
-    extents = [(0, 0, 10), (0, 10, 11), (1, 5, 45), (2, 0, 3)]
-    groups = grouped(extents, 16)
-    assert [group.size for group in groups] == [11, 16, 16, 8, 3]
-    joined = [extent for group in groups for extent in group.extents]
-    assert numbered(joined) == numbered(extents)
-
-
-def numbered(extents: list[Extent]) -> list[int]:
-    """A number for each byte, in order."""
-    return [100 * file + byte for file, start, stop in extents for byte in range(start, stop)]

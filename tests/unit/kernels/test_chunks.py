@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,16 +29,3 @@ def test_chunks_are_bounded_even_and_cover_the_rows(rows: int, columns: int, cas
     assert chunk * chunks - rows < 64 * chunks + chunk / 2, "no chunk is mostly empty"
     if rows >= most:
         assert chunk >= least / 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "vocab", "device", "expected"),
-    [
-        (4096, 151_936, "cpu", 512),
-        (16_384, 151_936, "cuda", 4096),
-        (32, 600, "cpu", 64),
-        (65_536, 32_000, "cuda", 8192),
-    ],
-)
-def test_chunks_of_known_shapes(rows: int, vocab: int, device: str, expected: int) -> None:
-    assert loss_chunk_rows(rows, vocab, device) == expected

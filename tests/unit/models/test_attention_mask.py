@@ -15,7 +15,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.blocks import SampleOrder
-from wikillm.data.read.document_mask import cumulative_lengths, document_positions
 from wikillm.data.read.loader import DocumentMask, Samples, document_mask, eval_loader
 from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.fused_loss import patch_loss
@@ -132,12 +131,6 @@ def test_positions_count_from_the_beginning_of_each_document(
     lengths_of_blocks = np.diff(bounds)
     assert np.concatenate([np.arange(n) for n in lengths_of_blocks]).tolist() == flat.tolist()
     assert batch["max_length_q"] == batch["max_length_k"] == lengths_of_blocks.max()
-
-
-def test_a_row_without_a_beginning_is_one_block() -> None:
-    positions = document_positions(np.full((2, 6), 5), EOS, [])
-    assert positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
-    assert cumulative_lengths(positions)[0].tolist() == [0, 6, 12]
 
 
 def test_the_setting_decides_and_evaluation_follows_it() -> None:

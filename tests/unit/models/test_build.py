@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from harness.initial_weights import SHAPE as SMALL
-from transformers import Qwen2ForCausalLM, TrainingArguments
+from transformers import TrainingArguments
 
 from wikillm.config.load import load
-from wikillm.config.presets import load_preset, preset_names
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.models.build import build_model, build_on_meta
-from wikillm.models.init import initial_values
-from wikillm.models.shape import ARCHITECTURES, hf_config
+from wikillm.models.shape import ARCHITECTURES
 from wikillm.plan.params import count_parameters
 
 
@@ -27,20 +25,6 @@ def args(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingArguments
     yield TrainingArguments(
         output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True, report_to="none"
     )
-
-
-@pytest.mark.parametrize("name", preset_names("models"))
-def test_a_preset_has_exactly_its_documented_parameters(name: str) -> None:
-    model = load(None, [f"model.preset={name}"]).config.model
-    assert isinstance(model.vocab_size, int)
-    built = build_on_meta(model, model.vocab_size)
-    assert built.device.type == "meta"
-    assert (
-        sum(parameter.numel() for parameter in built.parameters())
-        == load_preset("models", name).parameters
-    )
-    head, embedding = built.get_output_embeddings(), built.get_input_embeddings()
-    assert (head.weight is embedding.weight) == model.tie_word_embeddings
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -90,28 +74,10 @@ def test_fresh_weights(architecture: str, args: TrainingArguments) -> None:
     assert not torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
 
 
-def test_layers_start_differently(args: TrainingArguments) -> None:
-    layers = build_model(ModelSection(**SMALL), 64, args, eos_id=0, seed=1).model.layers
-    assert not torch.equal(layers[0].mlp.up_proj.weight, layers[1].mlp.up_proj.weight)
-    assert not torch.equal(layers[0].mlp.up_proj.weight, layers[0].mlp.gate_proj.weight)
-
-
 def test_padded_rows_start_like_the_others(args: TrainingArguments) -> None:
     rows = build_model(ModelSection(**SMALL), 640, args, eos_id=639, seed=1).get_input_embeddings()
     assert rows.padding_idx is None, "the end-of-text row would never be trained"
     assert rows.weight[600:].std().item() == pytest.approx(0.02, rel=0.1)
-
-
-def test_rotary_frequencies_are_those_of_transformers(args: TrainingArguments) -> None:
-    section = ModelSection(rope_theta=5e5, **SMALL)
-    model = build_model(section, 64, args, eos_id=0, seed=1)
-    reference = Qwen2ForCausalLM(hf_config(section, 64, eos_id=0))
-    assert torch.equal(model.model.rotary_emb.inv_freq, reference.model.rotary_emb.inv_freq)
-
-
-def test_a_parameter_of_unknown_role_is_refused() -> None:
-    with pytest.raises(ValueError, match="no rule for the initial values of conv.weight"):
-        initial_values("conv.weight", torch.Size([2, 2, 2]), seed=1, std=0.02)
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -137,18 +103,6 @@ def folder(tmp_path: Path, args: TrainingArguments) -> Path:
 
 def continued(folder: Path) -> ModelSection:
     return load("demo", [f"model.init_from={folder}", "train.sequence_length=64"]).config.model
-
-
-def test_continuing_from_a_folder(folder: Path, args: TrainingArguments) -> None:
-    section = continued(folder)
-    assert section.vocab_size == 64
-    model = build_model(section, 64, args, eos_id=6, seed=1)
-    original = build_model(ModelSection(**SMALL), 64, args, eos_id=5, seed=9)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True)
-    )
-    assert model.config.eos_token_id == 6
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_pickled_weights_are_refused(folder: Path, args: TrainingArguments) -> None:

@@ -68,13 +68,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         RunDir(tmp_path / "file" / "run").claim(resume=False)
 
 
-def test_the_identity_stays_over_resumes(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    run.claim(resume=False).release()
-    first = run.identify()
-    assert first == run.identify() and len(first["tracker"]) == 21
-
-
 @pytest.mark.parametrize(
     ("error", "code", "meaning"),
     [

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from wikillm.core.errors import DivergedError
 from wikillm.train.callbacks.stop import SkipCounter
-from wikillm.train.pinned import DeferredFlag
 
 
 def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:
@@ -22,10 +20,3 @@ def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:
     ]
     with pytest.raises(DivergedError, match="3 optimizer steps in a row overflowed fp16"):
         counter.step(5)
-
-
-def test_a_flag_on_the_cpu_arrives_at_once() -> None:
-    flag = DeferredFlag()
-    assert flag.push(torch.tensor(True)) is True
-    assert flag.push(torch.tensor(False)) is False
-    assert flag.flush() is False

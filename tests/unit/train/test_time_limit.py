@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from wikillm.supervise.signals import StopSignals
 from wikillm.train.callbacks.time_limit import MARGIN, TimeLimitCallback, seconds_since_start
 
 ARGS: TrainingArguments = None  # type: ignore[assignment]  # not read by the callback
@@ -102,17 +101,6 @@ def test_the_run_does_not_stop_much_too_early() -> None:
 def test_without_a_limit_or_before_the_first_step_there_is_no_reason() -> None:
     assert simulate(None, 0.0, [1.0] * 5, [1.0] * 5, 2, 0.0)[0] == 5
     assert TimeLimitCallback(1e-9, 10**9, Saves(Clock())).reason() is None
-
-
-def test_a_limit_in_the_past_still_allows_one_step() -> None:
-    assert simulate(1e-9, 5.0, [1.0] * 5, [1.0] * 5, 2, 0.0)[0] == 1
-
-
-def test_the_limit_is_a_request_like_a_signal() -> None:
-    signals = StopSignals()
-    assert signals.received is None
-    signals.limit = lambda: "train.max_hours=4"
-    assert signals.received == "train.max_hours=4"
 
 
 def test_the_clock_starts_with_the_process_or_with_slurms_job(tmp_path: Path) -> None:

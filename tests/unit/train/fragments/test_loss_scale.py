@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleConfig, LossScaler
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleConfig
 from torch import nn
 
 from wikillm.train.fragments.counters import (
-    loss_scaler_of,
     scaler_counters,
     set_scaler_counters,
 )
@@ -70,13 +68,6 @@ def test_torchs_scale_goes_on_and_takes_deepspeeds() -> None:
     deepspeeds = dynamic()
     set_scaler_counters(deepspeeds, scaler_counters(first))
     assert (deepspeeds.cur_scale, deepspeeds.cur_iter) == (64.0, 0)
-
-
-def test_only_a_scale_that_changes_is_counted() -> None:
-    fixed: Any = SimpleNamespace(loss_scaler=LossScaler(1.0))
-    moving: Any = SimpleNamespace(loss_scaler=dynamic())
-    assert loss_scaler_of(fixed, None) is None
-    assert loss_scaler_of(moving, None) is moving.loss_scaler
 
 
 def fused(model: nn.Module) -> FP16_Optimizer:
