@@ -105,7 +105,7 @@ def test_what_is_proposed_fits_when_it_is_tried() -> None:
 def test_more_ranks_than_sequences_are_refused_with_a_batch_that_divides() -> None:
     with pytest.raises(ConfigError, match="cannot be split over 512 ranks") as refused:
         chosen("wiki-zh-120m", on=machine(nodes=64))
-    word = (refused.value.fix or "").split(",")[0]
+    word = (refused.value.fix or "").splitlines()[0]
     assert chosen("wiki-zh-120m", word, on=machine(nodes=64))[0].fits
 
 
