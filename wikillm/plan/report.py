@@ -94,14 +94,7 @@ def to_json(
         "corpus_tokens": workload.train_tokens,
         "learning_rate": {str(step): rate for step, rate in rates.items()},
         "disk_bytes": disk,
-        "storage_seconds": storage_time(
-            disk["checkpoint"],
-            nodes=machine.nodes,
-            ranks=machine.ranks,
-            host_link=machine.gpu.host_link,
-            window=window_shards,
-            rate=storage_rate,
-        ),
+        "storage_seconds": storage_time(disk["checkpoint"], machine, window_shards, storage_rate),
         "save_steps": train.save_steps,
         "links_bytes_per_second": {
             "inside_node": machine.gpu.inside_node,

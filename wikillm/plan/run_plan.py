@@ -106,11 +106,7 @@ def make_plan(
         sequences = epoch[1] if epoch else count_sequences(train_tokens, train.sequence_length)
         refuse_small_corpus(train, origins, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
-            padding = 1 - (train_tokens - 1) / (sequences * train.sequence_length)
-            packing_note = (
-                f"best-fit packing: {sequences:,} sequences an epoch, "
-                f"{padding:.3%} of their tokens are padding"
-            )
+            packing_note = _packing_note(train_tokens, sequences, train.sequence_length)
     if done is not None:
         batch = replace(batch, lead=done[1] - done[0] * batch.sequences)
     max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
@@ -136,6 +132,12 @@ def make_plan(
         epochs=epochs,
         notes=tuple(note for note in (*notes, _repeats_note(epochs, origins)) if note),
     )
+
+
+def _packing_note(train_tokens: int, sequences: int, length: int) -> str:
+    padding = 1 - (train_tokens - 1) / (sequences * length)
+    share = f"{padding:.3%} of their tokens are padding"
+    return f"best-fit packing: {sequences:,} sequences an epoch, {share}"
 
 
 def _repeats_note(epochs: float | None, origins: Mapping[str, Origin]) -> str | None:

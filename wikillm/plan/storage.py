@@ -9,6 +9,8 @@ each rank hashes it (`data.verify=first_use`; a shard of 64 MiB of text has abou
 
 from __future__ import annotations
 
+from wikillm.plan.choose import Machine
+
 USUAL_RATE = 2e9
 """Bytes/s of a node: 16 Gbit/s of a shared file system; a local NVMe disk reaches more."""
 SHARD_BYTES = 75_000_000
@@ -16,18 +18,16 @@ SHA256_RATE = 1.5e9
 """Bytes/s of one core (docs/measurements/2026-11-28-ledger.md)."""
 
 
-def storage_time(
-    checkpoint: int, *, nodes: int, ranks: int, host_link: float, window: int, rate: float
-) -> dict[str, float]:
+def storage_time(checkpoint: int, machine: Machine, window: int, rate: float) -> dict[str, float]:
     """Seconds that training waits (`copy`), beside it (`write`), and before the first step.
 
-    `checkpoint` in bytes, `host_link` and `rate` in bytes/s, `window` in shards of the store.
+    `checkpoint` in bytes, `rate` in bytes/s of a node, `window` in shards of the store.
     """
-    of_node = checkpoint / nodes / rate
+    of_node = checkpoint / machine.nodes / rate
     first_window = window * SHARD_BYTES
     return {
         "bytes_per_second": rate,  # of a node
-        "copy": checkpoint / ranks / host_link,
+        "copy": checkpoint / machine.ranks / machine.gpu.host_link,
         "write": of_node,
         "verify": of_node,
         "load": of_node,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from wikillm.plan.choose import Machine
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.roofline import default_mfu
@@ -82,7 +83,7 @@ def test_memory_bandwidth_raises_the_share_of_a_slower_gpu(published: Any) -> No
 
 def test_a_checkpoint_of_72b_on_64_nodes() -> None:
     """864 GB: 13.5 GB a node at 2 GB/s, 1.69 GB a GPU at 50 GB/s to the host."""
-    times = storage_time(864 * 10**9, nodes=64, ranks=512, host_link=50e9, window=8, rate=2e9)
+    times = storage_time(864 * 10**9, Machine(find_gpu("h100"), 64, 8, 0), 8, 2e9)
     assert times["write"] == times["verify"] == times["load"] == pytest.approx(6.75)
     assert times["copy"] == pytest.approx(0.03375)
     assert times["data_start"] == pytest.approx(0.6e9 / 2e9 + 0.6e9 / 1.5e9)
