@@ -93,6 +93,12 @@ def ways_of(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 def main() -> None:
     args = arguments()
+    words = [f"--{name}={getattr(args, name)}" for name in vars(args) if name != "only"]
+    # First, while this process is small: a child's peak begins at its parent's size.
+    peaks = {
+        name: run_in_fresh_process([*words, "--only", name])["peak"]
+        for name in (() if args.only else WAYS)
+    }
     with tempfile.TemporaryDirectory() as folder:
         ways = ways_of(args, folder)
         if args.only:
@@ -102,8 +108,6 @@ def main() -> None:
         losses = {name: run() for name, run in ways.items()}
         assert abs(losses["stock"] - losses["wikillm"]) < 1e-4 * losses["stock"], losses
         times = interleaved(ways, args.repeats, synchronize)
-    words = [f"--{name}={getattr(args, name)}" for name in vars(args) if name != "only"]
-    peaks = {name: run_in_fresh_process([*words, "--only", name])["peak"] for name in WAYS}
     found = {
         "circumstances": circumstances(),
         "losses": losses,
