@@ -12,9 +12,6 @@ MOST_LINES_IN_A_FILE = 400
 MOST_LINES_IN_A_FUNCTION = 60
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
-# path or "path::function" -> why it may be longer
-LONGER: dict[str, str] = {}
-
 
 def sources(repo: Path, *folders: str) -> Iterator[tuple[str, str]]:
     for folder in folders:
@@ -36,7 +33,7 @@ def test_files_are_short(repo: Path) -> None:
         for p, text in sources(repo, "wikillm", "tests", "benchmarks")
         if (n := text.count("\n")) > MOST_LINES_IN_A_FILE
     }
-    assert not set(long) - set(LONGER), f"longer than {MOST_LINES_IN_A_FILE} lines: {long}"
+    assert not long, f"longer than {MOST_LINES_IN_A_FILE} lines: {long}"
 
 
 def test_functions_are_short(repo: Path) -> None:
@@ -46,18 +43,7 @@ def test_functions_are_short(repo: Path) -> None:
         for node in functions(text)
         if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_LINES_IN_A_FUNCTION
     }
-    assert not set(long) - set(LONGER), f"longer than {MOST_LINES_IN_A_FUNCTION} lines: {long}"
-
-
-def test_the_list_of_exceptions_has_no_dead_entries(repo: Path) -> None:
-    known = {path for path, _ in sources(repo, "wikillm", "tests", "benchmarks")}
-    known |= {
-        f"{path}::{node.name}"
-        for path, text in sources(repo, "wikillm", "benchmarks")
-        for node in functions(text)
-    }
-    gone = set(LONGER) - known
-    assert not gone, f"no longer there: {gone}"
+    assert not long, f"longer than {MOST_LINES_IN_A_FUNCTION} lines: {long}"
 
 
 def test_every_file_has_a_room_and_a_name(repo: Path) -> None:

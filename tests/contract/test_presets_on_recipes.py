@@ -15,8 +15,8 @@ from wikillm.plan.run_plan import make_plan
 
 RUNS = [(run, ()) for run in preset_names("runs")]
 MODELS = [(None, (f"model.preset={name}",)) for name in preset_names("models")]
-WORLDS = {  # all other presets run on one GPU and on eight
-    "demo": (1, 2),
+WORLDS = {  # all other presets run on 1, 8 and 64 GPUs
+    "demo": (1, 8),
     "long-1.7b-32k": (2, 8),
     "long-7b-128k": (4, 8),
 }
@@ -42,7 +42,7 @@ def test_there_is_something_to_try() -> None:
 @pytest.mark.parametrize("recipe", shipped_names())
 @pytest.mark.parametrize(("run", "words"), [*RUNS, *MODELS], ids=lambda value: str(value))
 def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
-    for world in WORLDS.get(str(run), (1, 8)):
+    for world in WORLDS.get(str(run), (1, 8, 64)):
         resolved = load(run, words, deepspeed=recipe)
         if resolved.config.train.optimizer == "muon" and recipe in NOT_WITH_MUON:
             with pytest.raises(ConfigError, match="Muon does not work with") as refused:

@@ -113,9 +113,3 @@ def test_links_lead_somewhere(repo: Path, name: str) -> None:
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
     gone = [link for link in links if not ((repo / name).parent / link).exists()]
     assert not gone, f"{name} links to what is not there: {gone}"
-
-
-def test_the_tree_reader_itself() -> None:
-    block = "a/        first\n  b.py    second\n  c/      third, d/ is prose\n    e.md\nf.toml"
-    assert paths_in_tree(block) == ["a/", "a/b.py", "a/c/", "a/c/e.md", "f.toml"]
-    assert headings("# A\n```\n# not one\n```\n## B\n") == [1, 2]

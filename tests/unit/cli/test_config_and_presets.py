@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -12,29 +10,11 @@ from wikillm.cli.main import main
 
 
 def test_show_with_origin(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "config",
-                "show",
-                "--origin",
-                "--max_steps",
-                "5",
-                "train.learning_rate=3e-4",
-                "--deepspeed",
-                "zero2",
-            ]
-        )
-        == 0
-    )
+    words = ["config", "show", "--origin", "--max_steps", "5"]
+    words += ["train.learning_rate=3e-4", "--deepspeed", "zero2"]
+    assert main(words) == 0
     rows = {line.split("=")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert rows["train.max_steps"].split() == [
-        "train.max_steps=5",
-        "command",
-        "line:",
-        "--max_steps",
-        "5",
-    ]
+    assert rows["train.max_steps"].endswith("command line: --max_steps 5")
     assert rows["train.learning_rate"].endswith("command line: train.learning_rate=3e-4")
     assert rows["deepspeed.config"].endswith("command line: --deepspeed zero2")
     assert rows["train.weight_decay"].split() == ["train.weight_decay=0.1", "default"]
@@ -50,11 +30,7 @@ def test_what_show_prints_can_be_typed_again(capsys: pytest.CaptureFixture[str])
 def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "--json", "--config", "demo"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert table["model.preset"] == {
-        "value": "tiny",
-        "layer": "preset",
-        "where": table["model.preset"]["where"],
-    }
+    assert (table["model.preset"]["value"], table["model.preset"]["layer"]) == ("tiny", "preset")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +58,3 @@ def test_help_lists_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train.learning_rate=0.0005" in capsys.readouterr().out
     assert main(["config", "--help-all"]) == 0
     assert "train.adam_epsilon=1e-08" in capsys.readouterr().out
-
-
-def test_presets_and_config_import_no_torch() -> None:
-    code = "import sys; from wikillm.cli.main import main; main(['presets']); "
-    code += "main(['config', 'show']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr

@@ -73,15 +73,8 @@ def test_two_names_of_one_machine_over_a_stand_in_for_ssh(
     first one's port."""
     StandIns(tmp_path / "bin", "ssh")
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    argv = [
-        sys.executable,
-        "-m",
-        "wikillm",
-        "doctor",
-        "--hostfile",
-        str(tmp_path / "hosts"),
-        "--json",
-    ]
+    argv = [sys.executable, "-m", "wikillm", "doctor", "--json"]
+    argv += ["--hostfile", str(tmp_path / "hosts")]
     folders = (tmp_path / "bin", Path(sys.executable).parent, os.environ["PATH"])
     path = os.pathsep.join(map(str, folders))
     done = subprocess.run(
@@ -139,13 +132,8 @@ def test_training_refuses_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "2",
-    }.items():
-        monkeypatch.setenv(name, value)
+    for word in ["RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=0", "LOCAL_WORLD_SIZE=2"]:
+        monkeypatch.setenv(*word.split("="))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     assert main(["train", *words(tmp_path / "run")]) == 3
     assert "MASTER_ADDR and MASTER_PORT not set" in capsys.readouterr().err

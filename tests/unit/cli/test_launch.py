@@ -20,37 +20,23 @@ from wikillm.cli.main import main
     [
         (["mutli", "--print"], "multi"),
         (["multi"], "--print"),
-        (["multi", "--gpus", "0", "--print"], "not a number from 1 to 1024"),
         (["multi", "--gpus", "3", "--print"], "cannot be split over 3 ranks"),
         (["multi", "train.learing_rate=1", "--print"], "learning_rate"),
         (["multi", "--master-port", "70000", "--print"], "65535"),
-        (["ssh", "--host", "-oProxyCommand=x", "--print"], "host"),
         (["ssh", "--host=-oProxyCommand=x", "--print"], "not a host"),
         (["torchrun", "--nodes", "2", "--print"], "--master-addr"),
         (["torchrun", "--master-addr", "a;b", "--print"], "is not a host"),
         (["multi", "--image", "a", "--print"], "--image has no effect on the target multi"),
-        (["single", "--gpus", "2", "--print"], "--gpus has no effect on the target single"),
-        (["multi", "--nodes", "2", "--print"], "--nodes has no effect on the target multi"),
-        (
-            ["slurm", "--gpus", "1", "--storage", "x", "--print"],
-            "--storage has no effect on the target slurm",
-        ),
         (["k8s", "--gpus", "1", "--image", "a", "--memory", "64", "--print"], "--memory 64GiB"),
         (
             ["k8s", "--gpus", "1", "--image", "a", "--storage", "A b", "--print"],
             "PersistentVolumeClaim",
         ),
         (["k8s", "--gpus", "1", "--image", "a", "run.dir=/tmp/x", "--print"], "not on the storage"),
-        (["sky", "--gpus", "1", "--gpu", "L4", "run.dir=x", "--print"], "not on the storage"),
-        (
-            ["torchrun", "--nodes", "2", "--master-addr", "[gpu1]", "--print"],
-            "is not a host",
-        ),
         (
             ["slurm", "--gpus", "1", "--partition", "a\n#SBATCH --uid=0", "--print"],
             "is not one word",
         ),
-        (["slurm", "--gpus", "1", "--hours", "nan", "--print"], "--hours"),
         (["hostfile", "--hostfile", "/nonexistent/hosts", "--print"], "/nonexistent/hosts"),
     ],
 )
@@ -107,15 +93,9 @@ def test_a_secret_is_declared_as_one_for_sky(
     assert "canary" not in shown and "--secret SWANLAB_API_KEY" in shown
 
 
-def test_one_gpu_may_be_said_of_the_target_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["launch", "single", "--gpus", "1", "--print"]) == 0
-    assert "--num_gpus 1" in capsys.readouterr().out
-
-
 def test_flags_may_be_spelled_as_other_launchers_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["launch", "torchrun", "--gpus_per_node=2", "--master_port", "29501", "--print"]) == 0
-    )
+    words = ["launch", "torchrun", "--gpus_per_node=2", "--master_port", "29501", "--print"]
+    assert main(words) == 0
     shown = capsys.readouterr().out
     assert "--nproc_per_node 2" in shown and "--master_port 29501" in shown
 
@@ -154,11 +134,7 @@ def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
     assert done.returncode == code, done.stderr
     argv = recorder.calls()[0]["argv"]
     assert argv[:3] == ["--quiet", "--num_gpus", "2"] and argv[-1] == words[-1]
-    assert argv[argv.index("--module") :][:3] == [
-        "--module",
-        "wikillm",
-        "train",
-    ]  # not in a checkout
+    assert "--module wikillm train" in " ".join(argv)  # not in a checkout
 
 
 def test_a_missing_tool_is_named(

@@ -23,11 +23,8 @@ def test_says_that_it_estimates_and_what_to_type(capsys: pytest.CaptureFixture[s
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json", "--tokens", "1B", "--gpus-per-node", "2"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["corpus_tokens"], plan["gpus_per_node"], len(plan["learning_rate"])) == (
-        10**9,
-        2,
-        5,
-    )
+    shown = (plan["corpus_tokens"], plan["gpus_per_node"], len(plan["learning_rate"]))
+    assert shown == (10**9, 2, 5)
 
 
 @pytest.mark.parametrize(
@@ -39,25 +36,13 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["--tokens", "many"], "--tokens"),
         (["--gpu-memory", "1 potato"], "--gpu-memory"),
         (["--gpu-memory", "24"], "fix: --gpu-memory 24GiB"),
-        (["--gpu-memory", "24.5"], "fix: --gpu-memory 24.5GiB"),
-        (["--gpu-memory", "1e3"], "has no unit"),
         (["--gpu-memory", "80G"], "fix: --gpu-memory 80GiB"),
-        (["--gpu-memory", "0"], "less than 1 MiB"),
         (["--gpu-memory", "0GiB"], "less than 1 MiB"),
         (["--gpu-memory=-24GiB"], "not an amount of memory"),
-        (["--host-memory", "512"], "fix: --host-memory 512GiB"),
         (["--gpu", "my card"], "--gpu 'my card' --gpu-memory 24GiB --tflops 165"),
-        (
-            ["--gpu", "my card", "--tflops", "100"],
-            "--gpu 'my card' --tflops 100 --gpu-memory 24GiB",
-        ),
-        (["--gpu", "my card", "--gpu-memory", "24GiB"], "--tflops 165"),
         (["--gpu", "RTX 4090 48GB"], "--gpu rtx4090 --gpu-memory 48GiB"),
         (["--tflops", "165e12"], "such as 165"),
-        (["--tflops", "0"], "such as 165"),
-        (["--tflops", "nan"], "such as 165"),
         (["--gpu", "cpu", "--tflops", "1"], "--calibrate"),
-        (["--gpus", "0"], "not a number from 1 to 1024"),
         (["--all", "--config", "demo"], "leave"),
         (["--config", "pretrain-72b", "--gpus-per-node", "1"], "does not fit"),
         (["train.learing_rate=1"], "learning_rate"),
@@ -79,10 +64,8 @@ def test_gpus_is_what_launch_calls_it(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_any_gpu_is_planned_by_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     figures = ("--gpu-memory", "24GiB", "--tflops", "165.2", "--gpus", "2")
-    plan, same = (
-        planned(capsys, "--gpu", "My Card", *figures),
-        planned(capsys, "--gpu", "4090", *figures),
-    )
+    plan = planned(capsys, "--gpu", "My Card", *figures)
+    same = planned(capsys, "--gpu", "4090", *figures)
     assert (plan["gpu"], plan["gpu_memory_bytes"]) == ("My Card", 24 * 2**30)
     # Its memory's bandwidth is not given: a usual one is assumed.
     assert plan["choices"][0]["step_seconds"]["compute"] == pytest.approx(
@@ -100,21 +83,10 @@ def test_any_gpu_is_planned_by_its_figures(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_proposal_names_the_described_gpu_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "plan",
-        "--config",
-        "pretrain-7b",
-        "--gpu",
-        "My Card",
-        "--gpu-memory",
-        "24GiB",
-        "--tflops",
-        "165",
-    ]
+    words = ["plan", "--config", "pretrain-7b", "--gpu", "My Card"]
+    words += ["--gpu-memory", "24GiB", "--tflops", "165"]
     assert main([*words, "--gpus", "1", "--host-memory", "8GiB"]) == 2
-    fix = next(line for line in capsys.readouterr().err.splitlines() if "fix:" in line).partition(
-        "fix:"
-    )[2]
+    fix = re.search(r"fix: (.*)", capsys.readouterr().err)[1]  # type: ignore[index]
     assert shlex.split(fix)[:6] == words[3:]
     assert main(["plan", "--config", "pretrain-7b", *shlex.split(fix)]) == 0
 
@@ -128,42 +100,28 @@ def test_a_gpu_that_no_run_was_written_for_is_said_to_be_planned_only(
     assert "not tried with ROCm" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "gpu", ["4090", "4090D", "3090", "rtx5090", "A6000", "L40S", "RTX 6000 Ada", "RTX PRO 6000"]
-)
+@pytest.mark.parametrize("gpu", ["4090", "rtx5090", "L40S"])
 def test_traffic_between_cards_without_nvlink_takes_time(
     gpu: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for run in ("wiki-zh-120m", "pretrain-0.5b"):
-        words = ["--config", run, "--gpus", "8"]
-        plan, nvlink = (
-            planned(capsys, *words, "--gpu", gpu),
-            planned(capsys, *words, "--gpu", "h100"),
-        )
-        link = plan["links_bytes_per_second"]["inside_node"]
-        assert 10e9 <= link <= 50e9  # PCIe 3.0 to 5.0 x16
-        waits = {choice["recipe"]: choice["step_seconds"]["exposed"] for choice in plan["choices"]}
-        traffic = {
-            choice["recipe"]: choice["communication_bytes_per_step"]["inside_node"]
-            for choice in plan["choices"]
-        }
-        assert min(waits.values()) > 1e-4
-        assert (
-            waits["zero1"] >= traffic["zero1"] / 2 / link * 0.999
-        )  # the weights, gathered with nothing beside it
-        assert waits["zero1"] > 5 * max(
-            c["step_seconds"]["exposed"] for c in nvlink["choices"] if c["recipe"] == "zero1"
-        )
+    def zero1(gpu: str) -> dict[str, Any]:
+        plan = planned(capsys, "--config", "pretrain-0.5b", "--gpus", "8", "--gpu", gpu)
+        found = next(choice for choice in plan["choices"] if choice["recipe"] == "zero1")
+        return found | {"link": plan["links_bytes_per_second"]["inside_node"]}
+
+    choice = zero1(gpu)
+    waits = choice["step_seconds"]["exposed"]
+    traffic = choice["communication_bytes_per_step"]["inside_node"]
+    assert 10e9 <= choice["link"] <= 50e9  # PCIe 3.0 to 5.0 x16
+    # The weights are gathered with nothing beside it.
+    assert waits >= traffic / 2 / choice["link"] * 0.999
+    assert waits > 5 * zero1("h100")["step_seconds"]["exposed"]
     assert main(["plan", "--gpu", gpu]) == 0
     shown = capsys.readouterr().out
-    assert (
-        re.search(r"waiting for traffic [1-9][\d.]* m?s", shown)
-        and f"({link / 1e9:.3g} GB/s) inside the node" in shown
-    )
+    assert re.search(r"waiting for traffic [1-9][\d.]* m?s", shown)
+    assert f"({choice['link'] / 1e9:.3g} GB/s) inside the node" in shown
 
 
 def test_one_gpu_has_no_traffic_to_wait_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        planned(capsys, "--gpu", "4090", "--gpus", "1")["choices"][0]["step_seconds"]["exposed"]
-        == 0
-    )
+    best = planned(capsys, "--gpu", "4090", "--gpus", "1")["choices"][0]
+    assert best["step_seconds"]["exposed"] == 0

@@ -21,23 +21,9 @@ def store(tmp_path: Path) -> Path:
     ]
     (tmp_path / "\x1b[31mcorpus.jsonl").write_text("\n".join(lines))
     folder = tmp_path / "store"
-    words = [
-        "data.tokenizer=train:600",
-        "data.min_val_tokens=20",
-        "data.val_fraction=0.1",
-        "data.workers=1",
-    ]
-    assert (
-        main(
-            [
-                "prepare",
-                f"data.path={tmp_path}/\x1b[31mcorpus.jsonl",
-                f"data.store={folder}",
-                *words,
-            ]
-        )
-        == 0
-    )
+    words = "data.tokenizer=train:600 data.min_val_tokens=20 data.val_fraction=0.1 data.workers=1"
+    place = [f"data.path={tmp_path}/\x1b[31mcorpus.jsonl", f"data.store={folder}"]
+    assert main(["prepare", *place, *words.split()]) == 0
     return folder
 
 

@@ -13,6 +13,7 @@ from wikillm.config.schema import DataSection, MixtureSource, ModelSection, Trai
 from wikillm.core.errors import ConfigError
 
 MUON: dict[str, Any] = {"optimizer": "muon", "max_grad_norm": 0.0}
+FLASH = {"attn_implementation": "flash_attention_2"}
 MIXTURE = (MixtureSource(name="a", weight=1, path="a.jsonl"),)
 
 
@@ -35,17 +36,8 @@ CASES: list[tuple[Case, str]] = [
     ),
     (case({"compile": "layers"}, zero=Zero(3)), "train.compile=layers does not work with ZeRO-3"),
     (case({}, precision="fp16", has_gpu=False), "fp16 does not train on a CPU"),
-    (
-        case({}, {"attn_implementation": "flash_attention_2"}, has_gpu=False),
-        "{0} does not train on a CPU",
-    ),
-    (
-        case(
-            {"document_mask": "on", "compile": "layers"},
-            {"attn_implementation": "flash_attention_2"},
-        ),
-        "compiled again",
-    ),
+    (case({}, FLASH, has_gpu=False), "{0} does not train on a CPU"),
+    (case({"document_mask": "on", "compile": "layers"}, FLASH), "compiled again"),
     (case({"sequence_parallel_size": 2}, {"attn_implementation": "eager"}), "Sequence parallelism"),
     (case({}, data={"mixture": MIXTURE, "store": "stores/a"}), "has its own store"),
     (case({}, data={"mixture": MIXTURE, "drop_list": "drops"}), "drop list"),
@@ -74,7 +66,7 @@ def test_every_rule_has_a_case() -> None:
         case({"compile": "layers", "ema_decay": 0.9}, zero=Zero(2)),
         case({"ema_decay": 0.9}, zero=Zero(3)),
         case({"compile": "elementwise"}, zero=Zero(3)),
-        case({}, {"attn_implementation": "flash_attention_2"}, has_deepspeed=False, has_gpu=True),
+        case({}, FLASH, has_gpu=True),
         case({}, precision="bf16", has_gpu=False),
         case({}, data={"mixture": MIXTURE, "streaming": "auto"}),
     ],

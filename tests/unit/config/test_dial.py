@@ -12,7 +12,7 @@ from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 5, 7, 12, 16, 21, 32, 48, 64, 96, 128])
+@pytest.mark.parametrize("depth", [1, 3, 16, 21, 32, 128])
 def test_every_depth_is_a_valid_model_and_its_parameters_are_counted(depth: int) -> None:
     model = load("wiki-zh-120m", [f"model.depth={depth}"]).config.model
     assert model.num_attention_heads * (model.head_dim or 0) == model.hidden_size == 64 * depth

@@ -61,9 +61,6 @@ def test_the_defaults_of_accelerate_launch_are_removed() -> None:
     }
     kept = {"ACCELERATE_LOG_LEVEL": "info", "PATH": "/bin"}
     assert clean({**neutral, **kept}) == kept
-
-
-def test_the_same_precision_is_no_contradiction() -> None:
     assert clean({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16") == {}
 
 

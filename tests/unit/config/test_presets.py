@@ -3,8 +3,6 @@ something."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from wikillm.config.dial import adamw_rate
@@ -15,22 +13,13 @@ from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
 
 EVERY = [(axis, name) for axis in AXES for name in preset_names(axis)]
-DIALLED = [
-    "muon_learning_rate",
-    "max_grad_norm",
-    "weight_decay",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "lr_decay_share",
-    "lr_decay_type",
-]
+DIALLED = (
+    *("muon_learning_rate", "max_grad_norm", "weight_decay", "warmup_steps"),
+    *("lr_scheduler_type", "lr_decay_share", "lr_decay_type"),
+)
 SHAPE = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
+    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "vocab_size"),
 }
 
 
@@ -67,34 +56,9 @@ def test_there_is_a_run_for_every_model() -> None:
     assert models | {"llama-120m"} == set(preset_names("models"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiny",
-        "120m",
-        "350m",
-        "0.5b",
-        "1.5b",
-        "3b",
-        "7b",
-        "14b",
-        "32b",
-        "72b",
-        "0.6b",
-        "1.7b",
-        "4b",
-        "8b",
-    ],
-)
-def test_the_names_users_rely_on(name: str) -> None:
-    assert name in preset_names("models")
-
-
-@pytest.mark.parametrize("name", ["120m", "350m"])
-def test_own_names_are_within_3_percent(name: str) -> None:
-    match = re.fullmatch(r"(\d+)m", name)
-    assert match is not None
-    assert load_preset("models", name).parameters == pytest.approx(int(match[1]) * 1e6, rel=0.03)
+def test_the_names_users_rely_on() -> None:
+    names = "tiny 120m 350m 0.5b 1.5b 3b 7b 14b 32b 72b 0.6b 1.7b 4b 8b"
+    assert set(names.split()) <= set(preset_names("models"))
 
 
 def test_a_near_name_is_offered() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.core.errors import DataError, Problems, WikiLLMError, did_you_mean
+from wikillm.core.errors import DataError, Problems, did_you_mean
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,6 @@ def test_problems_are_raised_together(found: list[tuple[str, ...]], message: str
     with pytest.raises(DataError) as caught:
         problems.raise_if_any()
     assert str(caught.value) == message
-
-
-def test_an_error_shows_only_what_it_has() -> None:
-    assert str(WikiLLMError("A.")) == "A."
-    assert str(WikiLLMError("A.", fix="b\nc")) == "A.\n  fix: b\n       c"
 
 
 @pytest.mark.parametrize(

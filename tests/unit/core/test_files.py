@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from wikillm.core import files
 from wikillm.core.files import (
     files_below,
     nearest_existing,
-    rename_durably,
     sha256_file,
     write_atomic,
     write_json,
@@ -50,13 +48,6 @@ def test_json_is_utf8_and_refuses_nan(tmp_path: Path) -> None:
     assert "名" in (tmp_path / "a.json").read_text(encoding="utf-8"), "the old file must survive"
 
 
-def test_folders_are_renamed_whole(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "c").write_text("x")
-    rename_durably(tmp_path / "a", tmp_path / "z")
-    assert (tmp_path / "z" / "b" / "c").read_text() == "x" and not (tmp_path / "a").exists()
-
-
 @pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1])
 def test_sha256_over_piece_borders(tmp_path: Path, size: int) -> None:
     content = (b"wikillm!" * (size // 8 + 1))[:size]
@@ -70,10 +61,8 @@ def test_files_below_is_sorted_and_has_only_files(tmp_path: Path) -> None:
     for name in ("b/2", "a", "b/1", "b.x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    os.symlink(tmp_path / "b", tmp_path / "link")
     found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
-    assert sorted(found) == sorted(set(found)) and {"a", "b/1", "b/2", "b.x"} <= set(found)
-    assert found == [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
+    assert found == ["a", "b/1", "b/2", "b.x"]
 
 
 def test_nearest_existing(tmp_path: Path) -> None:

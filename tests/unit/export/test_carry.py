@@ -67,17 +67,11 @@ def test_ids_are_those_of_training(
     auto = AutoTokenizer.from_pretrained(folder)
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in TEXTS:  # nothing is added by a plain call, and nothing cut or padded
-        assert (
-            auto(text)["input_ids"]
-            == raw.encode(text, add_special_tokens=False).ids
-            == trained.encode(text)
-        )
+        plainly = raw.encode(text, add_special_tokens=False).ids
+        assert auto(text)["input_ids"] == plainly == trained.encode(text)
         assert auto(text, return_tensors="pt").keys() == {"input_ids", "attention_mask"}
-    assert (auto.eos_token_id, auto.pad_token_id is None, auto.model_max_length) == (
-        trained.eos_id,
-        False,
-        64,
-    )
+    assert (auto.eos_token_id, auto.model_max_length) == (trained.eos_id, 64)
+    assert auto.pad_token_id is not None
     assert max(auto.get_vocab().values()) < trained.length, "no token is added that has no row"
     assert auto(f"a{trained.eos_token}")["input_ids"][-1] == trained.eos_id, (
         "a plain call knows special tokens"
@@ -124,9 +118,8 @@ def test_a_tokenizer_that_needs_no_change_keeps_its_bytes(stores: dict[str, Path
 
 
 def test_a_literal_end_of_text_ends_no_document_whatever_its_flags(stores: dict[str, Path]) -> None:
-    tokenizer = load_tokenizer(
-        stores["marked"]
-    )  # its eos_token is no special token in tokenizer.json
+    # Its eos_token is no special token in tokenizer.json.
+    tokenizer = load_tokenizer(stores["marked"])
     assert tokenizer.eos_id not in tokenizer.encode("a<end>b")
     assert tokenizer.decode(tokenizer.encode("a<end>b")) == "a<end>b"
     assert choose_backend("auto", stores["marked"].parent).startswith("tokenizers "), (
@@ -149,16 +142,13 @@ def test_dropout_is_off_and_prompts_are_not_padded(stores: dict[str, Path]) -> N
 @pytest.mark.parametrize("tied", [True, False])
 def test_as_llama_the_model_computes_the_same(tied: bool, dtype: torch.dtype) -> None:
     model, ids = tiny_model(tied=tied, dtype=dtype).eval(), list(range(64))
-    weights = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
+    weights = dict(model.state_dict())
+    if tied:
+        del weights["lm_head.weight"]
     config = tiny_config(tied=tied)
     meant = trained_logits(config, weights, ids)
-    if (
-        dtype == torch.float32
-    ):  # a cast to bfloat16 rounds the rotary frequencies too, and a load does not
+    # A cast to bfloat16 rounds the rotary frequencies too, and a load does not.
+    if dtype == torch.float32:
         with torch.no_grad():
             assert torch.equal(meant, model(torch.tensor([ids])).logits)
     llama = as_llama(config, weights)

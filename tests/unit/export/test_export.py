@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import sha256_file
 from wikillm.export.card import ExportFacts, languages_of, render_card
-from wikillm.export.folder import export_model
+from wikillm.export.folder import Exported, export_model
 from wikillm.export.target import MARK
 from wikillm.export.weights import check_written, read_weights, weight_files, write_weights
 
@@ -39,6 +39,13 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def exported(checkpoint: Path, target: Path, tokenizer: Path, dtype: str | None = None) -> Exported:
+    """An export without the proof."""
+    return export_model(
+        checkpoint, target, tokenizer_dir=tokenizer, facts=FACTS, dtype=dtype, prove=False
+    )
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_weights_are_the_trained_ones(
@@ -46,14 +53,7 @@ def test_weights_are_the_trained_ones(
 ) -> None:
     model = tiny_model(tied=tied)
     checkpoint = write_checkpoint(tmp_path, model)
-    done = export_model(
-        checkpoint,
-        tmp_path / "out" / "m",
-        tokenizer_dir=tokenizer_dir,
-        facts=FACTS,
-        dtype=dtype,
-        prove=False,
-    )
+    done = exported(checkpoint, tmp_path / "out" / "m", tokenizer_dir, dtype=dtype)
     again = AutoModelForCausalLM.from_pretrained(done.folder, dtype="auto")
     stored = torch.float32 if dtype is None else torch.bfloat16
     meant = {name: value.to(stored) for name, value in model.state_dict().items()}
@@ -99,9 +99,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4)[0]))
 
 def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
-    folder = export_model(
-        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
-    ).folder
+    folder = exported(checkpoint, tmp_path / "m", tokenizer_dir).folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
@@ -129,44 +127,30 @@ def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> N
 
 def test_earlier_export_is_replaced_but_nothing_else(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
-    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
-    export_model(
-        checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="bf16", prove=False
-    )
+    exported(checkpoint, target, tokenizer_dir)
+    exported(checkpoint, target, tokenizer_dir, dtype="bf16")
     assert "bfloat16" in (target / "README.md").read_text()
     (target / "mine.txt").write_text("keep me")
     with pytest.raises(ConfigError, match="other files") as caught:
-        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+        exported(checkpoint, target, tokenizer_dir)
     assert caught.value.got == "mine.txt"
     other = tmp_path / "other"
     other.mkdir()
     (other / "x").write_text("")
     with pytest.raises(ConfigError, match="not an earlier export"):
-        export_model(checkpoint, other, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+        exported(checkpoint, other, tokenizer_dir)
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert exported(checkpoint, tmp_path / "empty", tokenizer_dir).tensors > 0
     with pytest.raises(ConfigError, match="not a folder"):
-        export_model(
-            checkpoint, tmp_path / "file", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
-        )
-
-
-def test_an_empty_target_folder_is_fine(tmp_path: Path, tokenizer_dir: Path) -> None:
-    (tmp_path / "m").mkdir()
-    folder = export_model(
-        write_checkpoint(tmp_path, tiny_model()),
-        tmp_path / "m",
-        tokenizer_dir=tokenizer_dir,
-        facts=FACTS,
-        prove=False,
-    ).folder
-    assert (folder / MARK).is_file()
+        exported(checkpoint, tmp_path / "file", tokenizer_dir)
 
 
 def test_failure_leaves_nothing_and_keeps_the_earlier_export(
     tmp_path: Path, tokenizer_dir: Path
 ) -> None:
     checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
-    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+    exported(checkpoint, target, tokenizer_dir)
     before = sha256_file(target / MARK)
     weights = load_file(checkpoint / "model.safetensors")
     weights.pop("model.norm.weight")
@@ -174,7 +158,7 @@ def test_failure_leaves_nothing_and_keeps_the_earlier_export(
     weights["stranger"] = torch.zeros(1)
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+        exported(checkpoint, target, tokenizer_dir)
     for part in ("lacks the weight model.norm.weight", "does not fit", "stranger"):
         assert part in str(caught.value), "all problems at once"
     assert sha256_file(target / MARK) == before
@@ -189,13 +173,7 @@ def test_a_fault_while_writing_leaves_nothing(
 
     monkeypatch.setattr("wikillm.export.folder.seal_files", disk_full)
     with pytest.raises(MachineError, match="could not be written.\n.*No space"):
-        export_model(
-            write_checkpoint(tmp_path, tiny_model()),
-            tmp_path / "m",
-            tokenizer_dir=tokenizer_dir,
-            facts=FACTS,
-            prove=False,
-        )
+        exported(write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
@@ -204,16 +182,12 @@ def test_tied_weights_are_stored_once_and_must_agree(tmp_path: Path, tokenizer_d
     weights = load_file(checkpoint / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, checkpoint / "model.safetensors")
-    done = export_model(
-        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
-    )
+    done = exported(checkpoint, tmp_path / "m", tokenizer_dir)
     assert "lm_head.weight" not in load_file(done.folder / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match="config.json ties them"):
-        export_model(
-            checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
-        )
+        exported(checkpoint, tmp_path / "m", tokenizer_dir)
 
 
 @pytest.mark.parametrize(
@@ -232,21 +206,16 @@ def test_damaged_checkpoints_are_named(
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     damage(checkpoint)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=message):
-        export_model(
-            checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
-        )
+        exported(checkpoint, tmp_path / "m", tokenizer_dir)
 
 
 def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-3"
-    (checkpoint / "global_step3").mkdir(parents=True)
-    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(
-        b"anything"
-    )
+    partition = checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    partition.parent.mkdir(parents=True)
+    partition.write_bytes(b"anything")
     seal(checkpoint, 3)
-    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(
-        b"tampered"
-    )
+    partition.write_bytes(b"tampered")
     with pytest.raises(CheckpointError, match="is damaged"):
         read_weights(checkpoint, verified=False)
 
@@ -254,16 +223,9 @@ def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Pat
 def test_arguments_are_checked(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     with pytest.raises(ConfigError, match="not a type"):
-        export_model(
-            checkpoint,
-            tmp_path / "m",
-            tokenizer_dir=tokenizer_dir,
-            facts=FACTS,
-            dtype="int4",
-            prove=False,
-        )
+        exported(checkpoint, tmp_path / "m", tokenizer_dir, dtype="int4")
     with pytest.raises(ConfigError, match="no tokenizer"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tmp_path, facts=FACTS, prove=False)
+        exported(checkpoint, tmp_path / "m", tmp_path)
 
 
 def test_shards(tmp_path: Path) -> None:

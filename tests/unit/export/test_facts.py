@@ -13,12 +13,9 @@ def test_the_card_has_the_micro_batch_that_auto_chose(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
     checkpoint.mkdir(parents=True)
     (tmp_path / "config.resolved.yaml").write_text(to_yaml(load("demo", ["data.path=a.jsonl"])))
-    (tmp_path / "plan.json").write_text(
-        json.dumps({"micro_batch": 4, "global_batch_tokens": 1024, "max_steps": 400})
-    )
+    plan = {"micro_batch": 4, "global_batch_tokens": 1024, "max_steps": 400}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
     training = read_facts(checkpoint).training
-    assert (
-        training["train.per_device_train_batch_size"] == 4
-        and training["train.global_batch_tokens"] == 1024
-    )
+    assert training["train.per_device_train_batch_size"] == 4
+    assert training["train.global_batch_tokens"] == 1024
     assert "train.max_micro_batch_tokens" not in training

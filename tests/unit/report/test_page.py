@@ -14,7 +14,7 @@ from wikillm.evals.results import write_results
 from wikillm.observe.sinks import JsonlSink, Sample, read_metrics, read_records
 from wikillm.report.background import PageRefresh
 from wikillm.report.ledger_section import digest_of, read_history
-from wikillm.report.page import refresh_page, render, write_report
+from wikillm.report.page import refresh_page, render
 from wikillm.report.run_files import read_run
 
 TAGS = {*("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "a", "nav")}
@@ -65,6 +65,11 @@ def read_self_contained(page: str) -> Reader:
     return found
 
 
+def copied(run: Path, to: Path) -> Path:
+    """The run without its checkpoints."""
+    return Path(shutil.copytree(run, to, ignore=shutil.ignore_patterns("checkpoints")))
+
+
 def test_a_run_writes_its_own_page(survivor: Path) -> None:
     found = read_self_contained((survivor / "report.html").read_text(encoding="utf-8"))
     metrics = read_metrics(survivor / "metrics.jsonl")
@@ -94,8 +99,7 @@ def test_what_the_run_survived_is_listed(survivor: Path) -> None:
 
 
 def test_the_ledger_is_summed_up(survivor: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints"))
+    run = copied(survivor, tmp_path / "run")
     text = read_self_contained(render([read_run(run)])).text
     ledger = text[text.index("digest of all steps") :]
     assert "steps trained again 4" in ledger
@@ -116,8 +120,7 @@ def test_abandoned_evaluations_are_left_out(survivor: Path) -> None:
 
 
 def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
-    run = tmp_path / markup.replace("/", "")
-    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints"))
+    run = copied(survivor, tmp_path / markup.replace("/", ""))
     sink = JsonlSink(run)
     sink.start({})
     sink.log(8, {f"eval_loss/{markup}": 1.0, "eval_loss": 1.0}, "eval")
@@ -160,8 +163,7 @@ def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
 def test_a_part_that_is_missing_or_damaged_is_left_out(
     survivor: Path, tmp_path: Path, missing: str
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints"))
+    run = copied(survivor, tmp_path / "run")
     if missing == "logs":
         shutil.rmtree(run / missing)
     else:
@@ -193,8 +195,7 @@ def test_the_page_of_a_long_run_is_small(tmp_path: Path) -> None:
 def test_several_runs_lie_over_one_another(
     survivor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(survivor, other, ignore=shutil.ignore_patterns("checkpoints"))
+    other = copied(survivor, tmp_path / "other")
     settings = (other / "config.resolved.yaml").read_text()
     changed = settings.replace("learning_rate: 0.01 ", "learning_rate: 0.125 ")
     assert changed != settings
@@ -233,8 +234,8 @@ def test_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_page_is_refreshed_by_a_process_of_its_own(survivor: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    run = copied(survivor, tmp_path / "run")
+    (run / "report.html").unlink()
     refresh = PageRefresh(run, every=0.0)
     refresh.refresh()
     process = refresh._process
@@ -249,8 +250,8 @@ def test_the_page_is_refreshed_by_a_process_of_its_own(survivor: Path, tmp_path:
 def test_a_page_that_cannot_be_written_is_a_warning(
     survivor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    run = copied(survivor, tmp_path / "run")
+    (run / "report.html").unlink()
     (run / "report.html").mkdir()
     refresh_page(run)
     assert "report.html was not written" in capsys.readouterr().err
@@ -260,8 +261,3 @@ def test_a_page_that_cannot_be_written_is_a_warning(
     refresh.refresh()
     assert "report.html was not refreshed" in capsys.readouterr().err
     refresh.close()
-
-
-def test_the_report_is_written_where_it_was_asked_for(survivor: Path, tmp_path: Path) -> None:
-    assert write_report([survivor], tmp_path / "x.html") == tmp_path / "x.html"
-    assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!doctype html>")
