@@ -7,15 +7,11 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from wikillm.core.errors import ConfigError
 from wikillm.core.units import parse_count, parse_size
 
 Number = TypeVar("Number", int, float)
 MIB = 2**20
 _WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
-_SHORT_UNIT = re.compile(
-    r"\s*([0-9][0-9_]*(?:[.][0-9]+)?(?:e[+-]?[0-9]{1,2})?)\s*(|g|gi|gig|m|mi)\s*", re.IGNORECASE
-)
 
 
 def _checked(
@@ -80,28 +76,14 @@ def folder(text: str) -> str:
     return text
 
 
-def memory_argument(text: str | None, flag: str) -> int | None:
-    """Bytes of memory, as in `--gpu-memory 24GiB`.
-
-    Raises ConfigError without a unit: 24 could be bytes or GB.
-    """
-    if text is None:
-        return None
-    found = _SHORT_UNIT.fullmatch(text)
-    if found and float(found[1].replace("_", "")) > 0:
-        unit = "M" if found[2].lower().startswith("m") else "G"
-        raise ConfigError(
-            f"{flag} {text.strip()} has {'an unknown unit' if found[2] else 'no unit'}.",
-            got=repr(text),
-            fix=f"{flag} {found[1]}{unit}iB (or {found[1]}{unit}B, which is less)",
-        )
+def memory(text: str) -> int:
+    """Bytes of memory, as in `24GiB`. A number below 1 MiB is one that lacks its unit."""
     try:
         size = parse_size(text)
-    except ValueError:
-        what = f"{flag} is not an amount of memory."
-        raise ConfigError(what, got=repr(text), fix=f"{flag} 24GiB") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if size < MIB:
-        raise ConfigError(f"{flag} is less than 1 MiB.", got=repr(text), fix=f"{flag} 24GiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1 MiB; write it like 24GiB")
     return size
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,15 +69,16 @@ def run(args: argparse.Namespace) -> int:
     train(words, args.processes)
     say()
     say("== 3/5  the same text, a unigram model, and this one")
-    losses = compare(run_dir, store)
+    run_command("eval", str(run_dir))
     say()
     say("== 4/5  export")
-    target = export(run_dir)
+    target = run_dir / "export"
+    run_command("export", str(run_dir), "--to", str(target))
     say()
     say("== 5/5  text from plain transformers, without WikiLLM")
     generate(target, prompts_for(store)[0])
     say()
-    close(run_dir, target, store, losses)
+    close(run_dir, target)
     say(f"           the whole demo took {format_seconds(time.monotonic() - start)}")
     return 0
 
@@ -179,40 +181,14 @@ def share_out(processes: int) -> tuple[int, int]:
     return count, min(4, SEQUENCES // count)
 
 
-def compare(run_dir: Path, store: Store) -> dict[str, float]:
-    """Print the held-out loss and that of the best unigram model on the same text."""
-    import math
-
-    from wikillm.core.log import say
-    from wikillm.evals.baseline import unigram_cross_entropy
-    from wikillm.observe.sinks import read_records
-
-    evaluations = [e for e in read_records(run_dir / "events.jsonl") if e["kind"] == "eval"]
-    ours = float(evaluations[-1]["eval_loss"])
-    val = store.val
-    unigram = unigram_cross_entropy(val.count_tokens(store.manifest.tokenizer.length))
-    per_byte = val.n_tokens / val.text_bytes / math.log(2)
-    size = f"{val.n_tokens:,} held-out tokens, {val.text_bytes:,} bytes"
-    rows = (
-        ("", "nats/token", "bits/byte", f"on {size}"),
-        ("unigram", unigram, unigram * per_byte, "the best that token frequencies alone can do"),
-        ("this model", ours, ours * per_byte, f"{unigram - ours:.2f} nats/token below"),
-    )
-    for name, *values, note in rows:
-        shown = (f"{v:.4f}" if isinstance(v, float) else v for v in values)
-        say(f"{name:<10} {' '.join(f'{text:>12}' for text in shown)}   {note}")
-    return {"unigram": unigram, "loss": ours}
-
-
-def export(run_dir: Path) -> Path:
+def run_command(*words: str) -> None:
+    """Show a command of WikiLLM and run it here."""
     from wikillm.cli.main import main
-    from wikillm.core.errors import CheckpointError
+    from wikillm.core.errors import MachineError
 
-    target = run_dir / "export"
-    show_command(f"wikillm export {run_dir} --to {target}", [])
-    if main(["export", str(run_dir), "--to", str(target)]) != 0:
-        raise CheckpointError("The export failed; see above.")
-    return target
+    show_command("wikillm", words)
+    if main(words) != 0:
+        raise MachineError(f"`wikillm {words[0]}` failed; see above.")
 
 
 PLAIN = """\
@@ -255,7 +231,7 @@ def prompts_for(store: Store) -> tuple[str, ...]:
     return CHINESE_PROMPTS if chinese else PROMPTS
 
 
-def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -> None:
+def close(run_dir: Path, target: Path) -> None:
     """Print where everything is, and what to run next."""
     from pathlib import Path
 
@@ -263,30 +239,20 @@ def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -
     from wikillm.observe.sinks import read_metrics
 
     metrics = read_metrics(run_dir / "metrics.jsonl")
-    manifest = store.manifest
     last = metrics[-1]
-    documents = sum(split.documents for split in manifest.splits.values())
-    tokens = sum(split.tokens for split in manifest.splits.values())
     say("== done")
-    counted = f"{documents:,} documents, {tokens:,} tokens"
-    say(f"documents  {counted}, tokenizer {manifest.tokenizer.name}  in {store.dir}")
     speed = f"{last['tokens_per_second']:,.0f} tokens/s"
     say(f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {speed}")
-    say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}; held out {losses['loss']:.3f}")
+    say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}")
     say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
     say(f"report     {run_dir / 'report.html'}: curves, samples, data, settings")
     say(f"model      {target}: loads with plain transformers")
-    train = "wikillm train --size 1m data.path=your-file.jsonl data.tokenizer=train:4000"
-    if Path(".venv/bin/wikillm").exists() and Path("train.py").exists():
-        say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
-        say("           make demo DATA=your-file.jsonl DEMO_MB=20")
-        say(f"           .venv/bin/{train}")
-    else:  # installed from a wheel
-        say(f'next       wikillm generate {target} --prompt "..."')
-        say(f"           {train}")
+    program = ".venv/bin/wikillm" if Path(".venv/bin/wikillm").exists() else "wikillm"
+    say(f'next       {program} generate {target} --prompt "..."')
+    say(f"           {program} train --size 1m data.path=your-file.jsonl data.tokenizer=train:4000")
 
 
-def show_command(command: str, words: list[str]) -> None:
+def show_command(command: str, words: Sequence[str]) -> None:
     import shlex
 
     from wikillm.core.log import say

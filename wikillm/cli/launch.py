@@ -147,7 +147,6 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 
 def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     """Bytes that a pod requests: 32 GiB per GPU, plus the states that offload keeps on the host."""
-    from wikillm.cli.arguments import memory_argument
     from wikillm.config.precision import resolve_precision
     from wikillm.core.errors import ConfigError
     from wikillm.launch.kubernetes import MEMORY_PER_GPU
@@ -155,11 +154,10 @@ def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     from wikillm.plan.strategy import strategy_of
     from wikillm.plan.workload import describe_workload
 
-    given = memory_argument(args.memory, "--memory")
     gpus = args.gpus or 1
     config = resolved.config
-    if given is not None or config.deepspeed.config is None:
-        return given or MEMORY_PER_GPU * gpus
+    if args.memory is not None or config.deepspeed.config is None:
+        return int(args.memory or MEMORY_PER_GPU * gpus)
     try:
         workload = describe_workload(resolved, ranks=args.nodes * gpus)
         strategy = strategy_of(

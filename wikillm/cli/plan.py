@@ -14,6 +14,7 @@ from wikillm.cli.arguments import (
     add_json,
     count,
     gpus,
+    memory,
     nodes,
     not_negative,
     share,
@@ -38,8 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "and --tflops"
     )
     group.add_argument("--gpu", default="h100", metavar="NAME", help=gpu)
-    memory = "usable memory of a GPU, such as 79GiB. Default: by kind"
-    group.add_argument("--gpu-memory", metavar="SIZE", help=memory)
+    usable = "usable memory of a GPU, such as 79GiB. Default: by kind"
+    group.add_argument("--gpu-memory", type=memory, metavar="SIZE", help=usable)
     peak = "dense bf16 peak of a GPU, from its data sheet. Default: by kind"
     group.add_argument("--tflops", type=tflops, metavar="N", help=peak)
     group.add_argument("--nodes", type=nodes, default=1, help="number of nodes (default 1)")
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="GPUs in a node (default 8)",
     )
     host = "memory of a node for offload. Default: 128GiB per GPU"
-    group.add_argument("--host-memory", metavar="SIZE", help=host)
+    group.add_argument("--host-memory", type=memory, metavar="SIZE", help=host)
     storage = "GB/s that a node writes to and reads from its storage (default 2)"
     group.add_argument("--storage", type=above_0, default=2.0, metavar="N", help=storage)
     mfu = "assumed MFU, 0 to 1. Default: a roofline of the GPU, 0.2 to 0.55 by size of the model"
@@ -234,22 +235,20 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
-    from wikillm.cli.arguments import memory_argument
     from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
     from wikillm.plan.choose import Machine
     from wikillm.plan.gpus import describe_gpu, driver_name, find_gpu, with_memory
 
-    memory = memory_argument(args.gpu_memory, "--gpu-memory")
     if args.gpu.lower() == CPU:
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), memory)
+        gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), args.gpu_memory)
     else:
         if args.tflops is None:
-            found = with_memory(find_gpu(args.gpu), memory)
+            found = with_memory(find_gpu(args.gpu), args.gpu_memory)
         else:
-            found = describe_gpu(args.gpu, memory, args.tflops)
+            found = describe_gpu(args.gpu, args.gpu_memory, args.tflops)
         gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
-    host = memory_argument(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
+    host = args.host_memory or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
 
 

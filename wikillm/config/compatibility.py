@@ -30,7 +30,7 @@ class Zero:
     stage: int = 0
     offload_optimizer: bool = False
     offload_param: bool = False
-    quantized_gradients: bool = False
+    zero_quantized_gradients: bool = False
 
     @classmethod
     def of(cls, json: Mapping[str, Any]) -> Zero:
@@ -40,24 +40,22 @@ class Zero:
             return str(lookup(json, f"{ZERO}{name}.device", "none")) != "none"
 
         stage = lookup(json, f"{ZERO}stage")
-        quantized = lookup(json, f"{ZERO}zero_quantized_gradients", False)
         return cls(
-            stage if isinstance(stage, int) else 0,
-            offloads("offload_optimizer"),
-            offloads("offload_param"),
-            bool(quantized),
+            stage=stage if isinstance(stage, int) else 0,
+            offload_optimizer=offloads("offload_optimizer"),
+            offload_param=offloads("offload_param"),
+            zero_quantized_gradients=bool(lookup(json, f"{ZERO}zero_quantized_gradients")),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run as far as it is known. `has_deepspeed` without `zero`: the file is not read yet."""
+    """One run as far as it is known; what is not known has a value that no rule is about."""
 
     train: TrainSection
-    model: ModelSection | None = None
-    data: DataSection | None = None
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
     zero: Zero | None = None
-    has_deepspeed: bool | None = None
     precision: Precision | None = None
     has_gpu: bool | None = None
 
@@ -76,17 +74,21 @@ def _is_muon(case: Case) -> bool:
     return case.train.optimizer == "muon"
 
 
-def _uses(case: Case, *kernels: str) -> bool:
-    return case.model is not None and case.model.attn_implementation in kernels
+def _uses_flash(case: Case) -> bool:
+    return case.model.attn_implementation == "flash_attention_2"
 
 
-def _has_mixture(case: Case) -> bool:
-    return case.data is not None and bool(case.data.mixture)
+def _excludes_muon(key: str) -> Rule:
+    """Muon does not work with this key of zero_optimization."""
+    return Rule(
+        ("train.optimizer", f"{ZERO}{key}"),
+        lambda case: _is_muon(case) and getattr(case.zero or Zero(), key),
+        f"Muon does not work with {key}.",
+        "--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw train.max_grad_norm=1",
+    )
 
 
-_NOT_WITH_MUON = "--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw train.max_grad_norm=1"
 _SDPA = "model.attn_implementation=sdpa"
-_FLASH = "flash_attention_2"
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -102,24 +104,7 @@ RULES: tuple[Rule, ...] = (
         "Muon is not supported in fp16: its momentum would be kept in fp16, which was not tested.",
         "train.precision=bf16 (or fp32), or train.optimizer=adamw",
     ),
-    Rule(
-        ("train.optimizer", f"{ZERO}offload_optimizer"),
-        lambda case: _is_muon(case) and case.zero is not None and case.zero.offload_optimizer,
-        "Muon does not work with offload_optimizer.",
-        _NOT_WITH_MUON,
-    ),
-    Rule(
-        ("train.optimizer", f"{ZERO}offload_param"),
-        lambda case: _is_muon(case) and case.zero is not None and case.zero.offload_param,
-        "Muon does not work with offload_param.",
-        _NOT_WITH_MUON,
-    ),
-    Rule(
-        ("train.optimizer", f"{ZERO}zero_quantized_gradients"),
-        lambda case: _is_muon(case) and case.zero is not None and case.zero.quantized_gradients,
-        "Muon does not work with zero_quantized_gradients.",
-        _NOT_WITH_MUON,
-    ),
+    *map(_excludes_muon, ("offload_optimizer", "offload_param", "zero_quantized_gradients")),
     Rule(
         ("train.optimizer", "train.compile", NO_GPU),
         lambda case: (
@@ -134,9 +119,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("train.compile", f"{ZERO}stage"),
-        lambda case: (
-            case.train.compile == "layers" and case.zero is not None and case.zero.stage == 3
-        ),
+        lambda case: case.train.compile == "layers" and (case.zero or Zero()).stage == 3,
         "train.compile=layers does not work with ZeRO-3, which gathers weights inside the layers.",
         "train.compile=elementwise, or --deepspeed zero2 where the weights fit",
     ),
@@ -148,7 +131,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("model.attn_implementation", NO_GPU),
-        lambda case: _uses(case, _FLASH) and case.has_gpu is False,
+        lambda case: _uses_flash(case) and case.has_gpu is False,
         "{0} does not train on a CPU.",
         _SDPA,
     ),
@@ -157,7 +140,7 @@ RULES: tuple[Rule, ...] = (
         lambda case: (
             case.train.document_mask == "on"
             and case.train.compile == "layers"
-            and _uses(case, _FLASH)
+            and _uses_flash(case)
         ),
         "Flash attention with a document mask gets a different number of documents in each batch, "
         "and each number would be compiled again.",
@@ -166,30 +149,26 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.sequence_parallel_size", "model.attn_implementation"),
         lambda case: (
-            case.train.sequence_parallel_size > 1
-            and case.model is not None
-            and not _uses(case, "sdpa", _FLASH)
+            case.train.sequence_parallel_size > 1 and case.model.attn_implementation == "eager"
         ),
         "Sequence parallelism supports sdpa and flash_attention_2, not {1}.",
         _SDPA,
     ),
     Rule(
         ("data.mixture", "data.store"),
-        lambda case: _has_mixture(case) and case.data is not None and case.data.store is not None,
+        lambda case: bool(case.data.mixture) and case.data.store is not None,
         "Each source of data.mixture has its own store, but data.store names only one.",
         "leave data.store out, or give each source its own: {name: ..., weight: ..., store: ...}",
     ),
     Rule(
         ("data.mixture", "data.drop_list"),
-        lambda case: (
-            _has_mixture(case) and case.data is not None and case.data.drop_list is not None
-        ),
+        lambda case: bool(case.data.mixture) and case.data.drop_list is not None,
         "A drop list belongs to the sources of one store, and data.mixture has several.",
         "build the store with `wikillm prepare data.drop_list=FILE`, and name it in data.mixture",
     ),
     Rule(
         ("data.mixture", "data.streaming"),
-        lambda case: _has_mixture(case) and case.data is not None and case.data.streaming == "on",
+        lambda case: bool(case.data.mixture) and case.data.streaming == "on",
         "A mixture cannot be trained on while its stores are being built.",
         "data.streaming=auto or off: the stores are built first, as by `wikillm prepare`",
     ),

@@ -41,7 +41,6 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
         case = Case(
             facts.train,
             zero=Zero.of(file.json),
-            has_deepspeed=True,
             precision=facts.precision,
             has_gpu=facts.has_gpu,
         )

@@ -34,24 +34,21 @@ class RunNeeds:
 
 
 @dataclass(frozen=True, slots=True)
-class VariableConflict:
-    """A variable that would change the run, what it does, and the key to use instead."""
+class VariableRule:
+    """When a variable would change the run, what it does, and what to use instead of it."""
 
-    name: str
-    value: str
+    is_active: Callable[[str, RunNeeds], bool]
     does: str
-    instead: str
+    instead: str  # `{value}` is the variable's
 
 
-def find_conflicts(environ: Mapping[str, str], needs: RunNeeds) -> list[VariableConflict]:
+def find_conflicts(environ: Mapping[str, str], needs: RunNeeds) -> dict[str, VariableRule]:
     """The variables in `environ` that contradict the configuration, sorted by name."""
-    found = []
-    for name in sorted(environ):
-        value = environ[name]
-        rule = _RULES.get(name)
-        if rule is not None and rule.is_active(value.strip().lower(), needs):
-            found.append(VariableConflict(name, value, rule.does, rule.instead.format(value=value)))
-    return found
+    return {
+        name: _RULES[name]
+        for name in sorted(environ.keys() & _RULES.keys())
+        if _RULES[name].is_active(environ[name].strip().lower(), needs)
+    }
 
 
 def clean_environment(environ: MutableMapping[str, str], needs: RunNeeds) -> None:
@@ -63,25 +60,18 @@ def clean_environment(environ: MutableMapping[str, str], needs: RunNeeds) -> Non
         ConfigError: with every such variable and the key to use instead.
     """
     problems = Problems(ConfigError)
-    for conflict in find_conflicts(environ, needs):
-        name = conflict.name
+    for name, rule in find_conflicts(environ, needs).items():
+        value = environ[name]
         is_launchers = name.startswith(FAMILIES)
         origin = "   (`accelerate launch` sets it from its flags and its config file)"
         problems.add(
-            f"The environment variable {name} {conflict.does}, against the run's configuration.",
-            got=f"{name}={conflict.value}{origin if is_launchers else ''}",
-            fix=f"unset {name}; {conflict.instead}",
+            f"The environment variable {name} {rule.does}, against the run's configuration.",
+            got=f"{name}={value}{origin if is_launchers else ''}",
+            fix=f"unset {name}; {rule.instead.format(value=value)}",
         )
     problems.raise_if_any()
     for name in [name for name in environ if name.startswith(FAMILIES) and name not in HARMLESS]:
         del environ[name]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    is_active: Callable[[str, RunNeeds], bool]
-    does: str
-    instead: str
 
 
 def _is_set(value: str, needs: RunNeeds) -> bool:
@@ -107,51 +97,55 @@ def _is_true_on_gpu(value: str, needs: RunNeeds) -> bool:
 _LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
 _ZERO3 = f"--deepspeed zero3, and {_LAUNCH}"
 _SPLIT = "train.sequence_parallel_size or --deepspeed zero3"
-_NO_COMPILE = _Rule(
+_NO_COMPILE = VariableRule(
     lambda value, needs: needs.compiles and value in _TRUE,
     "disables torch.compile",
     "or train.compile=off",
 )
-_TF32 = _Rule(
+_TF32 = VariableRule(
     _is_true_on_gpu,
     "computes 32-bit products with 10 bits of mantissa",
     "train.precision=bf16 where speed matters",
 )
-_RULES: dict[str, _Rule] = {
-    "ACCELERATE_MIXED_PRECISION": _Rule(
+_RULES: dict[str, VariableRule] = {
+    "ACCELERATE_MIXED_PRECISION": VariableRule(
         _is_other_precision, "sets the precision", "train.precision={value}"
     ),
-    "ACCELERATE_DYNAMO_BACKEND": _Rule(_is_set, "compiles the model", "train.compile=layers"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": _Rule(
+    "ACCELERATE_DYNAMO_BACKEND": VariableRule(
+        _is_set, "compiles the model", "train.compile=layers"
+    ),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": VariableRule(
         _is_set, "changes the accumulation", "train.gradient_accumulation_steps={value}"
     ),
-    "ACCELERATE_GRADIENT_CLIPPING": _Rule(
+    "ACCELERATE_GRADIENT_CLIPPING": VariableRule(
         _is_set, "changes the clipping", "train.max_grad_norm={value}"
     ),
-    "ACCELERATE_USE_DEEPSPEED": _Rule(
+    "ACCELERATE_USE_DEEPSPEED": VariableRule(
         _is_true, "enables DeepSpeed", f"--deepspeed zero2, and {_LAUNCH}"
     ),
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": _Rule(
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": VariableRule(
         lambda value, needs: value not in ("", "none"),
         "names a DeepSpeed file",
         "--deepspeed {value}",
     ),
-    "ACCELERATE_USE_FSDP": _Rule(_is_true, "shards the model by FSDP", _ZERO3),
-    "ACCELERATE_USE_MEGATRON_LM": _Rule(_is_true, "trains with Megatron-LM", _ZERO3),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": _Rule(_is_true, "splits the model over devices", _SPLIT),
-    "ACCELERATE_USE_SAGEMAKER": _Rule(_is_true, "starts SageMaker's process group", _LAUNCH),
-    "ACCELERATE_USE_CPU": _Rule(
+    "ACCELERATE_USE_FSDP": VariableRule(_is_true, "shards the model by FSDP", _ZERO3),
+    "ACCELERATE_USE_MEGATRON_LM": VariableRule(_is_true, "trains with Megatron-LM", _ZERO3),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": VariableRule(
+        _is_true, "splits the model over devices", _SPLIT
+    ),
+    "ACCELERATE_USE_SAGEMAKER": VariableRule(_is_true, "starts SageMaker's process group", _LAUNCH),
+    "ACCELERATE_USE_CPU": VariableRule(
         _is_true_on_gpu,
         "trains on the CPU although there is a GPU",
         "CUDA_VISIBLE_DEVICES= for a run on the CPU",
     ),
-    "ACCELERATE_TORCH_DEVICE": _Rule(
+    "ACCELERATE_TORCH_DEVICE": VariableRule(
         _is_other_device, "chooses the device", "CUDA_VISIBLE_DEVICES chooses GPUs"
     ),
     "TORCHDYNAMO_DISABLE": _NO_COMPILE,
     "TORCH_COMPILE_DISABLE": _NO_COMPILE,
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _TF32,
-    "NVIDIA_TF32_OVERRIDE": _Rule(
+    "NVIDIA_TF32_OVERRIDE": VariableRule(
         lambda value, needs: needs.has_gpu and value == "1", _TF32.does, _TF32.instead
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,6 @@ from pydantic import BaseModel
 from wikillm.config.keys import all_keys, flat
 from wikillm.config.origin import LAYERS, Origin
 from wikillm.config.schema import RunConfig
-
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +78,14 @@ def _scalar(value: Any) -> str:
     if isinstance(value, (int, float)):
         is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
         return str(int(value)) if is_whole else repr(value)
-    return '"' + "".join(_ESCAPES.get(ch) or _escape(ch) for ch in str(value)) + '"'
+    return '"' + "".join(map(_escape, str(value))) + '"'
 
 
 def _escape(ch: str) -> str:
-    if ch.isprintable():
+    """A character within the double quotes of YAML, which knows JSON's escapes."""
+    if ch.isprintable() and ch not in '"\\':
         return ch
-    code = ord(ch)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return json.dumps(ch)[1:-1] if ch < "\U00010000" else f"\\U{ord(ch):08x}"
 
 
 def _printable(text: str) -> str:

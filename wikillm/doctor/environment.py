@@ -31,11 +31,12 @@ def foreign_variables(facts: NodeFacts, needs: Needs) -> Finding:
     found = find_conflicts(facts.environment, asked)
     if not found:
         return ok("none")
+    first = next(iter(found))
     return fail(
-        ", ".join(f"{foreign.name}={foreign.value}" for foreign in found),
-        why="; ".join(f"{foreign.name} {foreign.does}" for foreign in found),
-        names=" ".join(foreign.name for foreign in found),
-        instead=found[0].instead,
+        ", ".join(f"{name}={facts.environment[name]}" for name in found),
+        why="; ".join(f"{name} {rule.does}" for name, rule in found.items()),
+        names=" ".join(found),
+        instead=found[first].instead.format(value=facts.environment[first]),
     )
 
 

@@ -204,7 +204,7 @@ def _strategies(
         offloads = (strategy.offload_optimizer, strategy.offload_param)
         zero = Zero(strategy.stage, *offloads, strategy.quantized)
         # A recipe that the user set is refused by the check of its JSON, with more to say.
-        if pinned.recipe is None and conflicts(Case(train, zero=zero, has_deepspeed=True)):
+        if pinned.recipe is None and conflicts(Case(train, zero=zero)):
             continue
         for checkpointing in kinds:
             yield replace(strategy, checkpointing=checkpointing)

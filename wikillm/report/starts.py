@@ -35,10 +35,6 @@ class RunStart:
     ended: str
     failed: bool
 
-    @property
-    def began_text(self) -> str:
-        return "unknown" if self.began is None else as_time(self.began)
-
 
 @dataclass(frozen=True, slots=True)
 class Effort:

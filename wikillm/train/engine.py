@@ -98,15 +98,7 @@ def check_engine(resolved: Resolved, world: World) -> None:
     precision = precision_here(cfg.train.precision)
     compiles = cfg.train.compile != "off"
     clean_environment(os.environ, RunNeeds(cfg.train.precision, compiles, has_gpu))
-    refuse_conflicts(
-        Case(
-            cfg.train,
-            cfg.model,
-            has_deepspeed=cfg.deepspeed.config is not None,
-            precision=precision,
-            has_gpu=has_gpu,
-        )
-    )
+    refuse_conflicts(Case(cfg.train, cfg.model, precision=precision, has_gpu=has_gpu))
     check_attention_package(cfg.model.attn_implementation)
     split_batch(cfg.train, resolved.origins, world.size)
     check_recipe(

@@ -29,7 +29,7 @@ CASES: list[tuple[Case, str]] = [
     (case(MUON, precision="fp16"), "not supported in fp16"),
     (case(MUON, zero=Zero(2, offload_optimizer=True)), "work with offload_optimizer"),
     (case(MUON, zero=Zero(3, offload_param=True)), "work with offload_param"),
-    (case(MUON, zero=Zero(3, quantized_gradients=True)), "zero_quantized_gradients"),
+    (case(MUON, zero=Zero(3, zero_quantized_gradients=True)), "zero_quantized_gradients"),
     (
         case(MUON | {"compile": "elementwise"}, zero=Zero(1), has_gpu=False),
         "DeepSpeed's Muon on a CPU",
