@@ -6,10 +6,10 @@ import argparse
 import ast
 import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from harness.pages import commands, words_of
 
 from wikillm.cli import main as cli
 from wikillm.config.flags import parse_arguments
@@ -23,14 +23,12 @@ ENGLISH_ONLY = ("LOG.md", "release.md", "extending.md", "faults.md", "adr/", "me
 PAGES = sorted(DOCS.rglob("*.md"))
 OUTSIDE = (
     "../README.md",
-    "../README.zh-CN.md",
     "../CONTRIBUTING.md",
     "../examples/README.md",
     "../ds_configs/README.md",
 )
 RECORDS = ("LOG.md", "adr/", "measurements/")
 """Pages that keep the commands of their day."""
-BLOCK = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|\.\.\.|\|")
 """What stands for something of the reader's: `RUN`, `FOLDER`, `...`."""
 
@@ -48,31 +46,17 @@ def in_both_languages() -> list[str]:
 
 
 def current() -> list[str]:
-    """Pages that describe the program as it is now."""
-    return [relative(page) for page in PAGES if not relative(page).startswith(RECORDS)]
+    """Pages that describe the program as it is now; the twins have the same commands."""
+    return [
+        relative(page)
+        for page in PAGES
+        if not page.name.endswith(".zh.md") and not relative(page).startswith(RECORDS)
+    ]
 
 
 def prose(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def commands(text: str) -> list[str]:
-    """Commands of the shell blocks; continued lines and open quotes joined, comments removed."""
-    lines = []
-    for block in BLOCK.findall(text):
-        open_quote = ""
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            found = open_quote + re.sub(r"(^|\s+)#.*", "", line).strip()
-            try:
-                shlex.split(found)
-            except ValueError:
-                open_quote = found + "\n"
-                continue
-            open_quote = ""
-            if found:
-                lines.append(found)
-    return lines
 
 
 @pytest.mark.parametrize("page", in_both_languages())
@@ -95,9 +79,7 @@ def test_commands_parse(page: str) -> None:
     wrong = []
     for line in commands((DOCS / page).read_text(encoding="utf-8")):
         for part in re.split(r"\s(?:&&|\|\||;|>|<)\s", line):
-            words = shlex.split(part)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                words = words[1:]
+            words = words_of(part)
             if words[:1] == ["wikillm"] and len(words) > 1 and words[1] in cli.COMMANDS:
                 try:
                     parse(words[1], words[2:])
@@ -113,9 +95,7 @@ def test_launchers_start_scripts_that_exist_with_keys_that_exist(page: str) -> N
     """The words after the script of `deepspeed`, `torchrun`, `mpirun` and `python`."""
     wrong = []
     for line in commands((DOCS / page).read_text(encoding="utf-8")):
-        words = shlex.split(line)
-        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-            words = words[1:]
+        words = words_of(line)
         if not words or words[0] not in ("nohup", "deepspeed", "torchrun", "mpirun", "python"):
             continue
         at = next((n for n, word in enumerate(words) if word.endswith(".py")), None)

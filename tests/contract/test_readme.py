@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness.checkout import files_of
+from harness.pages import commands
 
 REPO = Path(__file__).resolve().parents[2]
 TREE_MARK = "<!-- tree -->"  # on the line before the fenced block
@@ -76,19 +77,7 @@ def test_the_twins_have_the_same_sections(repo: Path) -> None:
 
 def test_the_twins_have_the_same_code(repo: Path) -> None:
     """Commands must not drift apart; comments and prose are translated."""
-
-    def commands(name: str) -> list[str]:
-        blocks = re.findall(
-            r"^```(?:sh|bash)\n(.*?)^```",
-            (repo / name).read_text(encoding="utf-8"),
-            re.DOTALL | re.MULTILINE,
-        )
-        lines = [
-            re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()
-        ]
-        return [line for line in lines if line and not line.startswith("#")]
-
-    english, chinese = (commands(name) for name in TWINS)
+    english, chinese = (commands((repo / name).read_text(encoding="utf-8")) for name in TWINS)
     assert english == chinese
 
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.pages import commands
 
 from wikillm.cli.main import main
 
 RANKS = (1, 2, 8, 16, 64)
 REPO = Path(__file__).resolve().parents[2]
-PAGES = [
-    REPO / "README.md",
-    REPO / "README.zh-CN.md",
-    *sorted((REPO / "docs" / "guide").glob("*.md")),
-]
+GUIDE = sorted((REPO / "docs" / "guide").glob("*.md"))
+PAGES = [REPO / "README.md", *(page for page in GUIDE if not page.name.endswith(".zh.md"))]
+"""A test holds that the Chinese twins have the same commands."""
+STARTS = re.compile(r"(deepspeed|torchrun|mpirun|wikillm (train|launch|plan)|python train\.py) ")
 PLACEHOLDERS = re.compile(r"=(FOLDER|FILE|HOST|NAME)\b|init_from=weights")
 MACHINES = re.compile(
     r"--(hostfile|host|image|storage|gpus?|nodes|hours) \S+|--(go|print|dry-run)\b"
@@ -29,33 +29,19 @@ MACHINES = re.compile(
 A_SEQUENCE = {"long-1.7b-32k": 2, "long-7b-128k": 4}  # GPUs that share one
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """(page, words) of each command in a code block, without comments, continued lines joined."""
+def shown() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of each command that trains or plans, without placeholders."""
     for page in PAGES:
-        text = re.sub(
-            r"\\\n| > \S+", " ", page.read_text(encoding="utf-8")
-        )  # continued lines; redirections
-        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        blocks += re.findall(r"(?<=\n\n)((?:    \S.*\n)+)", text)
-        for line in "\n".join(blocks).splitlines():
-            if "TARGET" not in line and re.match(
-                r"\s*(deepspeed|torchrun|mpirun|wikillm (train|launch|plan)|python train\.py) ",
-                line,
-            ):
-                yield (
-                    page.name,
-                    [
-                        word
-                        for word in shlex.split(line, comments=True)
-                        if not PLACEHOLDERS.search(word)
-                    ],
-                )
+        for line in commands(page.read_text(encoding="utf-8")):
+            if "TARGET" not in line and STARTS.match(line):
+                words = shlex.split(re.sub(r" > \S+", " ", line))
+                yield page.name, [word for word in words if not PLACEHOLDERS.search(word)]
 
 
 def trainings() -> list[tuple[str, tuple[str, ...]]]:
     """The words after `train.py`, `wikillm train` or `wikillm launch TARGET`, machines excepted."""
     found = {}
-    for page, words in commands():
+    for page, words in shown():
         joined = " ".join(words)
         if "launch swanlab" in joined or words[:2] == ["wikillm", "plan"]:
             continue
@@ -67,8 +53,8 @@ def trainings() -> list[tuple[str, tuple[str, ...]]]:
 
 def test_there_is_something_to_try() -> None:
     assert len(trainings()) >= 8
-    pages = {page for page, _ in commands()}
-    assert pages >= {"README.md", "README.zh-CN.md", "launch.md", "training.md"}
+    pages = {page for page, _ in shown()}
+    assert pages >= {"README.md", "launch.md", "training.md"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +82,7 @@ def test_a_command_of_the_pages_is_accepted_for_any_number_of_ranks(
 
 def test_the_plans_of_the_pages_are_made(capsys: pytest.CaptureFixture[str]) -> None:
     tried = 0
-    for _, words in commands():
+    for _, words in shown():
         measures = {"--calibrate", "--report", "--all", "cpu"} & set(words)
         if words[:2] == ["wikillm", "plan"] and not measures:
             assert main(words[1:]) == 0, capsys.readouterr().err

@@ -105,23 +105,6 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_data_are_read(
     )
 
 
-def test_what_is_off_or_sound_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    off = {
-        "wandb": {"enabled": False, "project": "p"},
-        "tensorboard": {},
-        "csv_monitor": {"enabled": False},
-    }
-    same = {
-        "train_micro_batch_size_per_gpu": 4,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": 8,
-    }
-    write(tmp_path / "ds.json", off | same | {"gradient_clipping": 1.0})
-    assert main([*COMMANDS["launch"], *RUN, "--deepspeed", str(tmp_path / "ds.json")]) == 0, (
-        capsys.readouterr().err
-    )
-
-
 def test_what_is_not_known_yet_is_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

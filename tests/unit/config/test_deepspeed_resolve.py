@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,9 @@ from typing import Any
 import pytest
 
 from wikillm.config.deepspeed import DeepSpeedFacts, lookup, read_deepspeed, shipped_names
+from wikillm.config.deepspeed_keys import AUTO
 from wikillm.config.deepspeed_resolve import ResolvedDeepSpeed, resolve_deepspeed
+from wikillm.config.keys import nested
 from wikillm.config.schema import TrainSection
 
 CPU = DeepSpeedFacts(
@@ -110,22 +111,14 @@ def test_filled_as_hugging_face_fills_it(name: str) -> None:
     compare(theirs, ours, name)
 
 
-@pytest.mark.parametrize("name", ON_CPU)
-def test_deepspeed_accepts_it(name: str) -> None:
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    alone = replace(CPU, world_size=1, local_world_size=1)
-    parsed = DeepSpeedConfig(resolve_deepspeed(read_deepspeed(name), alone).json)
-    assert parsed.train_batch_size == 32
-    assert parsed.zero_config.stage == int(name[4])
-    assert parsed.timers_config.enabled is False
-
-
 def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
-    for name in shipped_names():
-        text = json.dumps(resolve_deepspeed(read_deepspeed(name), GPU).json, allow_nan=False)
-        assert '"auto"' not in text
+    everything = nested(dict.fromkeys(AUTO, "auto"))
+    everything["zero_optimization"]["stage"] = 3
+    everything["optimizer"]["type"] = "AdamW"
+    found = [resolve(tmp_path, GPU, **everything)]
+    found += [resolve_deepspeed(read_deepspeed(name), GPU) for name in shipped_names()]
+    for one in found:
+        assert '"auto"' not in json.dumps(one.json, allow_nan=False)
 
 
 def test_linked_keys_are_filled_even_where_the_file_lacks_them(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wikillm.config.yaml_file import parse_value, parse_yaml, read_yaml
 from wikillm.core.errors import ConfigError
@@ -98,11 +96,3 @@ def test_a_byte_order_mark_and_an_empty_file_are_fine(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert read_yaml(tmp_path / "bom.yaml")["a"].value == 1
     assert read_yaml(tmp_path / "empty.yaml") == {}
-
-
-@given(st.text(max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
-        parse_yaml(text, "f.yaml")
-    except ConfigError as refused:
-        assert refused.got is not None and refused.got.startswith("f.yaml:")
