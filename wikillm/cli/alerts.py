@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import time
+
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError, MachineError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.run_config import add_run_config_arguments
-
     add_run_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     import socket
-    import time
 
-    from wikillm.cli.run_config import resolve_run_config
-    from wikillm.core.errors import ConfigError, MachineError
     from wikillm.observe.alert_channels import deliver
     from wikillm.supervise.settings import run_folder
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json
+from wikillm.core.errors import ExitCode
 
 if TYPE_CHECKING:
     from wikillm.ledger.audit import Audit
@@ -43,9 +45,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
-    from wikillm.core.errors import ExitCode
     from wikillm.ledger.audit import audit_run
 
     first, last = args.steps

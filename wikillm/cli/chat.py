@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wikillm.cli.arguments import add_device, add_trust
 from wikillm.cli.generate import add_sampling, open_model
+from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from wikillm.generate.chat import Conversation
@@ -96,8 +97,6 @@ def _lines(prompt: str) -> Iterator[str]:
 
 def _say(conversation: Conversation, line: str, is_terminal: bool) -> bool:
     """Print what the model writes after `line`; False when the user leaves."""
-    from wikillm.core.errors import ConfigError
-
     is_base = conversation.template is None
     if not line and not (is_base and conversation.text):
         return True

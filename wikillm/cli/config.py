@@ -7,6 +7,7 @@ import argparse
 import json
 
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError
 
 EPILOG = """
 `wikillm config schema > wikillm.schema.json` lets an editor complete and check the keys of a
@@ -31,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.config.json_schema import json_schema
     from wikillm.config.keys import flat
     from wikillm.config.resolved import to_rows
-    from wikillm.core.errors import ConfigError
 
     if args.rest == ["schema"]:
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -9,13 +9,20 @@ text from plain transformers.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shlex
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from wikillm.core.errors import DataError, MachineError
+from wikillm.core.log import say
+from wikillm.core.units import format_seconds
 
+if TYPE_CHECKING:
     from wikillm.data.store.store import Store
 
 FIRST_CHOICES = (
@@ -44,11 +51,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from wikillm.core.log import say
-    from wikillm.core.units import format_seconds
-
     start = time.monotonic()
     # The words of a command line; every step below uses them.
     source = find_source(args.data)
@@ -87,9 +89,6 @@ def find_source(asked: str | None) -> Path:
     """The user's file, else Chinese Wikipedia in its usual place, else the dump in gensim's
     wheel."""
     import importlib.util
-    from pathlib import Path
-
-    from wikillm.core.errors import DataError
 
     if asked:
         return Path(asked)  # `prepare` checks it
@@ -121,14 +120,11 @@ def free_run_dir(base: Path) -> Path:
 
 def quoted(path: Path) -> str:
     """A path as a YAML scalar: names with spaces, commas or brackets stay one name."""
-    import json
-
     return json.dumps(str(path), ensure_ascii=False)
 
 
 def prepare(words: list[str]) -> Store:
     from wikillm.config.load import load
-    from wikillm.core.log import say
     from wikillm.data.prepare.prepare import prepare_store
 
     show_command("wikillm prepare --config demo", words[:2])
@@ -141,14 +137,10 @@ def prepare(words: list[str]) -> Store:
 
 def train(words: list[str], processes: int | None) -> None:
     """Run the `deepspeed` launcher, as a user would."""
-    import os
     import subprocess
-    import sys
-    from pathlib import Path
 
     import torch
 
-    from wikillm.core.errors import MachineError
     from wikillm.core.world import free_port
 
     # One process per GPU; without one, two ranks on the CPU show that the ranks agree.
@@ -184,7 +176,6 @@ def share_out(processes: int) -> tuple[int, int]:
 def run_command(*words: str) -> None:
     """Show a command of WikiLLM and run it here."""
     from wikillm.cli.main import main
-    from wikillm.core.errors import MachineError
 
     show_command("wikillm", words)
     if main(words) != 0:
@@ -203,12 +194,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 def generate(folder: Path, prompt: str) -> None:
     """Show and run what a user of the exported folder needs, in a process without WikiLLM."""
-    import os
     import subprocess
-    import sys
-
-    from wikillm.core.errors import MachineError
-    from wikillm.core.log import say
 
     program = PLAIN.replace("FOLDER", repr(str(folder)), 2).replace("PROMPT", repr(prompt))
     say("\n".join("    " + line for line in program.splitlines()))
@@ -233,9 +219,6 @@ def prompts_for(store: Store) -> tuple[str, ...]:
 
 def close(run_dir: Path, target: Path) -> None:
     """Print where everything is, and what to run next."""
-    from pathlib import Path
-
-    from wikillm.core.log import say
     from wikillm.observe.sinks import read_metrics
 
     metrics = read_metrics(run_dir / "metrics.jsonl")
@@ -253,8 +236,4 @@ def close(run_dir: Path, target: Path) -> None:
 
 
 def show_command(command: str, words: Sequence[str]) -> None:
-    import shlex
-
-    from wikillm.core.log import say
-
     say(f"$ {command} {shlex.join(words)}".rstrip())

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import folder, gpus, host, port
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.run_config import add_run_config_arguments
-
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machines")
     option = group.add_argument
@@ -41,8 +41,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.cli.run_config import resolve_run_config
-    from wikillm.core.errors import ExitCode
     from wikillm.doctor.report import lines, to_json
 
     _check(args)
@@ -104,8 +102,6 @@ def _print_list(*, as_json: bool) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from wikillm.core.errors import ConfigError
-
     if args.hostfile is not None and args.gpus is not None:
         what = "--gpus is for this machine; a hostfile has slots."
         raise ConfigError(what, got=str(args.gpus), fix="slots=N in the hostfile")

@@ -4,11 +4,16 @@ any text with `--text`; multiple-choice tasks with `--tasks`."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_device, add_json, add_trust, positive
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
@@ -27,7 +32,6 @@ A model from elsewhere needs data.path; the text is tokenized by the model's own
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.eval_files import add_file_arguments
-    from wikillm.cli.run_config import add_run_config_arguments
 
     model = "a run directory, a checkpoint or an exported folder"
     parser.add_argument("model", metavar="MODEL", help=model)
@@ -44,10 +48,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import contextlib
-    import os
-    import sys
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if args.text or args.tasks:
@@ -128,9 +128,7 @@ def _print_scores(
 
 def describe(args: argparse.Namespace) -> Resolved:
     """The configuration of the run that MODEL belongs to, or of the command line."""
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.config.load import load
-    from wikillm.core.errors import ConfigError
 
     model = Path(args.model)
     own = [folder / "config.resolved.yaml" for folder in (model, *model.resolve().parents[:2])]
@@ -166,7 +164,6 @@ def _store_instead_of_signed(config: Path) -> list[str]:
 def check_tokenizer(model: Path, corpus: Corpus) -> None:
     """Raises DataError if the text was tokenized by another tokenizer: the loss would mean
     nothing."""
-    from wikillm.core.errors import DataError
     from wikillm.core.files import sha256_file
 
     parents = [parent / "tokenizer" for parent in model.resolve().parents[:2]]

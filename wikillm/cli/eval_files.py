@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wikillm.cli.arguments import index, positive
+from wikillm.core.errors import ConfigError, DataError, DivergedError
+from wikillm.core.units import parse_size
 
 if TYPE_CHECKING:
     from wikillm.config.schema import DataSection
@@ -49,8 +51,6 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 def size_argument(text: str) -> int:
     """Bytes, as in 10MB."""
-    from wikillm.core.units import parse_size
-
     try:
         size = parse_size(text)
     except ValueError as error:
@@ -62,7 +62,6 @@ def size_argument(text: str) -> int:
 
 def evaluate_files(args: argparse.Namespace) -> int:
     from wikillm.cli.generate import open_model
-    from wikillm.core.errors import ConfigError, DivergedError
     from wikillm.evals.questions import read_tasks
     from wikillm.evals.results import model_record, write_results
 
@@ -112,7 +111,6 @@ def evaluate_files(args: argparse.Namespace) -> int:
 def text_settings(args: argparse.Namespace) -> DataSection:
     """The data section for the texts. Raises ConfigError for settings that are not of `data`."""
     from wikillm.config.load import load
-    from wikillm.core.errors import ConfigError
     from wikillm.data.fetch.find import find_sources
 
     # `--text FILE...` takes the words behind it, settings included.
@@ -137,7 +135,6 @@ def text_settings(args: argparse.Namespace) -> DataSection:
 
 
 def score_text(args: argparse.Namespace, data: DataSection, loaded: LoadedModel) -> dict[str, Any]:
-    from wikillm.core.errors import DataError
     from wikillm.core.files import sha256_file
     from wikillm.data.inspect.documents import read_documents
     from wikillm.evals.text import context_limit, text_losses
@@ -234,7 +231,6 @@ def trained_length(folder: Path) -> int | None:
 
 def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
     """Where the record is written: --out, or in the run directory of a checkpoint."""
-    from wikillm.core.errors import ConfigError
     from wikillm.evals.results import FOLDER
     from wikillm.export.facts import run_of
 

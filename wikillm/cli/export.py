@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, add_trust
 from wikillm.core.errors import ConfigError, WikiLLMError
+from wikillm.core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from wikillm.export.card import ExportFacts, Grid
@@ -142,8 +143,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> None:
     """What was written and proven."""
-    from wikillm.core.units import format_count, format_size
-
     if args.json:
         names = ("parameters", "tensors", "dtype", "architecture")
         written = {name: getattr(done, name) for name in names} | {"bytes": done.size}

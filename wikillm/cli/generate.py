@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_device, add_json, add_trust, not_negative, positive, share
+from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from wikillm.generate.load import LoadedModel
@@ -50,11 +52,8 @@ def add_sampling(parser: argparse.ArgumentParser, *, most: int) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import os
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from wikillm.core.errors import ConfigError
     from wikillm.generate.complete import Sampling, complete
     from wikillm.generate.stream import TextPieces
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wikillm.cli.arguments import add_json
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.units import format_count
 
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
@@ -26,8 +29,6 @@ With four or more runs the largest is also predicted from the others, and the er
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.run_config import add_run_config_arguments
-
     add_run_config_arguments(parser)
     parser.epilog = EPILOG
     depths = "the depths to train (default 2 3 4)"
@@ -47,7 +48,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.core.errors import ConfigError
     from wikillm.plan.ladder import predict
 
     depths = sorted(set(args.depths))
@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
     """The run of a depth, and the rows of its embedding."""
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.config.dial import horizon
     from wikillm.plan.workload import describe_workload
 
@@ -105,7 +104,6 @@ def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
 
 def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -> Rung:
     """Trains the run of a depth unless it has finished; its last held-out loss."""
-    from wikillm.core.errors import ConfigError, MachineError
     from wikillm.observe.sinks import read_records
     from wikillm.plan.ladder import Rung
 
@@ -159,8 +157,6 @@ def _to_json(
 
 
 def _lines(depth: int, rungs: list[Rung], found: Prediction, check: Prediction | None) -> list[str]:
-    from wikillm.core.units import format_count
-
     lines = [f"{'depth':>5}{'parameters':>13}{'tokens':>10}{'FLOPs':>11}{'held-out loss':>15}"]
     for rung in rungs:
         lines.append(

@@ -15,6 +15,9 @@ from wikillm.cli.launch_flags import (
     add_launch_flags,
     check_flags,
 )
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError
+from wikillm.core.log import say, warn
 
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
@@ -37,8 +40,6 @@ the target, directly after `launch`:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.run_config import add_run_config_arguments
-
     add_run_config_arguments(parser)
     parser.description = f"{parser.description}\n\n{_TARGETS}"
     parser.usage = (
@@ -55,8 +56,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.cli.run_config import resolve_run_config
-    from wikillm.core.errors import ConfigError
     from wikillm.core.world import World
     from wikillm.launch.restart import Launched, keep_running
     from wikillm.launch.targets import render, start
@@ -148,7 +147,6 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     """Bytes that a pod requests: 32 GiB per GPU, plus the states that offload keeps on the host."""
     from wikillm.config.precision import resolve_precision
-    from wikillm.core.errors import ConfigError
     from wikillm.launch.kubernetes import MEMORY_PER_GPU
     from wikillm.plan.memory import host_bytes_per_rank
     from wikillm.plan.strategy import strategy_of
@@ -190,7 +188,6 @@ def _port(*, is_started_here: bool) -> int:
     """The default port, or a free one if the run starts here and the default is in use."""
     import socket
 
-    from wikillm.core.log import say
     from wikillm.core.world import free_port
     from wikillm.launch.description import DEFAULT_PORT
 
@@ -208,7 +205,6 @@ def _port(*, is_started_here: bool) -> int:
 
 def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
     """Refuse here what every rank would refuse later: the batch and the DeepSpeed JSON."""
-    from wikillm.core.log import warn
     from wikillm.plan.batch import split_batch
     from wikillm.plan.recipe import check_recipe
     from wikillm.remote.hosts import read_hostfile

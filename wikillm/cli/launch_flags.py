@@ -22,6 +22,7 @@ from wikillm.cli.arguments import (
     seconds,
     word,
 )
+from wikillm.core.errors import ConfigError, Problems
 
 TARGET_NAMES = ("single", "multi", "torchrun", "hostfile", "ssh", "slurm", "k8s", "sky")
 ELSEWHERE = ("hostfile", "ssh", "slurm", "k8s", "sky")
@@ -150,8 +151,6 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse what argparse accepts and a launcher, or a line of a batch file, must not get."""
-    from wikillm.core.errors import ConfigError, Problems
-
     problems = Problems(ConfigError)
     for name in SWANLAB_FLAGS:
         if getattr(args, name):

@@ -20,6 +20,9 @@ from wikillm.cli.arguments import (
     share,
     tflops,
 )
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError
+from wikillm.core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
@@ -30,8 +33,6 @@ HOST_MEMORY_PER_GPU = 128 * 2**30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.run_config import add_run_config_arguments
-
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machine")
     gpu = (
@@ -82,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
         return _report(args)
     if args.all:
         return _run_all(args)
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.plan.report import lines
 
     machine = _machine(args, args.nodes, args.gpus_per_node)
@@ -120,7 +120,6 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from wikillm.core.errors import ConfigError
     from wikillm.plan.outcome import FILE_NAME, find_outcomes, table, to_rows
 
     places = args.report or [Path("runs")]
@@ -175,9 +174,7 @@ def _calibration_used(machine: Machine) -> str | None:
 
 
 def _run_all(args: argparse.Namespace) -> int:
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.config.presets import load_preset, preset_names
-    from wikillm.core.errors import ConfigError
     from wikillm.plan.report import ESTIMATE
 
     if args.config or args.rest or args.deepspeed:
@@ -209,7 +206,6 @@ def _run_all(args: argparse.Namespace) -> int:
 
 
 def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
-    from wikillm.core.units import format_count, format_size
     from wikillm.plan.report import ESTIMATE
 
     lines = [
@@ -253,8 +249,6 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    from wikillm.core.errors import ConfigError
-
     # 8x4090: eight of them in a node.
     number, times, name = args.gpu.partition("x")
     if times and number.isdecimal() and name:

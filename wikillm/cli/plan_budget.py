@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from wikillm.cli.run_config import resolve_run_config
+from wikillm.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.plan.choose import Machine
@@ -23,9 +26,7 @@ def within_hours(
 
     Raises ConfigError where not even one layer fits, or the run names a model of its own.
     """
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.config.dial import DEEPEST
-    from wikillm.core.errors import ConfigError
 
     given = list(args.rest)
 

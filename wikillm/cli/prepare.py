@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
+import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, hours, positive, word
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from wikillm.config.schema import DataSection
@@ -49,9 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
-    from wikillm.core.errors import ExitCode
     from wikillm.data.inspect.summary import summary_json, summary_of
     from wikillm.data.read.open import open_corpus
     from wikillm.data.text.attribution import ATTRIBUTION_NAME
@@ -96,10 +97,6 @@ def _no_output_if(is_quiet: bool) -> AbstractContextManager[object]:
 
 
 def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
-    import json
-    from pathlib import Path
-
-    from wikillm.core.errors import ConfigError, ExitCode
     from wikillm.data.prepare.dedup import write_drop_list_of
     from wikillm.data.prepare.prepare import plan_store
 
@@ -131,8 +128,6 @@ def _take_dumps(args: argparse.Namespace) -> list[str]:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    from wikillm.core.errors import ConfigError
-
     is_elsewhere = args.executor != "local" or args.shards is not None or args.print
     if args.drop_list_only is not None and is_elsewhere:
         raise ConfigError(
@@ -152,8 +147,6 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def _batch_file(args: argparse.Namespace) -> str:
-    import sys
-
     from wikillm.launch.slurm import PrepareArray, prepare_array
 
     chosen = [*(["--config", args.config] if args.config else []), *args.rest]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, positive
+from wikillm.core.errors import ExitCode
 
 if TYPE_CHECKING:
     from wikillm.train.replay import Replayed
@@ -33,10 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     from dataclasses import asdict
 
-    from wikillm.core.errors import ExitCode
     from wikillm.core.world import adopt_open_mpi
     from wikillm.train.replay import replay_step
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from wikillm.cli.arguments import not_negative
+from wikillm.core.errors import MachineError
 
 EPILOG = """
 examples:
@@ -26,7 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.core.errors import MachineError
     from wikillm.report.page import write_report
 
     if args.out is not None:

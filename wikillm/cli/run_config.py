@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from wikillm.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
 
@@ -61,7 +63,6 @@ def resolve_run_config(args: argparse.Namespace) -> Resolved:
     """The configuration that a command line describes. Raises ConfigError with everything that is
     wrong."""
     from wikillm.config.load import load
-    from wikillm.core.errors import ConfigError
 
     for flag in ("config", "deepspeed"):
         if getattr(args, flag) == "":  # an unset variable of a shell does not mean the default

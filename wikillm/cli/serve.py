@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_device, add_trust, index
 from wikillm.cli.generate import export_for_reading
+from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from wikillm.generate.server import Serving
@@ -45,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from wikillm.core.errors import ConfigError
     from wikillm.generate.server import check_can_serve, is_loopback
 
     if args.port > 65_535:

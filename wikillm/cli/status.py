@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wikillm.core.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from wikillm.supervise.status import RunStatus
@@ -20,8 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from wikillm.supervise.status import read_status
 
     status = read_status(args.run)
@@ -39,8 +40,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines(status: RunStatus) -> list[str]:
-    from wikillm.core.units import format_count, format_seconds
-
     lines = [f"run        {status.run}", f"state      {status.state}"]
     if status.metrics:
         metrics = status.metrics

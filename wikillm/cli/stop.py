@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import not_negative
+from wikillm.core.errors import MachineError
 
 if TYPE_CHECKING:
     from wikillm.supervise.records import RankRecord
@@ -30,7 +31,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.core.errors import MachineError
     from wikillm.supervise.stop import stop
 
     counts: list[int] = []

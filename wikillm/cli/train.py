@@ -7,6 +7,10 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.core.errors import ConfigError, StoppedError, WikiLLMError
+from wikillm.core.log import timed
+
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.core.world import World
@@ -17,8 +21,6 @@ from wikillm.cli.arguments import add_trust
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.run_config import add_run_config_arguments
-
     add_run_config_arguments(parser)
     parser.add_argument(
         "--resume",
@@ -38,7 +40,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.core.errors import StoppedError, WikiLLMError
     from wikillm.core.world import adopt_open_mpi
     from wikillm.supervise.exit_file import let_rank_0_report_first
     from wikillm.supervise.signals import installed
@@ -58,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, signals: StopSignals) -> int:
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.config.deepspeed import read_deepspeed
     from wikillm.core.world import World
     from wikillm.supervise.settings import is_local, settings_of
@@ -89,7 +89,6 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
 def check_machine(resolved: Resolved, world: World) -> None:
     """Raises MachineError if a check finds what would end the run. (local rank 0; others wait)"""
-    from wikillm.core.errors import ConfigError
     from wikillm.doctor.needs import needs_of, request_of
     from wikillm.doctor.preflight import DRIVER, refuse_broken_machine
 
@@ -111,7 +110,6 @@ def _pretrain(
     supervisor: Supervisor | None,
 ) -> int:
     from wikillm.core.held_output import held_output
-    from wikillm.core.log import timed
 
     with held_output():  # until the rank's log is open, which then has what libraries printed
         with timed("starting   importing torch, transformers and DeepSpeed"):

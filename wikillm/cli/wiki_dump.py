@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.errors import ConfigError, DataError, Problems
 
 _SETTING = re.compile(r"(--)?[a-z_]+(\.[a-z_]+)+=")
 
@@ -28,7 +28,6 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     Raises ConfigError for dumps with the same text, DataError for a file that is not a dump.
     """
     from wikillm.config.flags import parse_arguments
-    from wikillm.core.errors import Problems
     from wikillm.data.fetch.remote import scheme_of
     from wikillm.data.filters.settings import has_minhash, has_opencc
     from wikillm.data.sources.locate import locate
