@@ -4,6 +4,7 @@ and the reverse."""
 from __future__ import annotations
 
 import os
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -11,37 +12,21 @@ import pytest
 from wikillm.config.deepspeed_keys import AUTO, BLOCKS, TOP_LEVEL, Kind
 
 
-class Recorder(dict[str, Any]):
+class Recorder(UserDict[str, Any], dict[str, Any]):  # type: ignore[misc]
     """A dict that remembers which keys were asked for: DeepSpeed's own reading is the list of what
     it knows."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **values: Any) -> None:
         self.asked: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
-        return super().__contains__(key)
+        super().__init__(**values)
 
     def __getitem__(self, key: str) -> Any:
         self.asked.add(key)
         return super().__getitem__(key)
 
-    def keys(self) -> Any:
-        recorder = self
-
-        class Keys:
-            def __contains__(self, key: object) -> bool:
-                return key in recorder
-
-            def __iter__(self) -> Any:
-                return dict.__iter__(recorder)
-
-        return Keys()
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
 
     def __copy__(self) -> Recorder:
         return self
@@ -86,7 +71,7 @@ def test_top_level_is_what_deepspeed_reads(recorded: Recorder) -> None:
     "block", ["optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"]
 )
 def test_hand_parsed_blocks(recorded: Recorder, block: str) -> None:
-    asked = dict.__getitem__(recorded, block).asked
+    asked = recorded.data[block].asked
     assert asked - set(BLOCKS[block]) == set()
     unread = {"optimizer": set(), "checkpoint": {"checkpoint_serialization"}}.get(block, set())
     assert set(BLOCKS[block]) - asked <= unread | {"dtype", "lower_precision_safe_modules"}
