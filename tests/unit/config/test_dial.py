@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.config.dial import adamw_rate, batch_tokens, body, depth_of, horizon, shape
+from wikillm.config.dial import adamw_rate, batch_tokens, body, depth_of, horizon
 from wikillm.config.load import load
 from wikillm.config.resolved import to_yaml
-from wikillm.config.schema import ModelSection
 from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
 
@@ -84,7 +83,3 @@ def test_the_resolved_file_gives_the_same_run(tmp_path) -> None:  # type: ignore
 def test_contradictions_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load("demo", words)
-
-
-def test_shape_is_complete() -> None:
-    assert set(shape(4)) <= set(ModelSection.model_fields)

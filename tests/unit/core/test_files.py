@@ -10,7 +10,6 @@ import pytest
 from wikillm.core import files
 from wikillm.core.files import (
     files_below,
-    nearest_existing,
     sha256_file,
     write_atomic,
     write_json,
@@ -63,8 +62,3 @@ def test_files_below_is_sorted_and_has_only_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
     assert found == ["a", "b/1", "b/2", "b.x"]
-
-
-def test_nearest_existing(tmp_path: Path) -> None:
-    assert nearest_existing(tmp_path / "no" / "such" / "file") == tmp_path
-    assert nearest_existing(Path("/no-such-folder/x")) == Path("/")
