@@ -120,6 +120,12 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
 }
 """Blocks whose keys are all known, by dotted path; DeepSpeed checks the keys of others."""
 
+_SIZES = (
+    "allgather_bucket_size",
+    "reduce_bucket_size",
+    "sub_group_size",
+    "zero_hpz_partition_size",
+)
 RANGES: Mapping[str, tuple[float, float]] = {
     "fp16.initial_scale_power": (0, 127),  # 2^128 is beyond float32
     "flops_profiler.module_depth": (-1, math.inf),
@@ -128,19 +134,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "zero_optimization.offload_optimizer.cpuadam_cores_perc": (0, 1),
     **dict.fromkeys(
         (
-            "aio.block_size",
-            "aio.intra_op_parallelism",
-            "aio.queue_depth",
-            "flops_profiler.profile_step",
-            "fp16.loss_scale_window",
-            "gradient_accumulation_steps",
-            "steps_per_print",
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "zero_optimization.allgather_bucket_size",
-            "zero_optimization.reduce_bucket_size",
-            "zero_optimization.sub_group_size",
-            "zero_optimization.zero_hpz_partition_size",
+            *(f"aio.{key}" for key in ("block_size", "intra_op_parallelism", "queue_depth")),
+            *("flops_profiler.profile_step", "fp16.loss_scale_window", "steps_per_print"),
+            *("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu"),
+            *(f"zero_optimization.{key}" for key in _SIZES),
         ),
         (1, math.inf),
     ),

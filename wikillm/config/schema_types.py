@@ -15,20 +15,10 @@ LARGEST = 2**63 - 1
 YES = ("true", "1", "yes", "on")
 NO = ("false", "0", "no", "off")
 FILE_KEYS = frozenset(
-    [
-        "dir",
-        "path",
-        "store",
-        "cache",
-        "tokenizer",
-        "protected_terms",
-        "decontaminate",
-        "drop_list",
-        "init_from",
-        "preset",
-        "config",
-        "log_dir",
-    ]
+    (
+        *("dir", "path", "store", "cache", "tokenizer", "protected_terms", "decontaminate"),
+        *("drop_list", "init_from", "preset", "config", "log_dir"),
+    )
 )
 """Keys whose values are opened as files or folders."""
 

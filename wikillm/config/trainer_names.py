@@ -7,6 +7,7 @@ The advice is the table `trainer_names.yaml`.
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Mapping
 from importlib import resources
@@ -64,8 +65,6 @@ def advise(name: str, value: str = "") -> str:
         return f"train.precision={leaf}"
     if leaf in ALIASES and name != ALIASES[leaf]:
         return f"{ALIASES[leaf]}={value or '...'}"
-    if leaf == "report_to":
-        return _advise_tracker(value)
     if leaf in hugging_face and not hugging_face[leaf].startswith(NOT_OFFERED):
         return hugging_face[leaf]
     same_leaf = [key for key in all_keys() if key.endswith(f".{leaf}")]
@@ -93,26 +92,11 @@ def _advise_nearest(name: str, leaf: str, value: str) -> str | None:
     return f"did you mean {near}?" if near else None
 
 
-def _advise_tracker(value: str) -> str:
-    """What to write instead of `--report_to VALUE`."""
-    wanted = value.strip("[]'\" ").lower()
-    if wanted in ("none", "null", "off", "false", "disabled"):
-        return "observe.swanlab.mode=disabled"
-    if wanted in ("swanlab", "all", "true"):
-        return "observe.swanlab.mode=online, or offline for files that `swanlab sync` uploads later"
-    advice = refused_names("others")["tracker"]
-    return f"{advice} ({value} is not supported)" if value else advice
-
-
 def _advise_other(name: str, value: str) -> str | None:
     """The advice for another trainer's name, in any case, with or without `use_`; None if
     unknown."""
-    plain = name.lower().replace("-", "_")
-    others = refused_names("others")
-    run_together = {name.replace("_", ""): advice for name, advice in others.items()}
-    for prefix in ("use_", "enable_", "with_", ""):
-        bare = plain.removeprefix(prefix)
-        advice = others.get(bare) or run_together.get(bare.replace("_", ""))
-        if advice is not None:
-            return advice.replace("{}", value or "N")
-    return None
+    advice_for = {name.replace("_", ""): text for name, text in refused_names("others").items()}
+    plain = re.sub("[-_]", "", name.lower())
+    bare = re.sub("^(use|enable|with)[-_]|[-_]", "", name.lower())
+    advice = advice_for.get(bare) or advice_for.get(plain)
+    return advice.replace("{}", value or "N") if advice else None
