@@ -10,7 +10,6 @@ from typing import TypeVar
 from wikillm.core.units import parse_count, parse_size
 
 Number = TypeVar("Number", int, float)
-MIB = 2**20
 _WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 
 
@@ -44,6 +43,8 @@ share = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up t
 tflops = _checked(
     float, lambda value: 0.1 <= value <= 100_000, "a dense bf16 peak in TFLOP/s, such as 165"
 )
+size = _checked(parse_size, lambda value: value > 0, "a size such as 10MB")
+memory = _checked(parse_size, lambda value: value >= 2**20, "an amount of memory such as 24GiB")
 hours = _checked(float, lambda value: 0 < value <= 24 * 366, "a number of hours, up to 8,784")
 nodes = _checked(int, lambda value: 1 <= value <= 100_000, "a number from 1 to 100,000")
 gpus = _checked(int, lambda value: 1 <= value <= 1024, "a number from 1 to 1024")
@@ -74,17 +75,6 @@ def folder(text: str) -> str:
     if not text.isprintable() or text.startswith("-"):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a folder")
     return text
-
-
-def memory(text: str) -> int:
-    """Bytes of memory, as in `24GiB`. A number below 1 MiB is one that lacks its unit."""
-    try:
-        size = parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if size < MIB:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 1 MiB; write it like 24GiB")
-    return size
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "print one JSON object") -> None:

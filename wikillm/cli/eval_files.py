@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wikillm.cli.arguments import index, positive
+from wikillm.cli.arguments import index, positive, size
 from wikillm.core.errors import ConfigError, DataError, DivergedError
-from wikillm.core.units import parse_size
 
 if TYPE_CHECKING:
     from wikillm.config.schema import DataSection
@@ -28,7 +27,7 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     text = "score all of these texts: files, folders or globs, in every format of data.path"
     group.add_argument("--text", nargs="+", metavar="FILE", help=text)
     most = "of --text: read each file until N bytes of text, such as 10MB (default: all)"
-    group.add_argument("--max-bytes", type=size_argument, metavar="N", help=most)
+    group.add_argument("--max-bytes", type=size, metavar="N", help=most)
     tasks = "ceval:FOLDER, cmmlu:FOLDER, choices:FILE or lm_eval:TASK, several with commas"
     group.add_argument("--tasks", metavar="KIND:PATH", help=tasks)
     folder = "of lm_eval tasks: the folder of their YAML files (default: those lm-eval comes with)"
@@ -49,21 +48,12 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", metavar="FILE", help=out)
 
 
-def size_argument(text: str) -> int:
-    """Bytes, as in 10MB."""
-    try:
-        size = parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no text at all")
-    return size
-
-
 def evaluate_files(args: argparse.Namespace) -> int:
+    from wikillm.checkpoints.latest import find_complete
     from wikillm.cli.generate import open_model
     from wikillm.evals.questions import read_tasks
     from wikillm.evals.results import model_record, write_results
+    from wikillm.generate.load import is_model_folder
 
     # Refused before the model is loaded: files, and the place of the record.
     if args.rest and not args.text:
@@ -79,11 +69,12 @@ def evaluate_files(args: argparse.Namespace) -> int:
 
         check_lm_eval(harness, Path(args.tasks_dir) if args.tasks_dir else None)
     data = text_settings(args) if args.text else None
-    folder = scored_folder(Path(args.model))
+    model_folder = Path(args.model)
+    folder = model_folder if is_model_folder(model_folder) else find_complete(model_folder)
     target = record_path(args, folder)
     args.context = args.context or trained_length(folder)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        loaded = open_model(Path(args.model), args.device, trust=args.trust_checkpoint)
+        loaded = open_model(model_folder, args.device, trust=args.trust_checkpoint)
         values: dict[str, Any] = {}
         if data is not None:
             values["text"] = score_text(args, data, loaded)
@@ -210,14 +201,6 @@ def score_lm_eval(
             limit=context_limit(loaded.model.config, args.context),
             batch_size=args.batch_size,
         )
-
-
-def scored_folder(model: Path) -> Path:
-    """The checkpoint or Hugging Face folder that MODEL names."""
-    from wikillm.checkpoints.latest import find_complete
-    from wikillm.generate.load import is_model_folder
-
-    return model if is_model_folder(model) else find_complete(model)
 
 
 def trained_length(folder: Path) -> int | None:

@@ -104,6 +104,7 @@ def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
 
 def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -> Rung:
     """Trains the run of a depth unless it has finished; its last held-out loss."""
+    from wikillm.core.files import read_object
     from wikillm.observe.sinks import read_records
     from wikillm.plan.ladder import Rung
 
@@ -111,7 +112,7 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
     tokens = resolved.config.train.max_tokens
     words = [*_given(args), f"model.depth={depth}", f"train.max_tokens={tokens}"]
     words += [f"run.dir={folder}", "--resume", "auto"]
-    if not _is_done(folder):
+    if read_object(folder / "exit.json").get("code") != 0:
         command = shlex.split(args.command) if args.command else [sys.executable, "-m", "wikillm"]
         command = [*command, *([] if args.command else ["train"]), *words]
         print(shlex.join(command), file=sys.stderr, flush=True)
@@ -135,12 +136,6 @@ def _given(args: argparse.Namespace) -> list[str]:
     config = ["--config", args.config] if args.config else []
     deepspeed = ["--deepspeed", args.deepspeed] if args.deepspeed and not args.command else []
     return [*config, *deepspeed, *args.rest]
-
-
-def _is_done(folder: Path) -> bool:
-    from wikillm.core.files import read_object
-
-    return bool(read_object(folder / "exit.json").get("code") == 0)
 
 
 def _to_json(

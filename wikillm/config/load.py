@@ -92,7 +92,7 @@ def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Set
     found_before = len(problems)
     run: list[Setting] = []
     file: list[Setting] = []
-    if not _is_file(name):
+    if not (Path(name).is_file() or name.endswith((".yaml", ".yml")) or "/" in name):
         run = _preset_settings("runs", name, problems)
         return run, file, len(problems) == found_before
     try:
@@ -124,10 +124,6 @@ def _recorded_layers(entries: dict[str, Entry]) -> dict[str, Layer]:
     if not any(key.startswith("layers.") for key in entries):
         entries.pop("layers", None)
     return layers
-
-
-def _is_file(name: str) -> bool:
-    return Path(name).is_file() or name.endswith((".yaml", ".yml")) or "/" in name
 
 
 def _preset_settings(axis: Axis, name: str, problems: Problems, where: str = "") -> list[Setting]:

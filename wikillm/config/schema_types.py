@@ -61,17 +61,9 @@ def _full_or_none(value: Any) -> Any:
     return "full" if word in YES else "none" if word in NO else value
 
 
-def _read_count(value: Any) -> Any:
-    return value if value is None else parse_count(value)
-
-
-def _read_size(value: Any) -> Any:
-    return value if value is None else parse_size(value)
-
-
-Count = Annotated[int, Field(ge=1), BeforeValidator(_read_count, json_schema_input_type=int | str)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(parse_count, json_schema_input_type=int | str)]
 """A whole number that may be written "1_000_000", "1M" or "1e6"."""
-Size = Annotated[int, Field(ge=1), BeforeValidator(_read_size, json_schema_input_type=int | str)]
+Size = Annotated[int, Field(ge=1), BeforeValidator(parse_size, json_schema_input_type=int | str)]
 """A number of bytes that may be written "64MiB" or "6MB"."""
 Paths = Annotated[
     tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str] | None)

@@ -142,6 +142,7 @@ def render_card(
         eos: the token that ends a document.
     """
     (architecture,) = config.architectures or [trained_as]
+    length = facts.training.get("train.sequence_length") or config.max_position_embeddings
     values = {
         "name": facts.name,
         "step": f"{facts.step:,}" if facts.step is not None else "",
@@ -152,7 +153,7 @@ def render_card(
         "is_rewritten": architecture != trained_as,
         "dtype": str(config.dtype).removeprefix("torch."),
         "vocabulary": f"{config.vocab_size:,}",
-        "length": f"{_trained_length(facts, config):,}",
+        "length": f"{int(length):,}",
         "eos": eos,
         "licence": facts.licence,
         "data_licence": facts.data_licence,
@@ -188,11 +189,6 @@ def render_card(
         template = templates.get_template(f"card.{language}.md.j2")
         parts.append(template.render(values, tables=shown, use=_USE % prompt).strip())
     return "\n\n".join(parts) + "\n"
-
-
-def _trained_length(facts: ExportFacts, config: PretrainedConfig) -> int:
-    length = facts.training.get("train.sequence_length")
-    return int(length or config.max_position_embeddings)
 
 
 def _front_matter(facts: ExportFacts) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wikillm.observe import names
-from wikillm.report.curves import Point, evaluations, resumes, series, smooth, spikes
+from wikillm.report.curves import evaluations, resumes, series, smooth, spikes
 from wikillm.report.plot import Curve, Plot
 from wikillm.report.run_files import RunFiles, labels
 
@@ -35,7 +35,8 @@ def plots_of(runs: Sequence[RunFiles]) -> list[Plot]:
     for title, name, unit, one, is_noisy in _MEASURED:
         curves: list[Curve] = []
         for i, run in enumerate(runs):
-            points = _scaled(series(run, name), one)
+            found = series(run, name)
+            points = [(x, None if value is None else value / one) for x, value in found]
             label = label_of[i] if not is_one else "logged"
             if is_noisy and is_one:
                 curves.append(Curve(label, points, faint=True))
@@ -92,7 +93,3 @@ def _of_sources(run: RunFiles) -> list[Curve]:
         Curve(key.removeprefix(prefix), evaluations(run, key), i, dots=True)
         for i, key in enumerate(found[:16])
     ]
-
-
-def _scaled(points: list[Point], one: float) -> list[Point]:
-    return [(x, None if value is None else value / one) for x, value in points]

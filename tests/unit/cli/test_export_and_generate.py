@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train: {learning_rate: 0.001, save_steps: 5}\n"
         "deepspeed: {config: /somewhere/private/zero2.json}\n"
     )
-    write_json(run / "plan.json", {"warmup_steps": 3, "max_steps": 111})
+    write_json(run / "plan.json", {"warmup_steps": 3, "max_steps": 111, "micro_batch": 6})
     split = {"documents": 90, "tokens": 12_345, "text_bytes": 54_321}
     write_json(
         run / "data.json",
@@ -80,6 +80,7 @@ def test_export_takes_the_newest_good_checkpoint(
     card = (folder / "README.md").read_text()
     assert (folder / "loss.svg").read_text().startswith("<svg")
     parts = "# small|step 7|wiki.jsonl|训练文档|12,345|training loss, nats per token|8.3|8.25"
+    assert "train.per_device_train_batch_size | 6" in card, "what auto chose"
     parts += "|3.5|train.learning_rate|zero2.json|torch|1a2b3c|train:400|7,000|33.25|困惑度"
     for part in (*parts.split("|"), "train.warmup_steps | 3", "train.max_steps | 111"):
         assert part in card, f"{part!r} is not in the card:\n{card}"

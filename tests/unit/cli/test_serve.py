@@ -183,16 +183,11 @@ def test_a_port_in_use_is_refused_and_a_freed_one_is_taken(
         assert [model.id for model in client.models.list()] == ["talker"]
 
 
-def test_a_host_that_is_not_here_is_refused(
-    with_template: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_serve_is_named(
+    with_template: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(with_template), "--host", "192.0.2.1"]) == ExitCode.CONFIG
     assert "is not an address of this machine" in capsys.readouterr().err
-
-
-def test_missing_packages_are_named(
-    with_template: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(with_template)]) == ExitCode.MACHINE
     told = capsys.readouterr().err

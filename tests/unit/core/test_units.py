@@ -51,13 +51,6 @@ def test_whole_numbers_come_back(value: int) -> None:
     assert parse_count(str(value)) == parse_count(f"{value:_}") == parse_size(f"{value}B") == value
 
 
-@given(st.floats(1, 9e17))
-def test_a_formatted_count_parses_to_nearly_the_same(value: float) -> None:
-    text = format_count(value)
-    if text.endswith(("K", "M", "B", "T")):
-        assert parse_count(text) == pytest.approx(value, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     ("write", "texts"),
     [
