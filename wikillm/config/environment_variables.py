@@ -82,14 +82,6 @@ def _is_true(value: str, needs: RunNeeds) -> bool:
     return value in _TRUE
 
 
-def _is_other_precision(value: str, needs: RunNeeds) -> bool:
-    return value not in _OFF and value != needs.precision
-
-
-def _is_other_device(value: str, needs: RunNeeds) -> bool:
-    return value != "" and value.partition(":")[0] != ("cuda" if needs.has_gpu else "cpu")
-
-
 def _is_true_on_gpu(value: str, needs: RunNeeds) -> bool:
     return needs.has_gpu and value in _TRUE
 
@@ -109,7 +101,9 @@ _TF32 = VariableRule(
 )
 _RULES: dict[str, VariableRule] = {
     "ACCELERATE_MIXED_PRECISION": VariableRule(
-        _is_other_precision, "sets the precision", "train.precision={value}"
+        lambda value, needs: value not in _OFF and value != needs.precision,
+        "sets the precision",
+        "train.precision={value}",
     ),
     "ACCELERATE_DYNAMO_BACKEND": VariableRule(
         _is_set, "compiles the model", "train.compile=layers"
@@ -140,7 +134,11 @@ _RULES: dict[str, VariableRule] = {
         "CUDA_VISIBLE_DEVICES= for a run on the CPU",
     ),
     "ACCELERATE_TORCH_DEVICE": VariableRule(
-        _is_other_device, "chooses the device", "CUDA_VISIBLE_DEVICES chooses GPUs"
+        lambda value, needs: (
+            value.partition(":")[0] not in ("", "cuda" if needs.has_gpu else "cpu")
+        ),
+        "chooses the device",
+        "CUDA_VISIBLE_DEVICES chooses GPUs",
     ),
     "TORCHDYNAMO_DISABLE": _NO_COMPILE,
     "TORCH_COMPILE_DISABLE": _NO_COMPILE,

@@ -12,11 +12,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -182,29 +181,18 @@ def _refusal(
     status = next(filter(None, map(_status, _causes(error))), None)
     lines = redact_text(str(error), environment_secrets()).strip().splitlines()
     got = "\n".join([*lines[:3], f"the export stays in {folder}"])
-    again = f"wikillm export {folder} --push {repository}"
+    again = f"wikillm export {folder} --push {repository} --update"
     login = "hf auth login" if repository.hub == "hf" else "modelscope login"
-    refusals: dict[int, tuple[Callable[..., Any], str, str]] = {
-        401: (ConfigError, "refused the token", f"{login}, then {again} --update"),
-        403: (
-            ConfigError,
-            "does not let this token write there",
-            "a token with the right to write, and an organisation that you belong to",
-        ),
-        409: (
-            ConfigError,
-            "has a repository of this name",
-            f"another name, or {again} --update to add a commit to it",
-        ),
+    fixes = {
+        401: f"{login}, then {again}",
+        403: "a token with the right to write there, and an organisation that you belong to",
+        409: f"another name, or {again} to add a commit to it",
     }
-    if status in refusals:
-        kind, what, fix = refusals[status]
-        return kind(f"The hub {what}: {repository}.", got=got, fix=fix)
-    return MachineError(
-        f"The push to {repository} failed.",
-        got=got,
-        fix=f"check the network, then {again} --update",
-    )
+    if status in fixes:
+        what = f"The hub refused the push to {repository} (HTTP {status})."
+        return ConfigError(what, got=got, fix=fixes[status])
+    what = f"The push to {repository} failed."
+    return MachineError(what, got=got, fix=f"check the network, then {again}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
