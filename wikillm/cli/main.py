@@ -19,8 +19,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from wikillm import __version__
@@ -151,10 +151,10 @@ def _dispatch(words: list[str]) -> int:
         allow_abbrev=False,  # an abbreviation could match one of Hugging Face's flags
     )
     module.configure(parser)
-    with _parser_exit() as left:
+    try:
         args, rest = parser.parse_known_args(_with_dashes(parser, words))
-    if left:
-        return left[0]
+    except SystemExit:  # argparse ends the process after `--help`
+        return ExitCode.DONE
     if rest and name not in TAKES_CONFIG:
         _refuse(parser, rest)
     args.rest = rest
@@ -185,16 +185,6 @@ def _split_command(words: list[str]) -> tuple[str | None, list[str]]:
             return "--version", words
         return word, words[:index] + words[index + 1 :]
     return None, words
-
-
-@contextmanager
-def _parser_exit() -> Iterator[list[int]]:
-    """Catches argparse's SystemExit after `--help`, so that `main` returns a code instead."""
-    left: list[int] = []
-    try:
-        yield left
-    except SystemExit as stop:
-        left.append(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
 
 
 def _refuse(parser: argparse.ArgumentParser, rest: list[str]) -> NoReturn:

@@ -3,8 +3,8 @@
     python -P plain.py REQUEST ANSWER        JSON files; logits go beside ANSWER, as
     ANSWER.safetensors
 
-REQUEST: folder, texts, and, for the model, ids (one row) and prompt. The model runs on the CPU, in
-its stored type.
+REQUEST: folder, texts, and for the model ids (one row) and prompt. It runs on the CPU, in its
+stored type.
 """
 
 from __future__ import annotations
@@ -56,10 +56,8 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
         request = json.load(file)
     answer = tokenize(request["folder"], request["texts"])
-    if request.get("ids"):
-        answer |= compute(
-            request["folder"], request["ids"], request["prompt"], sys.argv[2] + ".safetensors"
-        )
+    logits = sys.argv[2] + ".safetensors"
+    answer |= compute(request["folder"], request["ids"], request["prompt"], logits)
     with open(sys.argv[2], "w", encoding="utf-8") as file:
         json.dump(answer, file)
 
