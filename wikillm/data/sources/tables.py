@@ -29,8 +29,7 @@ from wikillm.data.types import Item
 
 DELIMITERS = (",", "\t", ";", "|", "\x01")
 _BLANK = (b"", b"\r")  # other white space may be a row: a tab separates two empty fields
-_QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
-_QUOTE_OR_FEED = re.compile(rb'["\n]')
+_QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
 _ROW_LIKE_SHARE = 0.9  # of the lines within a field: from this share on they count as rows
 _JUDGED_LINES = 200
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # data.max_document_bytes limits documents
@@ -57,12 +56,21 @@ def columns_of(header: bytes) -> Columns:
     return Columns(tuple(names), delimiter)
 
 
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    row: re.Pattern[bytes]  # a whole row up to its line end, found in one pass or not at all
+    closed_badly: re.Pattern[bytes]  # a row up to a quote that closes a field within its text
+
+
 @lru_cache(maxsize=8)
-def _row_of(delimiter: bytes) -> re.Pattern[bytes]:
-    """A whole row up to its line end; it matches in one pass, or not at all."""
-    d = re.escape(delimiter)
-    value = rb'(?:"[^"]*+(?:""[^"]*+)*+"|[^"\n' + d + rb"][^\n" + d + rb"]*+|)"
-    return re.compile(rb"(?:" + value + d + rb")*+" + value + rb"(?=\r?\n)")
+def _patterns(delimiter: str) -> _Patterns:
+    d = re.escape(delimiter.encode())
+    value = rb"(?:" + _QUOTED + rb'|[^"\n' + d + rb"][^\n" + d + rb"]*+|)"
+    before = rb"(?:" + value + d + rb")*+"
+    return _Patterns(
+        re.compile(before + value + rb"(?=\r?\n)"),
+        re.compile(before + _QUOTED + rb"(?!" + d + rb"|\r?\n|\r?\Z)"),
+    )
 
 
 def split_rows(
@@ -127,11 +135,11 @@ class _RowSplitter:
         self._base = self.start
         for piece in pieces:
             self._hold(piece)
-            yield from self._rows(pieces)
+            yield from self._rows()
         self._is_end = True
         if self._at < len(self._buffer) and not self._buffer.endswith(b"\n"):
             self._hold(b"\n")  # the last row ends like the others
-        yield from self._rows(pieces)
+        yield from self._rows()
         if self._skipped_from is not None:
             yield self._skipped(self._base + self._at)
 
@@ -140,9 +148,9 @@ class _RowSplitter:
         self._base += self._at
         self._at = 0
 
-    def _rows(self, pieces: Iterator[bytes]) -> Iterator[Item]:
+    def _rows(self) -> Iterator[Item]:
         """All rows that end in the buffer."""
-        row = _row_of(self.columns.delimiter.encode())
+        row = _patterns(self.columns.delimiter).row
         while (end := self._buffer.find(b"\n", self._at)) >= 0:
             at = self._at
             buffer = self._buffer
@@ -155,7 +163,7 @@ class _RowSplitter:
                 match = row.match(buffer, at)
                 found = buffer.find(b"\n", match.end()) if match else -1
                 if match is None or found > end:
-                    decided = self._end_of_row(at, end, found, pieces)
+                    decided = self._end_of_row(at, end, found)
                     if decided is None:
                         break
                     end = decided
@@ -165,7 +173,7 @@ class _RowSplitter:
                 yield self._base + at, payload if end - at <= self.limit else None, end - at
         self._forget()
 
-    def _end_of_row(self, at: int, end: int, found: int, pieces: Iterator[bytes]) -> int | None:
+    def _end_of_row(self, at: int, end: int, found: int) -> int | None:
         """Where a row ends that has a quoted line break or a lost quote; None: more must be read.
 
         `end` is the end of its first line, `found` that of the row if all its quotes have partners,
@@ -180,14 +188,20 @@ class _RowSplitter:
         ):
             return end if self._are_rows(buffer[end + 1 : found].split(b"\n")[:-1]) else found
         stop = self._window(at)
-        is_closed_badly = self._is_closed_badly(at, len(buffer) if stop is None else stop)
-        if stop is None and not self._is_end:
-            return None if found < 0 and not is_closed_badly else end
-        if is_closed_badly or stop is None:
+        if stop is None:
+            return end if self._is_end else None
+        closed_badly = _patterns(self.columns.delimiter).closed_badly
+        if closed_badly.match(buffer, at, stop) is not None:
             return end
         if self._are_rows(buffer[end + 1 : stop].split(b"\n")[:-1]):
             return end
-        raise self._endless(at, pieces)
+        raise DataError(
+            "A quoted field of a table goes on for more than "
+            f"{self.max_lines:,} lines or KiB (data.max_field_lines).",
+            got=f"{self.where(self._base + at)}: a quote opens a field there",
+            fix=f"data.max_field_lines={10 * self.max_lines}\n"
+            "if the field really is so long; or close it, or take a lost quote away",
+        )
 
     def _window(self, at: int) -> int | None:
         """The end of the bound of a row, `max_lines` lines or KiB; None if it is not here yet."""
@@ -198,26 +212,6 @@ class _RowSplitter:
         for _ in range(self.max_lines + 1):
             stop = self._buffer.index(b"\n", stop) + 1
         return min(stop - 1, most)
-
-    def _is_closed_badly(self, at: int, stop: int) -> bool:
-        """Whether a quoted field of the row is closed in the middle of text, before `stop`."""
-        buffer = self._buffer
-        delimiter = self.columns.delimiter.encode()
-        while at < stop:
-            if buffer[at : at + 1] == b'"':
-                match = _QUOTED.match(buffer, at, stop)
-                if match is None or match.end() >= stop:
-                    return False
-                at = match.end()
-                if not buffer.startswith((delimiter, b"\n", b"\r\n"), at):
-                    return buffer[at:stop] != b"\r"  # its line feed may not be here yet
-                at += 1
-            else:
-                following = buffer.find(delimiter, at, stop)
-                if following < 0:
-                    return False
-                at = following + 1
-        return False
 
     def _are_rows(self, lines: list[bytes]) -> bool:
         """Whether lines from within a field nearly all have as many fields as the header."""
@@ -254,45 +248,3 @@ class _RowSplitter:
                 fix=f"data.max_document_bytes={size * 2}\nor look at the quotes of that line",
             )
         return offset, None, size
-
-    def _endless(self, at: int, pieces: Iterator[bytes]) -> DataError:
-        """The error for a quoted field that goes on for too long."""
-        place = self.where(self._base + at)
-        lines, size = self._lines_to_end(at, pieces)
-        line = place.rpartition(":")[2]
-        got = f"{place}: a quote opens a field there, and nothing closes it"
-        fix = f"take the quote away from line {line}, or close it there"
-        if lines is not None:
-            got = (
-                f"{place}: a quote opens a field there that is closed {lines:,} lines"
-                f" ({size:,} bytes) later"
-            )
-            fix = (
-                f"data.max_field_lines={max(lines, -(-size // 1024)) + 1}\n"
-                f"if the field really is so long; or take a lost quote away from line {line}"
-            )
-        return DataError(
-            "A quoted field of a table goes on for more than "
-            f"{self.max_lines:,} lines or KiB (data.max_field_lines).",
-            got=got,
-            fix=fix,
-        )
-
-    def _lines_to_end(self, at: int, pieces: Iterator[bytes]) -> tuple[int | None, int]:
-        """Lines and bytes from a row's start to the line that closes its field; reads on."""
-        held = self._buffer[at:]
-        lines = size = 0
-        is_open = False
-        while True:
-            for mark in _QUOTE_OR_FEED.finditer(held):
-                if mark[0] == b'"':
-                    is_open = not is_open
-                    continue
-                lines += 1
-                if not is_open:
-                    return lines, size + mark.end()
-            size += len(held)
-            try:
-                held = next(pieces)
-            except StopIteration:
-                return None, size
