@@ -191,13 +191,11 @@ class Cache:
         def read(url: str) -> bytes:
             file = remote.look(url)
             content = bytearray()
-            size = file.size or 0
-            if size <= limit:
-                for _, piece in remote.read_from(file, 0):
-                    content += piece
-                    size = len(content)
-                    if size > limit:
-                        break
+            for _, piece in remote.read_from(file, 0) if (file.size or 0) <= limit else ():
+                content += piece
+                if len(content) > limit:
+                    break
+            size = max(file.size or 0, len(content))
             if size > limit:
                 raise DataError(
                     "A remote file is far too long for what it should be.",

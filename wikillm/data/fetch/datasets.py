@@ -35,12 +35,11 @@ _ADDRESS = re.compile(
 )
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _HOW = {
-    "hf": "a mirror: export HF_ENDPOINT=https://hf-mirror.com\n"
-    "a data set that needs an account: export HF_TOKEN=...\n"
+    "hf": "a mirror: export HF_ENDPOINT=https://hf-mirror.com; an account: export HF_TOKEN=...\n"
     "or on another machine: hf download {repo} --repo-type dataset --local-dir FOLDER, "
     "then data.path=FOLDER",
-    "modelscope": "another address: export MODELSCOPE_ENDPOINT=https://...\n"
-    "a data set that needs an account: export MODELSCOPE_API_TOKEN=...\n"
+    "modelscope": "another address: export MODELSCOPE_ENDPOINT=https://...; "
+    "an account: export MODELSCOPE_API_TOKEN=...\n"
     "or on another machine: modelscope download --dataset {repo} --local_dir FOLDER, "
     "then data.path=FOLDER",
 }
@@ -179,14 +178,12 @@ def _hf_splits(address: DatasetAddress, revision: str) -> dict[str, list[str]]:
 
     try:
         builder = load_dataset_builder(address.repo, address.config, revision=revision)
-    except (ConnectionError, TimeoutError) as error:
-        raise _Silent(error) from None
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         # no such config, no data, a script
         what = "`datasets` cannot name the files of this data set."
         fix = f"hf://{address.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
         raise address.refused(what, str(error), fix) from None
-    except Exception as error:  # of the HTTP library: a status, a cut connection
+    except Exception as error:  # a status, a cut connection, no answer
         raise _Silent(error) from None
     return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 

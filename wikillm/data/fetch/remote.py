@@ -216,33 +216,19 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
         return getattr(_file_system(url), name)(url.split("://", 1)[1], **arguments)
     except FileNotFoundError:
         raise _refused(url, "there is no such file") from None
-    except PermissionError as error:
-        why = f"not permitted: {_reason(error)}; are the keys in the environment?"
-        raise _refused(url, why) from None
     except WikiLLMError:
         raise
-    except (ValueError, TypeError) as error:  # an address or a setting, not the network
-        raise _refused(url, _reason(error)) from None
+    except (PermissionError, ValueError, TypeError) as error:  # not the network
+        raise _refused(url, f"{_reason(error)}; are its keys in the environment?") from None
     except Exception as error:  # each library has its own: EndpointConnectionError, RequestError
-        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            why = f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            raise _refused(url, why) from None
-        answer = _oss_answer(error)
-        if answer is not None and 400 <= answer.status < 500 and answer.status not in _PASSES:
-            why = f"HTTP {answer.status} {answer.code}: {answer.message}"
-            if answer.status == 403:
-                why += "; do OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET belong to it?"
-            raise _refused(url, why) from None
-        raise Unreachable(f"{type(error).__name__}: {_reason(error)}") from None
-
-
-def _oss_answer(error: BaseException) -> Any:
-    """The answer of an oss server: the client's error, or the cause that ossfs wraps."""
-    for found in (error, error.__cause__):
-        is_oss = type(found).__module__ == "oss2.exceptions"
-        if is_oss and isinstance(getattr(found, "status", None), int):
-            return found
-    return None
+        reason = f"{type(error).__name__}: {_reason(error)}"
+        # ossfs wraps the client's error, which has the status of the answer.
+        statuses = [getattr(one, "status", None) for one in (error, error.__cause__)]
+        status = next((one for one in statuses if isinstance(one, int)), 0)
+        is_final = 400 <= status < 500 and status not in _PASSES
+        if is_final or "Credentials" in type(error).__name__:
+            raise _refused(url, f"{reason}; are its keys in the environment?") from None
+        raise Unreachable(reason) from None
 
 
 def _file_system(url: str) -> Any:

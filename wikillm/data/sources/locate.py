@@ -14,7 +14,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from wikillm.core.errors import DataError, did_you_mean
@@ -78,7 +78,7 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     if not found:
         raise DataError(
             "No file matches data.path.",
-            got=_listed(paths),
+            got=", ".join(paths),
             fix="look at the pattern: `ls -d` shows what it matches;"
             " names that begin with a dot are left out",
         )
@@ -143,46 +143,40 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     # Files named like a corpus; without any, text files.
     named = [path for path in below.files if is_named_like_a_corpus(path.name)]
     taken = [path for path in named if path.name not in _METADATA]
-    arrow = [path for path in below.files if path.suffix == ".arrow"]
-    if arrow and all(path.suffix == ".json" for path in taken):
+    has_arrow = any(path.suffix == ".arrow" for path in below.files)
+    if has_arrow and all(path.suffix == ".json" for path in taken):
         raise cannot_be_read("Arrow", folder)
     texts = [path for path in below.files if _TEXT_NAME.search(path.name)]
-    if taken or texts:
-        _log_left_out(folder, below, taken, texts)
-    if taken or texts or not is_named:
-        return taken or texts
-    every = below.files
-    such = f", such as {_listed(p.name for p in every[:3])}" if every else ""
-    raise DataError(
-        "The folder in data.path holds no file that is named like a corpus.",
-        got=f"{folder}: {len(every)} files{such}",
-        fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml,"
-        " also as .gz, .bz2, .xz or .zst, or .parquet\nor name the file itself in data.path",
-    )
-
-
-def _log_left_out(folder: Path, below: Found, taken: list[Path], texts: list[Path]) -> None:
-    if taken and texts:
-        say(
-            f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name};"
-            " a glob would name them"
+    taken = taken or texts
+    if taken:
+        _log_left_out(folder, below, taken)
+    elif is_named:
+        raise DataError(
+            "The folder in data.path holds no file that is named like a corpus.",
+            got=f"{folder}: {len(below.files)} files: {_first_names(below.files)}",
+            fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml,"
+            " also as .gz, .bz2, .xz or .zst, or .parquet\nor name the file itself in data.path",
         )
-    used = {*taken, *texts}
+    return taken
+
+
+def _log_left_out(folder: Path, below: Found, taken: list[Path]) -> None:
     hidden = [p for p in below.hidden if p.is_dir() or is_named_like_a_corpus(p.name)]
-    for names, why in (
-        (
-            [f"{path.relative_to(folder)} ({kind})" for path, kind in below.others],
-            "are not regular files",
-        ),
-        ([str(path.relative_to(folder)) for path in hidden], "are hidden"),
-        (
-            [str(path.relative_to(folder)) for path in below.files if path not in used],
-            "are not named like a corpus",
-        ),
+    unnamed = sorted(set(below.files).difference(taken))
+    kinds = {path: f" ({kind})" for path, kind in below.others}
+    for why, paths in (
+        ("are not regular files", list(kinds)),
+        ("are hidden", hidden),
+        ("are not named like a corpus, or are .txt beside data", unnamed),
     ):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            say(f"data: left out of {folder}, since they {why}: {_listed(names[:5])}{more}")
+        if paths:
+            names = [f"{path.relative_to(folder)}{kinds.get(path, '')}" for path in paths]
+            say(f"data: left out of {folder}, since they {why}: {_first_names(names)}")
+
+
+def _first_names(names: Sequence[Path | str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more
 
 
 def _dangling(path: Path, kind: str) -> DataError:
@@ -194,7 +188,7 @@ def _dangling(path: Path, kind: str) -> DataError:
 
 
 def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
-    # Commas separate paths: a name with a comma, or the shell's braces, arrive in parts.
+    # Commas separate paths: a name with a comma arrives in parts.
     whole = entry
     for part in following:
         whole += f",{part}"
@@ -204,36 +198,18 @@ def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
                 got=f"{entry} does not exist, {whole} does",
                 fix=path_setting(whole),
             )
-    if following and re.search(r"\{[^{}]*$", entry):
-        return DataError(
-            "Braces in data.path are not expanded.",
-            got=",".join([entry, *following]),
-            fix="quote nothing and let the shell expand it, or name each file: data.path=A,B;"
-            " or a glob: data.path='*.jsonl'",
-        )
     # A similar name in the nearest folder that exists.
     parent = nearest_existing(path)
-    names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     wanted = path.absolute().relative_to(parent).parts[0]
-    is_last = parent == path.absolute().parent
-    near = next((name for name in names if name.lower() == wanted.lower()), None)
-    near = near or did_you_mean(wanted, [n for n in names if _is_usable(parent / n, is_last)])
-    fix = "data.path=FILE or FOLDER that exists"
-    if near:
-        fix = path_setting(Path(entry).with_name(near) if is_last else parent / near)
-    shown = [name for name in names if not name.startswith(".")]
-    held = f"which holds {_listed(shown[:5])}" if shown else "which is empty"
-    held += " ..." if len(shown) > 5 else ""
+    names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
+    usable = [n for n in names if (parent / n).is_dir() or is_named_like_a_corpus(n, text=True)]
+    near = next((name for name in usable if name.lower() == wanted.lower()), None)
+    near = near or did_you_mean(wanted, usable)
     return DataError(
         "data.path does not exist.",
-        got=f"{entry}\nthe nearest folder that exists is {parent}, {held}",
-        fix=fix,
+        got=f"{entry}\nthe nearest folder that exists is {parent}: {_first_names(names)}",
+        fix=path_setting(parent / near) if near else "data.path=FILE or FOLDER that exists",
     )
-
-
-def _is_usable(path: Path, is_last: bool) -> bool:
-    """A folder, or in place of a file one that is named like a corpus."""
-    return path.is_dir() or (is_last and is_named_like_a_corpus(path.name, text=True))
 
 
 def _refuse_special(path: Path) -> None:
@@ -250,7 +226,3 @@ def _refuse_special(path: Path) -> None:
     if path.stat().st_size == 0:
         what = "A file of data.path is empty."
         raise DataError(what, got=str(path), fix="download it again, or leave it out")
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(str(name) for name in names)
