@@ -21,23 +21,9 @@ from wikillm.config.schema import DataSection
 from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
 WORDS = [
-    *(
-        "数据",
-        "模型",
-        "训练",
-        "语言",
-        "北京",
-        "是",
-        "中国",
-        "的",
-        "首都",
-        "，。",
-        "1984",
-        "naïve",
-        "café\n",
-        "<|endoftext|>",
-    ),
-    *("the", "token", "store", "keeps", "every", "document", "exactly", "once"),
+    *["数据", "模型", "训练", "语言", "北京", "是", "中国", "的", "首都", "，。", "1984", "naïve"],
+    *("café\n", "<|endoftext|>"),
+    *["the", "token", "store", "keeps", "every", "document", "exactly", "once"],
 ]
 
 
@@ -79,13 +65,8 @@ def settings(
     monkeypatch.chdir(work)
     monkeypatch.setenv("WIKILLM_OFFLINE", "1")
     monkeypatch.delenv("WIKILLM_TOKENIZER", raising=False)
-    for name in (
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "MODELSCOPE_CACHE",
-        "XDG_CACHE_HOME",
-    ):
+    hugging_face = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    for name in (*hugging_face, "MODELSCOPE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "caches" / name))
 
     def make(*paths: Path | str, **values: object) -> DataSection:

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
+from harness.file_digests import digests
 
 from wikillm.cli.main import main
 from wikillm.cli.wiki_dump import wiki_settings
@@ -19,28 +20,9 @@ from wikillm.data.sources.streams import pieces
 from wikillm.data.store.store import Store
 from wikillm.data.types import SourceFile
 
-SUBJECTS = (
-    "這座城市",
-    "該河流",
-    "這位作家",
-    "那所學校",
-    "該條鐵路",
-    "這部電影",
-    "該公司",
-    "這種植物",
-)
-VERBS = ("位於", "建立於", "成長在", "聞名於", "起源於", "發展自")
-PLACES = (
-    "北京",
-    "臺北",
-    "廣東省東部",
-    "長江沿岸",
-    "歐洲中部",
-    "邊境地區",
-    "一個小鎮",
-    "亞洲各國",
-    "海邊",
-)
+SUBJECTS = ["這座城市", "該河流", "這位作家", "那所學校", "這部電影"]
+VERBS = ["位於", "建立於", "成長在", "聞名於", "起源於", "發展自"]
+PLACES = ["北京", "臺北", "廣東省東部", "長江沿岸", "邊境地區", "亞洲各國"]
 
 
 def prose(rng: random.Random, sentences: int = 14) -> str:
@@ -70,10 +52,8 @@ def dump(tmp_path: Path) -> Path:
     bodies = [prose(rng) for _ in range(60)]
     bodies[40] = bodies[7]  # another title: a near copy
     bodies[50] = bodies[9][:-1] + "！又"
-    bodies[20] = (
-        "-{zh-hans:计算机;zh-hant:電腦}-是一種機器。{{Infobox|name=x}}&lt;ref&gt;來源&lt;/ref&gt;"
-        + bodies[20]
-    )
+    note = "{{Infobox|name=x}}&lt;ref&gt;來源&lt;/ref&gt;"
+    bodies[20] = f"-{{zh-hans:计算机;zh-hant:電腦}}-是一種機器。{note}{bodies[20]}"
     bodies[21] = "'''水星'''可以指：\n* [[水星]]\n{{消歧義}}" + bodies[21]
     bodies[22] = "列表\n" + "\n".join(f"* [[條目{i}甲乙丙丁]]" for i in range(30))
     bodies[23] = "#重定向 [[北京]]"
@@ -93,13 +73,6 @@ def dump(tmp_path: Path) -> Path:
     return path
 
 
-def digest(folder: Path) -> str:
-    found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()
-
-
 def test_one_command_from_a_dump_to_a_store(
     dump, tmp_path, settings, tokenizer_dir, capsys, monkeypatch
 ):
@@ -108,14 +81,10 @@ def test_one_command_from_a_dump_to_a_store(
     found = []
     for workers in (1, 2):
         store = tmp_path / f"area{workers}" / "store"
-        words = [
-            *common,
-            f"data.store={store}",
-            f"data.workers={workers}",
-            "data.shard_bytes=20KiB",
-        ]
+        words = [*common, f"data.store={store}", f"data.workers={workers}"]
+        words.append("data.shard_bytes=20KiB")
         assert main(["prepare", "--wiki", str(dump), *words]) == 0
-        found.append(digest(store))
+        found.append(digests(store))
     assert found[0] == found[1]
 
     said = capsys.readouterr().out
@@ -141,48 +110,27 @@ def test_one_command_from_a_dump_to_a_store(
 
 
 def test_the_store_says_whose_text_it_is(dump, settings, tokenizer_dir, capsys):
-    words = [
-        f"data.tokenizer={tokenizer_dir}",
-        "data.min_val_tokens=1",
-        "data.val_fraction=0.2",
-        "--json",
-    ]
-    assert main(["prepare", "--wiki", str(dump), *words]) == 0
+    words = [f"data.tokenizer={tokenizer_dir}", "data.min_val_tokens=1", "data.val_fraction=0.2"]
+    assert main(["prepare", "--wiki", str(dump), *words, "--json"]) == 0
     store = Path(json.loads(capsys.readouterr().out)["store"])
     told = (store / "ATTRIBUTION.md").read_text()
-    for part in (
-        dump.name,
-        hashlib.sha256(dump.read_bytes()).hexdigest(),
-        "2026-11-01",
-        "CC BY-SA 4.0",
-        "zhwiki",
-    ):
+    digest = hashlib.sha256(dump.read_bytes()).hexdigest()
+    site = "https://zh.wikipedia.org"
+    links = (f"{site}/wiki/TITLE", f"{site}/?oldid=REVISION")
+    for part in (dump.name, digest, "2026-11-01", "CC BY-SA 4.0", "zhwiki", *links):
         assert part in told
-    assert (
-        "https://zh.wikipedia.org/wiki/TITLE" in told
-        and "https://zh.wikipedia.org/?oldid=REVISION" in told
-    )
-    rows = [
-        line.split("\t")
-        for path in sorted((store / "attribution").iterdir())
-        for line in path.open()
-    ]
+    files = sorted((store / "attribution").iterdir())
+    rows = [line.split("\t") for path in files for line in path.open()]
     opened = Store.open(store)
-    places = sorted(
-        (int(entry["source"]), int(entry["offset"]))
-        for stream in (opened.train, opened.val)
-        for index in stream.indexes()
-        for entry in index
-    )
-    assert [
-        (int(row[0]), int(row[1])) for row in rows
-    ] == places  # a line for each document that is kept
+    indexes = [index for stream in (opened.train, opened.val) for index in stream.indexes()]
+    places = [(int(one["source"]), int(one["offset"])) for index in indexes for one in index]
+    # A line for each document that is kept.
+    assert [(int(row[0]), int(row[1])) for row in rows] == sorted(places)
     assert rows[3][2:] == ["3", "5003", "條目3\n"]
     xml = bz2.decompress(dump.read_bytes())
-    assert all(
-        f"<title>{row[4].strip()}</title>".encode() in xml[int(row[1]) : int(row[1]) + 60]
-        for row in rows
-    )
+    for row in rows:
+        at = int(row[1])
+        assert f"<title>{row[4].strip()}</title>".encode() in xml[at : at + 60]
 
 
 def test_what_the_user_sets_stays_and_what_is_missing_is_said(dump, monkeypatch):
@@ -196,12 +144,8 @@ def test_what_the_user_sets_stays_and_what_is_missing_is_said(dump, monkeypatch)
     monkeypatch.undo()
     address = "https://dumps.example.org/zhwiki-latest-pages-articles.xml.bz2"
     words = wiki_settings([address], [])[0]
-    assert words == [
-        f"data.path={address}",
-        "data.quality=basic",
-        "data.dedup=minhash",
-        "data.convert=t2s",
-    ]
+    found = ["data.quality=basic", "data.dedup=minhash", "data.convert=t2s"]
+    assert words == [f"data.path={address}", *found]
 
 
 def test_what_is_no_dump_or_the_same_dump_twice_is_refused(dump, tmp_path):

@@ -1,6 +1,6 @@
-"""A corpus with odd names, mixed schemas, duplicates or huge records: counted or refused clearly.
+"""A corpus with odd names, bad, duplicate or huge records: counted, or refused clearly.
 
-Refusals by content are in test_sources, single bad records in test_clean.
+What gives no text at all is in test_refused_files, single bad records in test_clean.
 """
 
 from __future__ import annotations
@@ -15,67 +15,118 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.errors import DataError
+from wikillm.data.filters import documents as clean_job
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.stored import StoredCorpus
+from wikillm.data.text.clean import cleaner
+
+RECORDS = [{"text": f"document {i} of a corpus"} for i in range(300)]
 
 
-def lines(records: list[dict[str, object]]) -> str:
+def lines(records: list) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "-rf.jsonl",
-        "two words.jsonl",
-        "维基 百科.jsonl",
-        "a'b\"c.jsonl",
-        "tab\there.jsonl",
-        "$(x);.jsonl",
-    ],
+    ["-rf.jsonl", "维基 百科.jsonl", "a'b\"c.jsonl", "tab\there.jsonl", "$(x);.jsonl"],
 )
-def test_names_with_odd_characters(tmp_path, texts, settings, name):
-    path = tmp_path / name
-    path.write_text(lines([{"text": text} for text in texts(30)]), encoding="utf-8")
-    store = prepare_store(settings(path))
-    assert store.manifest.sources[0].path == str(path)
-    assert store.manifest.funnel.kept_records == 30
+def test_names_with_odd_characters(settings, name):
+    cfg = settings(name)
+    Path(name).write_text(lines(RECORDS))
+    store = prepare_store(cfg)
+    assert Path(store.manifest.sources[0].path).name == name
+    assert store.manifest.funnel.kept_records == 300
 
 
-def test_a_relative_name_with_a_leading_dash(texts, settings):
-    cfg = settings("-rf.jsonl")
-    Path("-rf.jsonl").write_text(lines([{"text": text} for text in texts(30)]))
-    assert prepare_store(cfg).manifest.funnel.kept_records == 30
-
-
-def test_mixed_schemas_are_counted_and_stop_the_build_beyond_the_share(tmp_path, texts, settings):
+def test_mixed_schemas_are_counted_and_stop_the_build_beyond_the_share(tmp_path, settings):
     path = tmp_path / "x.jsonl"
-    records: list[dict[str, object]] = [{"text": text} for text in texts(300)]
-    path.write_text(lines([*records, {"content": "other"}, {"text": 5}]))
+    path.write_text(lines([*RECORDS, {"content": "other"}, {"text": 5}]))
     funnel = prepare_store(settings(path)).manifest.funnel
     assert {(line.reason, line.records) for line in funnel.dropped} == {
         ("no key 'text'", 1),
         ("'text' is not a string", 1),
     }
-    path.write_text(lines([*records, *({"content": "other"} for _ in range(30))]))
+    path.write_text(lines([*RECORDS, *({"content": "other"} for _ in range(30))]))
     with pytest.raises(DataError, match="30 of 330 records cannot be read") as caught:
         prepare_store(settings(path))
     assert f"{path}:301: no key 'text'" in caught.value.got
     assert "data.max_bad_fraction=" in caught.value.fix
 
 
-def test_short_documents_are_read_to_the_last_token(tmp_path, settings):
+def test_few_bad_records_that_are_most_of_the_text_end_the_build(tmp_path, settings):
     path = tmp_path / "x.jsonl"
-    path.write_text(lines([{"text": f"short {i}"} for i in range(500)]))
-    store = prepare_store(settings(path))
-    order = StoredCorpus(store, 8).order(512, 1)
-    targets = [
-        t
-        for pieces in order.target_ranges(list(range(order.blocks_per_epoch)))
-        for a, b in pieces
-        for t in range(a, b)
-    ]
-    assert sorted(targets) == list(range(store.train.n_tokens - 1))
+    path.write_text(lines(RECORDS) + '{"text": "' + "x" * 30_000 + "\n")
+    message = r"1 of 301 records cannot be read, and they are 7\d.\d% of the bytes"
+    with pytest.raises(DataError, match=message) as caught:
+        prepare_store(settings(path))
+    assert f"{path}:301: not JSON" in caught.value.got
+    share = float(caught.value.fix.partition("data.max_bad_fraction=")[2])
+    assert 0.7 < share < 0.8
+    assert prepare_store(settings(path, max_bad_fraction=share)).manifest.funnel.kept_records == 300
+
+
+def test_a_lost_quote_in_an_array_is_an_error(tmp_path, settings):
+    """What follows is text up to the next quote: few records, and most of the bytes."""
+    content = json.dumps(RECORDS)
+    cut = content.index("document 100")
+    path = tmp_path / "x.json"
+    rest = content[cut:-1].replace('"}, {"', '\\"}, {\\"', 150)
+    path.write_text(f'{content[: cut - 1]}{rest}"}}]')
+    with pytest.raises(DataError, match=r"cannot be read|cut off|after the end"):
+        prepare_store(settings(path))
+
+
+def test_records_above_the_limit_are_dropped_or_bad_by_their_length(
+    tmp_path, settings, monkeypatch
+):
+    path = tmp_path / "x.jsonl"
+    path.write_text(lines([*RECORDS, {"text": "y" * 8000}]))
+    funnel = prepare_store(settings(path, max_document_bytes=6000)).manifest.funnel
+    assert (funnel.kept_records, funnel.bad_records, funnel.read_records) == (300, 0, 301)
+    monkeypatch.setattr(clean_job, "_LONGEST_TEXT", 5000)
+    with pytest.raises(DataError, match="1 of 301 records") as caught:
+        prepare_store(settings(path, max_document_bytes=5500))
+    assert caught.value.fix.startswith("data.max_document_bytes=8012\n")
+    store = prepare_store(settings(path, max_document_bytes=8012))
+    assert store.manifest.funnel.kept_records == 301
+
+
+BESIDE = (
+    '"meta": {}',
+    '"meta": {"pile_set_name": "Wikipedia", "n": [1, null, {"x": true}]}',
+    '"url": null',
+    '"id": 17, "score": 0.5',
+    '"id": "a", "id": 1, "tags": []',
+    '"n": -' + "9" * 6000,
+    '"n": 1e999, "m": NaN, "k": -Infinity',
+    '"half": "\\ud83d"',
+    '"": "", " ": [[[]]]',
+    '"deep": ' + '{"a": ' * 3000 + "1" + "}" * 3000,
+    '"brackets": "}]\\"{[", "deep": ' + "[" * 3000 + '"]"' + "]" * 3000,
+)
+
+
+def test_a_record_may_hold_anything_beside_its_text(tmp_path, settings):
+    """Kinds differ from record to record too."""
+    path = tmp_path / "x.jsonl"
+    texts = [f"a text, {i}" for i in range(66)]
+    path.write_text(
+        "".join(f'{{"a": 1, {BESIDE[i % 11]}, "text": "{text}"}}\n' for i, text in enumerate(texts))
+    )
+    funnel = prepare_store(settings(path)).manifest.funnel
+    assert (funnel.kept_records, funnel.dropped) == (66, ())
+    found = [cleaner("jsonl", "text")(line, 0) for line in path.read_bytes().splitlines()]
+    assert found == texts
+
+
+def test_index_lines_of_a_bulk_file_are_dropped(tmp_path, settings):
+    path = tmp_path / "cirrus.json"
+    pairs = ([{"index": {"_id": str(i)}}, {"text": f"a text, {i}"}] for i in range(60))
+    path.write_text("".join(map(lines, pairs)))
+    funnel = prepare_store(settings(path)).manifest.funnel
+    assert (funnel.kept_records, funnel.bad_records) == (60, 0)
+    (line,) = funnel.dropped
+    assert (line.reason, line.records) == ("index line of an Elasticsearch bulk file", 60)
 
 
 def test_duplicates_are_counted_and_never_on_both_sides(tmp_path, texts, settings):

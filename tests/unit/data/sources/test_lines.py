@@ -17,33 +17,11 @@ from wikillm.data.sources.read import Cursor, RawShard, read_shards
 from wikillm.data.sources.record_batches import BATCH_BYTES, ItemBatch, LineBatch, batches_of_items
 from wikillm.data.types import Item, SourceFile
 
-LINES = st.lists(
-    st.sampled_from(
-        [
-            *(
-                b"",
-                b" ",
-                b"\r",
-                b"\t  ",
-                b" " * 50,
-                b" " * 60,
-                b"\xef\xbb\xbf{}",
-                b"d" * 60,
-                b"f" * 50,
-            ),
-            *(
-                b'{"text": "a"}',
-                b'{"text": "\xe5\x8c\x97"}\r',
-                b'{"text": ',
-                b'{"text": 5}',
-                b'["c"]',
-            ),
-            *(b'{"text": "   "}', b'{"text": "bbbbbbbbbb"}', b'{"text": "\xff"}'),
-            b'{"text": "' + b"e" * 60 + b'"}',
-        ]
-    ),
-    max_size=40,
-)
+BLANK = [b"", b" ", b"\r", b"\t  ", b" " * 50, b" " * 60]
+LONG = [b"d" * 60, b"f" * 50, b'{"text": "' + b"e" * 60 + b'"}']
+RECORDS = [b'{"text": "a"}', b'{"text": "\xe5\x8c\x97"}\r', b'{"text": "   "}', b'{"text": "bbbb"}']
+BAD = [b"\xef\xbb\xbf{}", b'{"text": ', b'{"text": 5}', b'["c"]', b'{"text": "\xff"}']
+LINES = st.lists(st.sampled_from([*BLANK, *LONG, *RECORDS, *BAD]), max_size=40)
 LIMIT = 50
 
 

@@ -130,6 +130,8 @@ def test_what_gives_no_text_is_refused_by_its_kind(tmp_path, settings, name):
 SETTINGS: dict[str, tuple[str, bytes, str, tuple[str, object]]] = {
     "another key": ("x.jsonl", lines([{"url": "u" * 300, "content": t} for t in TEXTS]), NO_TEXT,
                     ("text_key", "content")),
+    "a column of a table": ("x.csv", TABLE.replace("id,text", "id,content").encode(), NO_TEXT,
+                            ("text_key", "content")),
     "another case": ("x.jsonl", lines([{"Text": t, "title": "x"} for t in TEXTS]), NO_TEXT,
                      ("text_key", "Text")),
     "another column": ("x.parquet", parquet_of(id=list(range(60)), texts=TEXTS), NO_TEXT,

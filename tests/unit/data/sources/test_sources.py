@@ -100,22 +100,6 @@ def test_parquet_and_compression_are_known_under_any_name(
     assert (source.format, source.compression) == wanted
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
-def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path, name):
-    path = tmp_path / name
-    path.write_text('{"content": "a", "id": 1}\n' if name == "x.jsonl" else "id,content\n1,a\n")
-    if name == "x.parquet":
-        parquet.write_table(pyarrow.table({"id": [1], "content": ["a"]}), path)
-    with pytest.raises(DataError, match="'text'") as caught:
-        texts_of(path)
-    assert "id" in caught.value.got
-    assert caught.value.fix == "data.text_key=content"
-    assert texts_of(path, "content") == ["a"]
-    if name != "x.csv":
-        with pytest.raises(DataError, match="'id'"):  # numbers
-            texts_of(path, "id")
-
-
 def test_a_text_file_is_one_document_unless_blocks_are_requested(tmp_path):
     path = tmp_path / "book.txt"
     path.write_bytes("\ufeff[第一章]\r\n甲\r\n\r\n乙\r\n".encode())

@@ -1,11 +1,39 @@
-"""Wikitext to text: what stays, what goes, and that nothing of the markup is left."""
+"""Wikitext to text: what a reader sees is kept, and nothing of the markup is left."""
 
 from __future__ import annotations
 
+import html
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wikillm.data.text.language_variants import resolve_variants
 from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext
+from wikillm.data.types import WikiSite
+
+MARKUP = (
+    *("<!--", "-->", "<!-- x -->", "{{ name }}", "{{", "[[nodiscard]]", "[[File:A.jpg]]", "<ref>"),
+    *("</ref>", "<ref>x</ref>", "1-{2}-3", "-{zh-hans:甲;zh-hant:乙}-", "{|", "|}", "__NOTOC__"),
+    *("== x ==", "* x", "&nbsp", "<div>", "it's 2 > 1"),
+)
+UNCLOSED = ("nowiki", "pre", "syntaxhighlight", "code", "math", "ref", "gallery")
+CUT = ("gallery", "score", "templatedata", "timeline", "graph", "hiero")
+LITERAL_TAGS = ("nowiki", "pre", "syntaxhighlight", "source", "code")
+
+
+@pytest.mark.parametrize("tag", LITERAL_TAGS)
+@pytest.mark.parametrize("content", MARKUP)
+def test_the_content_of_a_literal_region_is_text(tag, content):
+    forms = [(tag, tag), (f"{tag.upper()} ", f"{tag.upper()} ")]
+    if tag != "nowiki":
+        forms.append((f'{tag} lang="c"', tag))
+    for start, end in forms:
+        region = f"<{start}>{content}</{end}>"
+        rest = "乙，[[丙]]<ref>注</ref>。\n\n== 节 ==\n丁<!-- 注 -->戊"
+        inside, after = text_of_wikitext(f"甲{region}{rest}").replace("\n", " ").split("乙，")
+        assert inside.replace(" ", "") == f"甲{content}".replace(" ", "")
+        assert after.split() == ["丙。", "节", "丁戊"]
 
 
 @pytest.mark.parametrize(
@@ -36,21 +64,129 @@ from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext
         ("甲<br/>乙<small>丙</small><nowiki>[[丁]]</nowiki>", "甲\n乙丙[[丁]]"),
         ("{{quote|话语|某人}}后", "话语\n后"),
         ("甲\n\n\n\n\n乙\r\n丙", "甲\n\n乙\n丙"),
-        ("a<ref>b", "ab"),
-        ("a<ref>x</ref>b", "ab"),
-        ('a<ref name="x"/>b', "ab"),
         ("a<ref>x<ref>y</ref>b", "ab"),
-        ("a</ref>b", "ab"),
         ("== A ==\n=== B ===\nb\n== C ==\n=== D ===\n", "A\n\nB\nb"),
+        # regions
+        ("甲<nowiki><!--</nowiki>乙", "甲<!--乙"),
+        ("<code><nowiki>{{ name }}</nowiki></code>", "{{ name }}"),
+        ("<code>a <nowiki>''b''</nowiki> ''c'' <var>d</var> &lt;e&gt;</code>", "a ''b'' c d <e>"),
+        ("<nowiki>&lt;b&gt; &copy; &copy x &amp;lt;</nowiki>", "<b> © &copy x &lt;"),
+        ("<pre><nowiki><b></nowiki>\n  x  y\n\n\n  z\n</pre>", "<b>\n  x  y\n\n\n  z"),
+        ("前<pre>x</pre>后", "前\nx\n后"),
+        ("用<syntaxhighlight lang=c inline>a[[b]]</syntaxhighlight>。", "用a[[b]]。"),
+        ("和<source enclose=none>c</source>。", "和c。"),
+        ("<source lang=py>\nif x:\n    y = '&lt;'\n</source>\n乙", "if x:\n    y = '&lt;'\n乙"),
+        # what is separated by <nowiki/> is no mark
+        ("a<nowiki/>b [<nowiki/>[x]] {<nowiki />{y}}", "ab [[x]] {{y}}"),
+        ("{{<nowiki/>z|1}} [[<nowiki/>w]]", "{{z|1}} [[w]]"),
+        ("<nowiki>{{</nowiki>tl|x}}与<nowiki>[[</nowiki>y]]", "{{tl|x}}与[[y]]"),
+        ("L'<nowiki/>''homme''", "L'homme"),
+        ("（<nowiki/>）甲", "甲"),
+        ("<nowiki>* 甲</nowiki>\n<nowiki>|</nowiki> 乙", "* 甲\n| 乙"),
+        # the tag that starts first wins
+        ("<!-- <nowiki> -->甲<!-- </nowiki> -->乙", "甲乙"),
+        ("<nowiki><code></nowiki>[[甲]]</code>", "<code>甲"),
+        ("<syntaxhighlight><nowiki></syntaxhighlight>[[甲]]<nowiki>[[</nowiki>", "<nowiki>\n甲[["),
+        # regions inside others
+        ("<code><nowiki></code></nowiki></code>甲", "</code>甲"),
+        ("<ref>a<nowiki></ref></nowiki>b</ref>甲", "甲"),
+        ("<code><code>{{a}}</code></code>甲", "{{a}}甲"),
+        ("<code><nowiki></code>甲<code><nowiki>{{x}}</nowiki></code>", "<nowiki>甲{{x}}"),
+        ("[[a|<nowiki>]]</nowiki>]] {{nowrap|<nowiki>a|b</nowiki>}}", "]] a|b"),
+        ("'''<nowiki>'''</nowiki>'''", "'''"),
+        ("== <code>{{x}}</code> ==\n文", "{{x}}\n文"),
+        ("{|\n| <nowiki>|}</nowiki>\n|}\n甲", "甲"),
+        # never closed: the tag goes, the text stays
+        *((f"<{tag}>甲 [[a|乙]]\n\n丙", "甲 乙\n\n丙") for tag in UNCLOSED),
+        ("甲</nowiki>乙</pre>丙</ref>丁</code>", "甲乙丙丁"),
+        ("甲<ref name=x>乙\n== 节 ==\n丙<ref>注</ref>丁", "甲乙\n\n节\n丙丁"),
+        ("<code>甲，[[a|乙]]。<code>{{x}}</code>丙", "甲，乙。{{x}}丙"),
+        ("HTML 的 <source> 元素 [[甲]]", "HTML 的 <source> 元素 甲"),
+        # references
+        ("甲<ref name=x/>乙<REF NAME='x' />丙<ref group='注'>[[a]]</ref>丁", "甲乙丙丁"),
+        ("丁<references><ref name=x>y</ref></references>戊", "丁戊"),
+        ("<!-- <ref> -->甲<!-- </ref> -->", "甲"),
+        # formulas: short plain ones are text, others go
+        ("<math>1-{2}-3</math>", "1-{2}-3"),
+        ("设<math>x &lt; y</math>，<math>\\frac{a}{b}</math>", "设x < y，"),
+        ("<chem>H2O</chem>，<math>a[[b]]</math>。", "H2O，a[[b]]。"),
+        # content that is not shown
+        *((f"甲<{tag}>{{{{x}} -{{y}}- [[z]] <!-- </{tag}>乙", "甲乙") for tag in CUT),
+        ("甲<section begin=a />乙<templatestyles src='x.css'/>丙", "甲乙丙"),
+        # characters that entities stand for are text
+        ("&lt;br&gt;标签 &#91;&#91;x&#93;&#93; &lt;ref&gt;y", "<br>标签 [[x]] <ref>y"),
+        ("&#123;&#123;a&#125;&#125; &#39;&#39;z", "{{a}} ''z"),
+        ("a{{!}}b ''Eagle''{{'}}s", "a|b Eagle's"),
+        # raised and lowered text
+        ("3×10<sup>8</sup>米，10<sup>-8</sup>", "3×10⁸米，10⁻⁸"),
+        ("10<sup>&minus;8</sup>，m<sup>2</sup>", "10⁻⁸，m²"),
+        ("H<sub>2</sub>O，Ca<sup>2+</sup>", "H₂O，Ca²⁺"),
+        ("SO<sub>4</sub><sup>2−</sup>，<sup>14</sup>C", "SO₄²⁻，¹⁴C"),
+        ("log<sub>2</sub>8，1010<sub>2</sub>", "log₂8，1010₂"),
+        ("x<sup>n</sup>，''x''<sub>''i''</sub>", "xⁿ，x_i"),
+        ("2<sup>k</sup>，e<sup>iπx</sup>，T<sub>max</sub>", "2^k，e^(iπx)，T_max"),
+        ("a<sup>n+1</sup>，2<sup>(k+1)</sup>，10<sup>8.5</sup>", "a^(n+1)，2^(k+1)，10^8.5"),
+        ("10<SUP>10<sup>2</sup></SUP>", "10^(10²)"),
+        ("10<sup><nowiki>8</nowiki></sup>，x{{su|b=2|p=8}}", "10⁸，x₂⁸"),
+        ("10<sup>8米，H<sub>2O", "10^8米，H_2O"),
+        ('10<span style="vertical-align: super">8</span>，10<big><sup>8</sup></big>', "10⁸，10⁸"),
+        ("[[a|10<sup>8</sup>]]，{{nowrap|10<sup>8</sup>}}", "10⁸，10⁸"),
+        ("10<sup>3 to 5</sup>，10<sup>−3~−5</sup>", "10^(3 to 5)，10^(−3~−5)"),
+        ("10<sup>８</sup>，10<sup>''8''</sup>，注<sup>1、2</sup>", "10^８，10⁸，注1、2"),
+        ("10{{上標|8}}，{{subsup|x|1|2}}，10{{Superscript|8}}", "10⁸，x₁²，10⁸"),
+        ("the 1<sup>st</sup>, M<sup>me</sup>, O<sub>(l)</sub>", "the 1st, Mme, O(l)"),
+        ("词<sup>[1]</sup>，<sup>a</sup>注", "词[1]，a注"),
+        ("<small><sup>说明文字</sup></small>，<sup></sup>空", "说明文字，空"),
+        ("10{{sup|8}}，H{{sub|2}}O，3{{e|8}}，{{10^|-3}}", "10⁸，H₂O，3×10⁸，10⁻³"),
+        ("{{val|2.998|e=8|u=m/s}}", "2.998×10⁸ m/s"),
+        ("{{val|1.5|0.2|e=3}}，{{val|7}}", "(1.5±0.2)×10³，7"),
+        ("{{chem|H|2|O}}，{{chem|SO|4|2-}}", "H₂O，SO₄²⁻"),
+        ("{{chem|C|n|H|2n+2}}，{{math|1=x<sup>2</sup> = 4}}", "C_nH_(2n+2)，x² = 4"),
+        ("{{convert|100|km2|sqmi}}，{{convert|5|to|10|sqmi|km2}}", "100 km²，5–10 sq mi"),
+        ("{{convert|6|ft|4|in|m}}，{{cvt|20|C}}", "6 ft 4 in，20 °C"),
+        ("{{convert|3|Moilbbl/d}}，{{convert|2|e6acre}}", "3 million barrels/d，2 million acres"),
+        ("{{convert|30|PD/sqmi}}，{{convert|2|x|3|m}}", "30/sq mi，2 × 3 m"),
+        # rows of tables that do not pair go
+        ("{| class=x\n| a\n! b\n\n正文，未闭合", "正文，未闭合"),
+        ("{{s-start}}\n| a\n|-\n| b || c\n|}\n后", "后"),
+        ("{{s-start}}\n! a\n|- style=x\n| b\n{{s-end}}\n|x| 后", "|x| 后"),
+        ("前\n{|\n|}尾", "前\n尾"),
+        ("[[!Kung]]人", "!Kung人"),
+        # apostrophes
+        ("''Iliad'''s 与 '''b''''s", "Iliad's 与 b's"),
+        ("'''''甲'''乙''，''丙'' '''丁'''", "甲乙，丙 丁"),
+        ("'''''甲''''' 'a' ''b''", "甲 'a' b"),
+        # prefixes of links
+        ("[[Re:從零開始的異世界生活]]", "Re:從零開始的異世界生活"),
+        ("[[CSI:犯罪现场]]与[[D.Gray-man]]", "CSI:犯罪现场与D.Gray-man"),
+        ("[[NCIS:洛杉矶]][[Ys:III]][[Go: A]]", "NCIS:洛杉矶Ys:IIIGo: A"),
+        ("[[K:甲]][[Fate:乙]]", "K:甲Fate:乙"),
+        ("甲[[en:Beijing]][[JA:北京]][[zh-min-nan:Pak-kiaⁿ]][[simple:Beijing]]乙", "甲乙"),
+        ("[[wikt:词]]，[[:en:Foo]]", "词，en:Foo"),
+        ("[[en:Foo|富]]，[[Wikipedia:互助]]", "富，Wikipedia:互助"),
+        ("甲[[commons:File:x.jpg]][[commons:Category:Y]][[s:论语]]", "甲论语"),
+        ("甲[[ File :x.jpg|thumb|[[a]]]][[file_:y]]乙", "甲乙"),
+        ("[[CATEGORY: z]][[媒体:w]]乙[[:Category:丙|丁]]", "乙丁"),
     ],
-)
+)  # fmt: skip
 def test_cases(wikitext, text):
     assert text_of_wikitext(wikitext) == text
 
 
-def test_marks_that_do_not_pair_go():
-    got = text_of_wikitext("[[Foo (bar)|]]{{unclosed| 甲 [[x")
-    assert not any(mark in got for mark in ("{{", "[[", "]]"))
+PIECES = [piece for piece in MARKUP if piece != "== x =="]
+PIECES += ["<b>", "</div>", "{{{1|}}}", "[http://a.b x]", "&lt;br&gt;", "&amp;"]
+PIECES += ["\n", "\n* ", "\n|", "甲", " "]
+
+
+@given(st.sampled_from(LITERAL_TAGS), st.lists(st.sampled_from(PIECES), min_size=1, max_size=12))
+def test_literal_regions_of_any_content(tag, pieces):
+    content = "".join(pieces)
+    shown = content
+    if tag not in ("syntaxhighlight", "source"):
+        shown = html.unescape(content.replace("&nbsp", "&amp;nbsp"))
+    rest = "后文，[[a|链接]]。<ref>注</ref>\n\n== 节 ==\n末句。"
+    got = text_of_wikitext(f"前文。<{tag}>{content}</{tag}>{rest}")
+    assert "".join(got.split()) == "".join(f"前文。{shown}后文，链接。节末句。".split())
 
 
 def test_sections_keep_their_heading_and_tail_sections_go():
@@ -93,10 +229,59 @@ def test_pages_with_too_many_unpaired_marks_are_refused(part):
         text_of_wikitext(part * 20_000 + "\n文字")
 
 
-@pytest.mark.parametrize(
-    "part", ["<ref>", "-{", "(,", " ,", "- ", "|", "<", "''", "=", "(", "<br>", "{{a}}", "]]", "}}"]
+def test_internal_marks_in_a_page_are_ignored():
+    assert text_of_wikitext("甲\x020\x03乙\x01<nowiki>丙</nowiki>") == "甲0乙丙"
+
+
+RUNS = (
+    *("<nowiki>", "</nowiki>", "<code><nowiki></code>", "<ref><nowiki></ref>", "<code>", "<ref>"),
+    *("<math>", "<nowiki/>", "__a", "'''a'''", "-{", "(,", " ,", "- ", "|", "<", "''", "=", "("),
+    *("<br>", "{{a}}", "]]", "}}"),
 )
-def test_long_runs_of_marks_are_cleaned(part):
-    got = text_of_wikitext("文字。" + part * 20_000 + "\n结尾")
+
+
+@pytest.mark.parametrize("part", RUNS)
+@pytest.mark.parametrize("end", ["", "</code></ref></nowiki></math>\n"])
+def test_long_runs_of_marks_are_cleaned_in_linear_time(part, end):
+    got = text_of_wikitext(f"文字。{part * 20_000}\n== 节 ==\n{end}结尾")
     assert got.startswith("文字。")
     assert got.endswith("结尾")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("!Kung人居住在沙漠", "|x| 是绝对值", "||x|| 是范数", "|-5| = 5", "|+1| 与 |-1|", "a | b"),
+        *("!important 很重要\n| 第二行", "| 一行\n\n| 又一行"),
+    ],
+)
+def test_lines_that_begin_like_cells_are_text_outside_tables(text):
+    assert text_of_wikitext(text) == text
+    assert text_of_wikitext(f"{{|\n! h\n|-\n| c\n|}}\n{text}") == text
+
+
+SWITCHES = (
+    *("NOTOC", "notoc", "NoToc", "ForceToc", "noeditsection", "NOGALLERY", "hiddencat", "INDEX"),
+    *("无目录", "無目錄", "不转换标题", "目次非表示", "KEIN_INHALTSVERZEICHNIS", "без_оглавления"),
+)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_go_in_any_case_and_language(name):
+    assert text_of_wikitext(f"甲__{name}__乙\n__{name}____notoc__\n丙") == "甲乙\n\n丙"
+
+
+def test_other_words_between_underscores_are_text():
+    text = "__init__ 与 __FILE__、__index__、a__b__c、____"
+    assert text_of_wikitext(text) == text
+
+
+def test_prefixes_and_variants_depend_on_the_site():
+    names = ((0, ""), (6, "Fil"), (14, "Kategori"), (-2, "Media"), (4, "Wikipedia"))
+    sv = WikiSite(language="sv", namespaces=names)
+    zh = WikiSite(language="zh")
+    page = "[[Fil:S.jpg|miniatyr|250px|En bild]]a[[kategori: X]]b [[Wikipedia:Y]] {a}-{b}-{c}"
+    assert text_of_wikitext(page, sv) == "ab Wikipedia:Y {a}-{b}-{c}"
+    assert "miniatyr" not in text_of_wikitext(page.replace("250px|En bild", "x"), sv)
+    assert text_of_wikitext("[[Fil:S.jpg|文字]]", zh) == "文字"
+    assert text_of_wikitext("-{zh-hans:甲;zh-hant:乙}- x-{未完", zh) == "甲 x未完"
