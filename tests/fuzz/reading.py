@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from wikillm.core.errors import WikiLLMError
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources.read import csv_header, items_of, read_shards
 from wikillm.data.sources.sniff import sniff
@@ -76,6 +77,14 @@ def read(
     return Read(texts, dropped, source)
 
 
+def refused_or_read(path: Path, content: bytes) -> None:
+    """Check that a file is refused with an error of our own, or every byte is accounted for."""
+    try:
+        read(path, content)
+    except WikiLLMError as error:
+        assert error.what and str(error)
+
+
 def check_gaps(content: bytes, found: list[tuple[int, int]], format: str) -> None:
     """Check that every byte is in one record, in the header of a table, or in a separator."""
     at = 0
@@ -123,16 +132,8 @@ def damaged(draw: st.DrawFn, content: bytes, most: int = 4) -> bytes:
 
 ODD = [
     *(bytes([byte]) for byte in b"\"'\\{}[],:;|<>&\n\r\t\x00\x1a\xc3\xff"),
-    *(
-        b"\r\n",
-        b"\xed\xa0\x80",
-        b"\xef\xbb\xbf",
-        b"\xe2\x80\xa8",
-        b"\xff\xfe",
-        b"text\n",
-        b'"text":',
-    ),
-    *(b"null", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 2000, b"\\ud800", b'""'),
-    *(b"&amp;", b"&#0;", b"&x;", b"</page>", b"<page>", b"<text>", b"]]>", b"<![CDATA[", b"<!--"),
-    *(b"<!DOCTYPE a>", b'","', b"PAR1", b"BZh9", b"\x1f\x8b"),
+    *(b"\r\n", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xff\xfe", b"text\n"),
+    *(b'"text":', b"null", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 2000),
+    *(b"\\ud800", b'""', b"&amp;", b"&#0;", b"&x;", b"</page>", b"<page>", b"<text>", b"]]>"),
+    *(b"<![CDATA[", b"<!--", b"<!DOCTYPE a>", b'","', b"PAR1", b"BZh9", b"\x1f\x8b"),
 ]

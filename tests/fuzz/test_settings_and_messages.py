@@ -139,13 +139,8 @@ def store(folder: Path, corpus: Path) -> tuple[Path, Any]:
     from wikillm.cli.main import main
 
     made = folder / "store"
-    words = [
-        "data.tokenizer=train:400",
-        "data.min_val_tokens=20",
-        "data.val_fraction=0.1",
-        "data.workers=1",
-        "data.max_text_bytes=20000",
-    ]
+    words = ["data.tokenizer=train:400", "data.min_val_tokens=20", "data.val_fraction=0.1"]
+    words += ["data.workers=1", "data.max_text_bytes=20000"]
     assert main(["prepare", f"data.path={corpus}", f"data.store={made}", *words]) == 0
     return made, json.loads((made / MANIFEST_NAME).read_text())
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz.budget import fuzzed
-from fuzz.reading import PACKED, clean, damaged, read, written
+from fuzz.reading import PACKED, clean, damaged, read, refused_or_read, written
 from wikillm.core.errors import WikiLLMError
 
 TEXTS = st.one_of(
@@ -72,38 +72,20 @@ def json_arrays(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     return f"{around}{content}{end}".encode(), kept
 
 
-@given(json_lines(), NAMES, st.sampled_from(list(PACKED)), st.sampled_from([64, 1 << 20]))
-@fuzzed(175)
-def test_json_lines_are_kept_exactly(
+@given(
+    st.one_of(json_lines(), json_arrays()),
+    NAMES,
+    st.sampled_from(list(PACKED)),
+    st.sampled_from([64, 1 << 20]),
+)
+@fuzzed(275)
+def test_json_is_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], name: str, packed: str, range_bytes: int
 ) -> None:
     content, kept = made
     found = read(written(folder, name + packed, content), content, range_bytes=range_bytes)
     assert found.texts == kept
     assert {item.why.reason for item in found.dropped} <= {"empty"}
-
-
-@given(json_arrays(), st.sampled_from(["c.json", "c"]))
-@fuzzed(100)
-def test_json_arrays_are_kept_exactly(
-    folder: Path, made: tuple[bytes, list[str]], name: str
-) -> None:
-    content, kept = made
-    found = read(written(folder, name, content), content)
-    assert found.texts == kept
-    assert {item.why.reason for item in found.dropped} <= {"empty"}
-
-
-@given(st.data(), st.one_of(json_lines(), json_arrays()), NAMES)
-@fuzzed(175)
-def test_damaged_json_is_refused_or_accounted_for(
-    folder: Path, data: st.DataObject, made: tuple[bytes, list[str]], name: str
-) -> None:
-    content = data.draw(damaged(made[0]))
-    try:
-        read(written(folder, name, content), content)
-    except WikiLLMError as error:
-        assert error.what and str(error)
 
 
 @given(st.lists(JSON, min_size=1, max_size=5))
@@ -150,16 +132,19 @@ def test_tables_are_kept_exactly(
     assert {item.why.reason for item in found.dropped} <= {"empty"}
 
 
-@given(st.data(), tables())
-@fuzzed(125)
-def test_damaged_tables_are_refused_or_accounted_for(
-    folder: Path, data: st.DataObject, made: tuple[bytes, list[str]]
+@given(
+    st.data(),
+    st.one_of(
+        st.tuples(st.one_of(json_lines(), json_arrays()), NAMES),
+        st.tuples(tables(), st.just("c.csv")),
+    ),
+)
+@fuzzed(300)
+def test_damaged_json_and_tables_are_refused_or_accounted_for(
+    folder: Path, data: st.DataObject, made: tuple[tuple[bytes, list[str]], str]
 ) -> None:
-    content = data.draw(damaged(made[0]))
-    try:
-        read(written(folder, "c.csv", content), content)
-    except WikiLLMError as error:
-        assert error.what
+    content = data.draw(damaged(made[0][0]))
+    refused_or_read(written(folder, made[1], content), content)
 
 
 @given(TEXTS, st.sampled_from(["text", "blocks", "lines"]))
@@ -185,9 +170,5 @@ def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> Non
 )
 @fuzzed(75)
 def test_bytes_of_any_kind(folder: Path, content: bytes, name: str) -> None:
-    path = folder / name
-    path.write_bytes(content)
-    try:
-        read(path, content)
-    except WikiLLMError as error:
-        assert error.what
+    (folder / name).write_bytes(content)
+    refused_or_read(folder / name, content)
