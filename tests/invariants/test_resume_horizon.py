@@ -82,14 +82,3 @@ def test_a_longer_horizon_holds_from_the_first_step(
         step: learning_rate_at(train, step, max_steps=12, warmup_steps=2) for step in range(5, 13)
     }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)
-
-
-def test_a_horizon_that_is_behind_trains_nothing_and_says_where_the_run_is(
-    words: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    assert run(1, words(folder))["code"] == 0
-    found = run(1, words(folder, "train.max_steps=4"), resume="auto", allow_change=True)
-    assert found["code"] == 0, found["message"]
-    assert "nothing is left to train: the horizon is step 4" in found["output"]
-    assert "done       8 steps" in found["output"]

@@ -97,13 +97,6 @@ def test_in_bf16_without_deepspeed(words: Any, documents: dict[str, Any], tmp_pa
     assert found["losses"] != pytest.approx(documents["losses"], rel=1e-6), "it ran in float32"
 
 
-@pytest.mark.deep  # compiled layers and shared sequences have a test each on every commit
-def test_compiled(words: Any, whole: dict[str, Any], tmp_path: Path) -> None:
-    assert_same(
-        run(2, words(tmp_path / "run", SHARED, "train.compile=layers"), deepspeed="zero1"), whole
-    )
-
-
 def test_a_run_may_share_its_sequences_after_a_resume(
     words: Any, whole: dict[str, Any], tmp_path: Path
 ) -> None:
