@@ -67,9 +67,8 @@ def test_any_micro_batch_gives_the_same_run(
     micro_batch: int, words: Any, baseline: Any, tmp_path: Path
 ) -> None:
     more = f"train.per_device_train_batch_size={micro_batch}"
-    assert run(1, words(tmp_path / "run", more), deepspeed="zero2")["losses"] == pytest.approx(
-        baseline["losses"], rel=L2
-    )
+    found = run(1, words(tmp_path / "run", more), deepspeed="zero2")
+    assert found["losses"] == pytest.approx(baseline["losses"], rel=L2)
     (outcome,), broken = find_outcomes([tmp_path])  # written by every run that reaches its horizon
     assert not broken and outcome.setup["ranks"] == 1 and outcome.setup["engine"] == "ZeRO-2"
     assert (

@@ -54,14 +54,6 @@ def build_model(
     return model
 
 
-def build_on_meta(section: ModelSection, vocab_size: int) -> PreTrainedModel:
-    """The model without storage: shapes and names only, whatever its size."""
-    with torch.device("meta"), no_init_weights():
-        model = _from_config(hf_config(section, vocab_size, eos_id=0))
-    model.tie_weights()
-    return model
-
-
 def _check_order(args: TrainingArguments) -> None:
     deepspeed_config = getattr(args, "hf_deepspeed_config", None)
     wants_zero3 = deepspeed_config is not None and deepspeed_config.is_zero3()

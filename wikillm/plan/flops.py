@@ -76,10 +76,3 @@ def peak_flops(device_name: str) -> float | None:
         if start >= 0 and not words[end : end + 1].isalnum():
             return tflops * 1e12
     return None
-
-
-def model_flops_utilization(
-    tokens_per_second_per_gpu: float, flops_per_token: float, peak: float
-) -> float:
-    """MFU: the share of `peak` (FLOP/s) that the model's own FLOPs make up, 0 to 1."""
-    return tokens_per_second_per_gpu * flops_per_token / peak

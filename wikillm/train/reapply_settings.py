@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wikillm.train.fragments.counters import scaler_counters, set_scaler_counters
+
 _NOT_OPTIONS = ("params", "lr", "initial_lr", "step")
-_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,5 @@ class StartSettings:
 def with_state(fresh: Any, loaded: Any) -> Any:
     """DeepSpeed's loss scaler `fresh`, with the state of `loaded` where both are dynamic."""
     if type(fresh) is type(loaded) and getattr(fresh, "dynamic", False):
-        for name in _SCALER_STATE:
-            setattr(fresh, name, getattr(loaded, name))
+        set_scaler_counters(fresh, scaler_counters(loaded))
     return fresh

@@ -30,22 +30,19 @@ def open_run_corpus(data: DataSection, world: World, *, in_epochs: bool) -> Corp
     Args:
         in_epochs: the horizon is a number of epochs, which needs the size of the finished store.
     """
-    corpus = _open(data, world, in_epochs)
+    if not in_epochs:
+        corpus = stream_corpus(data, is_main=world.is_main, is_local_main=world.local_rank == 0)
+    else:
+        if data.streaming != "off" and not data.mixture:
+            say(
+                "note       train.num_train_epochs needs the number of tokens: "
+                "the store is finished before training"
+            )
+        corpus = open_corpus(data, is_main=world.is_main)
     if data.verify == "first_use":
         corpus.train.verify_on_first_use()
         corpus.val.verify_on_first_use()
     return corpus
-
-
-def _open(data: DataSection, world: World, in_epochs: bool) -> Corpus:
-    if not in_epochs:
-        return stream_corpus(data, is_main=world.is_main, is_local_main=world.local_rank == 0)
-    if data.streaming != "off" and not data.mixture:
-        say(
-            "note       train.num_train_epochs needs the number of tokens: "
-            "the store is finished before training"
-        )
-    return open_corpus(data, is_main=world.is_main)
 
 
 class DataWaiter:
