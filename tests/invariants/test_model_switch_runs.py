@@ -101,15 +101,9 @@ def test_products_in_8_bit_stay_near(
     "pair", [[f"{KEEP}full", f"{KEEP}selective"], ["train.mlp_kernel=stock", TILED]]
 )
 def test_zero3_gathers_no_weight_more_often(pair: list[str], words: Any, tmp_path: Path) -> None:
-    counted = [
-        run(
-            2,
-            words(
-                tmp_path / word, word, "train.per_device_train_batch_size=2", "train.max_steps=3"
-            ),
-            train_counting_gathers,
-            deepspeed="zero3",
-        )["gathers"]
-        for word in pair
-    ]
+    counted = []
+    for word in pair:
+        more = (word, "train.per_device_train_batch_size=2", "train.max_steps=3")
+        found = run(2, words(tmp_path / word, *more), train_counting_gathers, deepspeed="zero3")
+        counted.append(found["gathers"])
     assert counted[0] == counted[1] and counted[0]["(64, 32)"] > 0, counted

@@ -16,7 +16,7 @@ from wikillm.config.load import load
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.models.build import build_model
-from wikillm.models.shape import ARCHITECTURES
+from wikillm.models.shape import ARCHITECTURES, hf_config
 from wikillm.plan.params import count_parameters
 
 
