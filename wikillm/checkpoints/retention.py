@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING, step_of
@@ -82,7 +83,8 @@ def superfluous(folder: Path, keep: Keep, spare: Path | None = None) -> list[Pat
         if good < keep.newest:
             # A damaged one stays for the user to inspect, and one more is kept.
             good += _is_whole(checkpoint)
-        elif checkpoint not in marked and _is_ours(checkpoint):
+        # A copy under another name, or one without a manifest, stays.
+        elif checkpoint not in marked and _passes(read_ancestry, checkpoint):
             found.append(checkpoint)
     return found
 
@@ -113,17 +115,12 @@ def held_out_loss_of(checkpoint: Path) -> float:
 
 def _is_whole(checkpoint: Path) -> bool:
     """Whether every file is there in its size."""
-    try:
-        verify(checkpoint, hashes=False)
-    except CheckpointError:
-        return False
-    return True
+    return _passes(partial(verify, hashes=False), checkpoint)
 
 
-def _is_ours(checkpoint: Path) -> bool:
-    """Whether the run wrote it under this name. A copy, or one without a manifest, stays."""
+def _passes(check: Callable[[Path], object], checkpoint: Path) -> bool:
     try:
-        read_ancestry(checkpoint)
+        check(checkpoint)
     except CheckpointError:
         return False
     return True

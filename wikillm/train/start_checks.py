@@ -49,21 +49,19 @@ def check_world(
         raise MachineError(
             "Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}"
         )
-    sizes: list[Any] = control.gather(args.per_device_train_batch_size)
-    if len(set(sizes)) > 1:  # auto, on nodes whose GPUs differ in memory
-        raise MachineError(
-            "The ranks chose different micro-batches for train.per_device_train_batch_size=auto: "
-            "their GPUs differ.",
-            got=f"sequences by rank: {sizes}",
-            fix=f"train.per_device_train_batch_size={min(sizes)}",
-        )
-    precisions: list[Any] = control.gather(precision)
-    if len(set(precisions)) > 1:
-        raise MachineError(
-            "The ranks chose different precisions for train.precision=auto: their machines differ.",
-            got=f"by rank: {', '.join(precisions)}",
-            fix="train.precision=fp32, or bf16 where all GPUs have it",
-        )
+    # Under auto each rank chooses for its own machine.
+    chosen: list[Any] = control.gather((args.per_device_train_batch_size, precision))
+    micro_batches, precisions = zip(*chosen, strict=True)
+    for name, values, fix in (
+        ("per_device_train_batch_size", micro_batches, min(micro_batches)),
+        ("precision", precisions, "fp32, or bf16 where all GPUs have it"),
+    ):
+        if len(set(values)) > 1:
+            raise MachineError(
+                f"The ranks chose differently for train.{name}=auto: their machines differ.",
+                got=f"by rank: {', '.join(map(str, values))}",
+                fix=f"train.{name}={fix}",
+            )
 
 
 def check_shared_folder(run: RunDir, world: World, control: ControlGroup) -> dict[str, Any]:

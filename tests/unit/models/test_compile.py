@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from harness.three_layers import build
 
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
@@ -16,20 +16,6 @@ from wikillm.models.patching import remove_patches
 from wikillm.models.tiled_mlp import tile_mlp
 
 pytestmark = pytest.mark.usefixtures("forget_graphs")
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": 0, "tie_word_embeddings": True,
-}  # fmt: skip
-
-
-def build(architecture: str) -> Any:
-    torch.manual_seed(5)
-    if architecture == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SHAPE))
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE))
 
 
 def ids(batch: int = 2, length: int = 8) -> torch.Tensor:

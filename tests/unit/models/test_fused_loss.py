@@ -8,34 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from harness.three_layers import build
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.fused_loss import fused_loss, patch_loss
 from wikillm.models.shape import ARCHITECTURES
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 211, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-}  # fmt: skip
-
-
-def build(architecture: str, tied: bool) -> Any:
-    torch.manual_seed(3)
-    config, kind = ARCHITECTURES[architecture]
-    return kind(config(**SHAPE, tie_word_embeddings=tied))
-
 
 @pytest.fixture
 def model() -> Any:
-    return build("qwen2", tied=True)
+    return build()
 
 
 def batch(ignored: int = 3) -> dict[str, torch.Tensor]:
-    ids = torch.randint(0, 211, (3, 12), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 97, (3, 12), generator=torch.Generator().manual_seed(1))
     labels = ids.roll(-1, 1).clone()
     labels[0, :ignored] = -100
     return {"input_ids": ids, "labels": labels, "shift_labels": labels}
@@ -55,7 +42,7 @@ def step(model: Any, **inputs: Any) -> tuple[float, dict[str, torch.Tensor], Any
 def test_loss_and_gradients_are_hugging_faces(
     architecture: str, tied: bool, count: Any, shifted: bool
 ) -> None:
-    stock = build(architecture, tied)
+    stock = build(architecture, tie_word_embeddings=tied)
     ours = copy.deepcopy(stock)
     inputs = batch() if shifted else {k: v for k, v in batch().items() if k != "shift_labels"}
     if count is not None:
@@ -90,7 +77,7 @@ def test_evaluation_keeps_no_logits(model: Any) -> None:
         lambda m: m(batch()["input_ids"], logits_to_keep=1).logits,
         lambda m: m(**batch(), logits_to_keep=torch.arange(12)).logits,
         lambda m: m.generate(batch()["input_ids"], max_new_tokens=5, do_sample=False),
-        lambda m: m.lm_head(torch.ones(2, 16)),
+        lambda m: m.lm_head(torch.ones(2, 32)),
     ],
 )
 def test_all_that_needs_logits_is_unchanged(
@@ -128,10 +115,9 @@ def test_fused_for_a_while(model: Any) -> None:
     assert "forward" not in {**model.__dict__, **model.lm_head.__dict__}
 
 
-def test_in_8_bit_only_the_training_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPE, "vocab_size", 208)
-    stock, ours = build("qwen2", tied=True), build("qwen2", tied=True)
-    inputs = {key: value.clamp(max=207) for key, value in batch().items()}
+def test_in_8_bit_only_the_training_loss_is() -> None:
+    stock, ours = build(vocab_size=96), build(vocab_size=96)
+    inputs = {key: value.clamp(max=95) for key, value in batch().items()}
     assert patch_loss(ours, "fp8", rows=36, device_type="cpu").name == "fp8"
     wanted, gradients, _ = step(stock, **inputs)
     found, our_gradients, _ = step(ours, **inputs)

@@ -22,12 +22,12 @@ from wikillm.core.errors import (
 )
 from wikillm.core.world import World
 from wikillm.train.exit import ending
-from wikillm.train.run_dir import RunDir
+from wikillm.train.run_dir import RunDir, describe_environment
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from wikillm.train.run_dir import RunDir
+from wikillm.train.run_dir import RunDir, describe_environment
 lock = RunDir(Path(sys.argv[1])).claim(resume=False)
 print("held", flush=True)
 time.sleep(60)
@@ -168,3 +168,23 @@ def test_room_counts_what_the_start_clears(tmp_path: Path) -> None:
         run.check_room(free + (1 << 40), keep=Keep(1))
     assert "64 MiB more when superfluous" in str(caught.value)
     assert "run.dir=FOLDER" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("data.tokenizer=train:8000", "data.tokenizer=train:8000"),
+        ("train.max_tokens=5B", "train.max_tokens=5B"),
+        ("--api_key=abc", "--api_key=***"),
+        ("--hub-token=abc", "--hub-token=***"),
+        ("data.path=https://user:pass@host/x", "data.path=https://***@host/x"),
+        ("data.path=https://host/x.jsonl?a=1", "data.path=https://host/x.jsonl?***"),
+        ("data.path=[https://host/x?sig=1,s3://b/y?versionId=2]", "data.path=[https://host/x?***"),
+        ("run.name=LTAI5tAbCdEfGhIjKlMnOpQr", "run.name=***"),
+    ],
+)
+def test_the_recorded_command_has_settings_and_no_secrets(
+    typed: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", typed])
+    assert describe_environment()["command"] == ["train.py", kept]
