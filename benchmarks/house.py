@@ -1,16 +1,15 @@
-"""Lines by room, import circles and functions that take the whole configuration, as a table.
+"""Lines by room, as a table.
 
     python benchmarks/house.py                 # the working tree
     python benchmarks/house.py --at COMMIT     # a commit, without a checkout of it
 
-Used by docs/measurements/2026-11-28-house.md. `used by` counts the other rooms that import a room.
+Used by docs/measurements/2026-11-28-house.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import runpy
 import subprocess
 import tempfile
 from collections import defaultdict
@@ -32,19 +31,10 @@ def main() -> None:
             archive = ["git", "-C", str(ROOT), "archive", commit, "wikillm", "tests"]
             content = subprocess.run(archive, check=True, capture_output=True).stdout
             subprocess.run(["tar", "-x", "-C", folder], input=content, check=True)
-        print("\n".join(report(root)))
+        print("\n".join([*table(root / "wikillm"), "", *table(root / "tests")]))
 
 
-def report(root: Path) -> list[str]:
-    rules = runpy.run_path(str(ROOT / "tests" / "contract" / "test_circles.py"))
-    graph = rules["imports_of"](root / "wikillm")
-    lines = table(root / "wikillm", used_by(graph))
-    lines += ["", *table(root / "tests", {})]
-    circles = rules["circles_in"](graph)
-    return [*lines, "", f"import circles: {len(circles)}"]
-
-
-def table(folder: Path, users: dict[str, int]) -> list[str]:
+def table(folder: Path) -> list[str]:
     """A row for each room, the largest first, and the sum."""
     rows: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
     for path in folder.rglob("*.py"):
@@ -53,11 +43,11 @@ def table(folder: Path, users: dict[str, int]) -> list[str]:
         rows[room] = [a + b for a, b in zip(rows[room], counts, strict=True)]
     ordered = sorted(rows.items(), key=lambda row: -row[1][1])
     total = [sum(column) for column in zip(*rows.values(), strict=True)]
-    head = ("files", "lines", "code", "docstrings", "comments", "blank", "used by")
+    head = ("files", "lines", "code", "docstrings", "comments", "blank")
     lines = [f"| {folder.name} | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     for room, counts in [*ordered, ("all", total)]:
         numbers = " | ".join(f"{number:,}" for number in counts)
-        lines.append(f"| {room} | {numbers} | {users.get(room, '')} |")
+        lines.append(f"| {room} | {numbers} |")
     return lines
 
 
@@ -83,16 +73,6 @@ def count(text: str) -> list[int]:
     )
     code = len(lines) - len(in_docstring) - blank - comments
     return [len(lines), code, len(in_docstring), comments, blank]
-
-
-def used_by(graph: dict[str, set[str]]) -> dict[str, int]:
-    """room -> how many other rooms import it."""
-    users: dict[str, set[str]] = defaultdict(set)
-    for module, imported in graph.items():
-        own = room_of(tuple(module.split(".")[1:-1]))
-        for other in imported:
-            users[room_of(tuple(other.split(".")[1:-1]))].add(own)
-    return {room: len(found - {room}) for room, found in users.items()}
 
 
 if __name__ == "__main__":
