@@ -71,28 +71,22 @@ class TensorFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The file of a tensor, by number, and the byte in it where the tensor begins."""
-
-    file: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class TensorLayout:
+    """`places`: the file of each tensor, by number, and the byte in it where the tensor begins."""
+
     files: tuple[TensorFile, ...]
-    places: Mapping[TensorSpec, Place]
+    places: Mapping[TensorSpec, tuple[int, int]]
 
     def extent(self, spec: TensorSpec, start: int, stop: int) -> tuple[int, int, int]:
         """(file, first byte, byte after the last) of the elements [start, stop) of a tensor."""
-        place = self.places[spec]
-        return place.file, place.offset + start * ITEM, place.offset + stop * ITEM
+        file, offset = self.places[spec]
+        return file, offset + start * ITEM, offset + stop * ITEM
 
 
 def lay_out(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> TensorLayout:
     """The files for these tensors: the same on every rank for the same tensors in any order."""
     files: list[TensorFile] = []
-    places: dict[TensorSpec, Place] = {}
+    places: dict[TensorSpec, tuple[int, int]] = {}
     wanted = sorted(specs)
     for kind, stem in FILES.items():
         shards = _shards([spec for spec in wanted if spec.kind == kind], shard_bytes)
@@ -101,7 +95,7 @@ def lay_out(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> Tens
             header = _header(members)
             offset = len(header)
             for spec in members:
-                places[spec] = Place(len(files), offset)
+                places[spec] = (len(files), offset)
                 offset += spec.numel * ITEM
             files.append(TensorFile(f"{stem}{suffix}.safetensors", header, offset))
     return TensorLayout(tuple(files), places)
@@ -110,8 +104,8 @@ def lay_out(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> Tens
 def weight_index(layout: TensorLayout, kind: str) -> dict[str, Any] | None:
     """Hugging Face's index of a kind whose file is cut into shards; None for a single file."""
     names = {
-        spec.name: Path(layout.files[place.file].name).name
-        for spec, place in layout.places.items()
+        spec.name: Path(layout.files[file].name).name
+        for spec, (file, _) in layout.places.items()
         if spec.kind == kind
     }
     if len(set(names.values())) < 2:
@@ -127,7 +121,7 @@ def read_layout(checkpoint: Path) -> TensorLayout:
     """
     kinds = {stem: kind for kind, stem in FILES.items()}
     files: list[TensorFile] = []
-    places: dict[TensorSpec, Place] = {}
+    places: dict[TensorSpec, tuple[int, int]] = {}
     for path in sorted(checkpoint.rglob("*.safetensors")):
         name = path.relative_to(checkpoint).as_posix()
         match = _SHARD.fullmatch(name)
@@ -136,7 +130,7 @@ def read_layout(checkpoint: Path) -> TensorLayout:
             continue
         header = _read_header(path)
         for tensor, shape, offset in _tensors(path, header):
-            places[TensorSpec(kind, tensor, shape)] = Place(len(files), offset)
+            places[TensorSpec(kind, tensor, shape)] = (len(files), offset)
         files.append(TensorFile(name, header, path.stat().st_size))
     return TensorLayout(tuple(files), places)
 

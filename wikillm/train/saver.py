@@ -12,10 +12,8 @@ Where host memory is short the buffer is small and training waits for the whole 
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -348,7 +346,6 @@ def _wait_for(files: Iterable[Path]) -> None:
     """Wait until a network folder shows the files that rank 0 made. Raises FileNotFoundError."""
     deadline = time.monotonic() + 60
     for file in files:
-        while not file.exists():
-            if time.monotonic() > deadline:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+        while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
+        file.stat()

@@ -120,19 +120,6 @@ def test_logits_of_hundreds_do_not_overflow() -> None:
     assert float(found) == pytest.approx(float(truth), rel=1e-5)
 
 
-def test_a_chunk_without_labels_adds_nothing() -> None:
-    hidden, weight, labels = inputs(24, 8, 33, ignored=0.0)
-    labels[8:16] = IGNORED
-    loss, grad_hidden, _ = loss_and_gradients(
-        linear_cross_entropy, hidden, weight, labels, chunk_rows=8
-    )
-    assert torch.equal(grad_hidden[8:16], torch.zeros(8, 8, dtype=torch.float64))
-    keep = labels != IGNORED
-    assert float(loss) == pytest.approx(
-        float(reference.linear_cross_entropy(hidden[keep], weight, labels[keep]))
-    )
-
-
 def test_no_label_at_all_is_zero_with_zero_gradients() -> None:
     hidden, weight, labels = inputs(10, 4, 12, ignored=1.0)
     loss, *gradients = loss_and_gradients(
@@ -140,15 +127,6 @@ def test_no_label_at_all_is_zero_with_zero_gradients() -> None:
     )
     assert float(loss) == 0.0
     assert all(not gradient.any() for gradient in gradients)
-
-
-@pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_only_the_gradient_that_is_wanted(frozen: str) -> None:
-    hidden, weight, labels = inputs(9, 4, 12)
-    hidden.requires_grad_(frozen != "hidden"), weight.requires_grad_(frozen != "weight")
-    linear_cross_entropy(hidden, weight, labels, chunk_rows=4).backward()
-    assert (hidden.grad is None) == (frozen == "hidden")
-    assert (weight.grad is None) == (frozen == "weight")
 
 
 def test_without_gradients_only_the_loss_is_computed() -> None:

@@ -205,24 +205,6 @@ def test_changes_are_logged_as_they_are_typed(shape: dict[str, Any]) -> None:
     assert changed_settings(then | {"train.gone": 1}, then) == [], "a key that no longer exists"
 
 
-NUMBERS = {
-    "5e-4": 5e-4,
-    "1.5e-4": 0.00015,
-    "1e-8": 1e-8,
-    "0.95": 0.95,
-    "0.02": 0.02,
-    "0": 0.0,
-    "3": 3.0,
-    "null": None,
-    "-2e-5": -2e-5,
-    "7": 7,
-}
-
-
-def test_numbers_as_one_types_them() -> None:
-    assert {text: shown(value) for text, value in NUMBERS.items()} == {t: t for t in NUMBERS}
-
-
 def test_the_loss_scaler_has_the_rules_of_this_start_and_the_state_of_the_checkpoint() -> None:
     def dynamic(scale: float, window: int) -> Any:
         return DynamicLossScaler(
