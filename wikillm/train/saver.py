@@ -201,9 +201,8 @@ class CheckpointSaver:
 
     def _fits(self, size: int) -> bool:
         """Whether the shares of all ranks of this node fit into its memory, with room to spare."""
-        if self._buffer.nbytes >= size:
-            return True
-        return available_memory() > 1.5 * size * self.world.local_size
+        has_room = available_memory() > 1.5 * size * self.world.local_size
+        return has_room or self._buffer.nbytes >= size
 
     def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
         """The ranges of `parts` and their bytes, in the buffer."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from harness.three_layers import SHAPE, build
 from transformers import MistralConfig, MistralForCausalLM
 
 from wikillm.config.load import load
@@ -18,12 +19,6 @@ from wikillm.models.tiled_mlp import tile_mlp
 from wikillm.plan.memory import activation_bytes_per_token, memory_per_rank, tile_bytes
 from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import describe_workload
-
-SMALL = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16,
-}  # fmt: skip
 
 
 def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
@@ -41,9 +36,8 @@ def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
 def test_losses_and_gradients_are_those_of_the_stock_layers(
     architecture: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, kind = ARCHITECTURES[architecture]
     monkeypatch.setitem(chunks.MLP_CHUNKS, "cpu", (1, 24, 24))
-    model = kind(config(**SMALL)).double().train()
+    model = build(architecture).double()
     if checkpointing:
         checkpoint_layers(model, "full")
     wanted, truth = outcome(model)
@@ -57,7 +51,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
     assert found == pytest.approx(wanted, rel=1e-12) and len(gradients) == len(truth)
     for got, grad in zip(gradients, truth, strict=True):
         torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-12)
-    with pytest.raises(WikiLLMError, match="2 modules patched already"):
+    with pytest.raises(WikiLLMError, match="3 modules patched already"):
         tile_mlp(model, rows=74, device_type="cpu")  # tiled already
     remove_patches(model)
     assert model.model.layers[0].mlp.forward == stock
@@ -66,7 +60,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
 
 def test_a_model_whose_mlp_is_not_known_is_refused() -> None:
     with pytest.raises(WikiLLMError, match="MistralForCausalLM"):
-        tile_mlp(MistralForCausalLM(MistralConfig(**SMALL)), rows=74, device_type="cpu")
+        tile_mlp(MistralForCausalLM(MistralConfig(**SHAPE)), rows=74, device_type="cpu")
 
 
 def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks() -> None:
