@@ -154,7 +154,7 @@ def test_optimizer_and_schedule_hold_from_the_first_step(
     }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)
     for line in (
-        "learning_rate 0.01 -> 2e-3",
+        "learning_rate 0.01 -> 0.002",
         "weight_decay 0.1 -> 0.3",
         "adam_beta1 0.9 -> 0.8",
         "warmup_steps 2 -> 4",

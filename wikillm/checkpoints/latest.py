@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.layout import list_checkpoints, step_of
-from wikillm.checkpoints.lineage import Lineage, arrange
+from wikillm.checkpoints.lineage import arrange
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import warn
@@ -45,30 +45,14 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
             )
         return checkpoint
     if damaged:
-        raise _none_usable(folder, lineage, damaged, check)
-    return None
-
-
-def _none_usable(
-    folder: Path, lineage: Lineage, damaged: list[CheckpointError], check: Verify
-) -> CheckpointError:
-    """The error for a branch without a good checkpoint; it offers a good abandoned one by name."""
-    got = "\n".join(map(str, damaged))
-    for abandoned in lineage.abandoned:
-        try:
-            check(abandoned)
-        except CheckpointError:
-            continue
-        return CheckpointError(
+        abandoned = ", ".join(path.name for path in lineage.abandoned)
+        raise CheckpointError(
             f"None of the {len(damaged)} checkpoints of the current branch in {folder} is usable.",
-            got=f"{got}\n{abandoned.name} is good, but of a branch that the run has abandoned",
-            fix=f"restore the folder from a backup, or name that one: {abandoned}",
+            got="\n".join(map(str, damaged)),
+            fix="restore the folder from a backup, or start again with another run.dir"
+            + (f"\nor name one that the run has abandoned: {abandoned}" if abandoned else ""),
         )
-    return CheckpointError(
-        f"None of the {len(damaged)} checkpoints in {folder} is usable.",
-        got=got,
-        fix="restore the folder from a backup, or start again with another run.dir",
-    )
+    return None
 
 
 def find_complete(path: Path, check: Verify = verify) -> Path:

@@ -1,4 +1,4 @@
-"""Sequences split among ranks, reversibly: `split_sequences`, `whole_sequences`.
+"""Sequences split among ranks: `split_sequences`.
 
 Consecutive ranks form groups of `size`. The loader gives each rank of a group its shard of the same
 sequences; everything in a decoder but attention works on single positions and needs no change.
@@ -29,7 +29,7 @@ from wikillm.models.patching import check_supported, layers_of
 
 _GROUP = "_wikillm_sequence_group"
 _LOCAL = "_wikillm_local_view"
-_WRAPPED = "_wikillm_wraps"  # on our attention function: the one it calls
+_SPANS = "_wikillm_spans"  # on our attention function
 
 
 def split_sequences(model: PreTrainedModel, size: int) -> str:
@@ -55,20 +55,9 @@ def split_sequences(model: PreTrainedModel, size: int) -> str:
             view = copy.copy(attention)
             view.num_key_value_groups = attention.num_key_value_groups // repeats
             attention.__dict__[_LOCAL] = view
-    if not hasattr(core, _WRAPPED):
+    if not hasattr(core, _SPANS):
         ALL_ATTENTION_FUNCTIONS[kernel] = _spanning(core)
     return f"{kernel}, sequences over {size} ranks (Ulysses)"
-
-
-def whole_sequences(model: PreTrainedModel) -> None:
-    """Restore the model's own code."""
-    kernel = str(model.config._attn_implementation)
-    wrapped = getattr(ALL_ATTENTION_FUNCTIONS[kernel], _WRAPPED, None)
-    if wrapped is not None:
-        del ALL_ATTENTION_FUNCTIONS[kernel]
-    for attention in _attentions(model):
-        attention.__dict__.pop(_GROUP, None)
-        attention.__dict__.pop(_LOCAL, None)
 
 
 def _attentions(model: PreTrainedModel) -> list[Any]:
@@ -115,5 +104,5 @@ def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
         out_BThd, _ = core(local or module, *whole, attention_mask, **kwargs)
         return scatter_positions(out_BThd, group), None
 
-    setattr(attention, _WRAPPED, core)
+    setattr(attention, _SPANS, True)
     return attention

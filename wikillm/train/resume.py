@@ -23,6 +23,7 @@ from wikillm.checkpoints.manifest import (
 )
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.config.init_from import shape_settings
+from wikillm.config.resolved import typed_form
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
@@ -36,7 +37,6 @@ from wikillm.train.resume_keys import (
     REFUSED,
     changed_first_weights,
     changed_settings,
-    shown,
 )
 
 FACTS = {
@@ -234,9 +234,7 @@ def check_same_run(
         changed -= set(_LAYOUT)
     lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if "store" in changed:
-        lines += _store_differences(
-            point.state.get("store_facts", {}), facts.get("store_facts", {})
-        )
+        lines += _differences(point.state.get("store_facts", {}), facts.get("store_facts", {}))
     other_model = _model_differences(point.checkpoint, model) if model is not None else []
     lines += other_model
     other_start = changed_first_weights(point.state.get("settings", {}), settings or {})
@@ -263,10 +261,13 @@ def check_same_run(
     )
 
 
-def _store_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The facts of a token store that differ."""
-    names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-    return [f"{name}: {shown(then.get(name))} then, {shown(now.get(name))} now" for name in names]
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each value that is not the same in both."""
+    return [
+        f"{name}: {typed_form(then.get(name))} then, {typed_form(now.get(name))} now"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
 
 
 def short_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,11 +293,7 @@ def _model_differences(checkpoint: Path, model: ModelSection) -> list[str]:
             heads = values["model.num_attention_heads"]
             values["model.head_dim"] = values["model.hidden_size"] // heads
     del now["model.vocab_size"]  # may be "auto" here; the number of rows is one of FACTS
-    return [
-        f"{key}: {shown(then[key])} then, {shown(now[key])} now"
-        for key in now
-        if then[key] != now[key]
-    ]
+    return _differences({key: then[key] for key in now}, now)
 
 
 def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:

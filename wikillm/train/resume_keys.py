@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,9 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`learning_rate 5e-4 -> 1e-4` for each applied key that differs and that `then` has."""
+    """`learning_rate 0.0005 -> 0.0001` for each applied key that differs and that `then` has."""
     return [
-        f"{key.removeprefix('train.')} {shown(then[key])} -> {shown(now[key])}"
+        f"{key.removeprefix('train.')} {typed_form(then[key])} -> {typed_form(now[key])}"
         for key in now
         if key in then and key != _FIRST_WEIGHTS and then[key] != now[key]
     ]
@@ -134,14 +133,4 @@ def changed_first_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> st
     after = now.get(_FIRST_WEIGHTS)
     if _FIRST_WEIGHTS not in then or after in (None, before):
         return None
-    return f"{_FIRST_WEIGHTS}: {shown(before)} then, {shown(after)} now"
-
-
-def shown(value: Any) -> str:
-    """As one types it, small numbers with an exponent: 5e-4, 0.95, null."""
-    if not isinstance(value, float) or not 0 < abs(value) < 0.01:
-        return typed_form(value)
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-    text = "".join(map(str, digits))
-    mantissa = text[0] + (f".{text[1:]}" if len(text) > 1 else "")
-    return f"{'-' if sign else ''}{mantissa}e{int(exponent) + len(text) - 1}"
+    return f"{_FIRST_WEIGHTS}: {typed_form(before)} then, {typed_form(after)} now"

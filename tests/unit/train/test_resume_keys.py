@@ -21,7 +21,7 @@ from wikillm.data.prepare.dedup import dedup_facts
 from wikillm.data.prepare.prepare import plan_store
 from wikillm.train.reapply_settings import with_state
 from wikillm.train.resume import FACTS, ResumePoint, check_same_run, short_facts
-from wikillm.train.resume_keys import ON_RESUME, REFUSED, changed_settings, recorded_settings, shown
+from wikillm.train.resume_keys import ON_RESUME, REFUSED, changed_settings, recorded_settings
 
 SHAPE = {
     "model_type": "qwen2",
@@ -117,7 +117,7 @@ def test_the_model_is_compared_field_by_field(
         changes["model.num_key_value_heads"] = 1
     with pytest.raises(CheckpointError) as caught:
         check_same_run(point, SAME, allow_change=True, model=config(shape, changes).model)
-    assert re.search(rf"{key}: \S+ then, {shown(MODEL[key])} now", str(caught.value))
+    assert re.search(rf"{key}: \S+ then, {typed_form(MODEL[key])} now", str(caught.value))
 
 
 def test_settings_of_the_first_weights_are_refused(shape: dict[str, Any], tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_differences_are_refused_together_and_two_may_be_accepted(tmp_path: Path
 def test_changes_are_logged_as_they_are_typed(shape: dict[str, Any]) -> None:
     then = recorded_settings(config(shape, {}))
     now = recorded_settings(config(shape, {"train.learning_rate": 1e-4, "train.eval_steps": 7}))
-    assert changed_settings(then, now) == ["learning_rate 5e-4 -> 1e-4", "eval_steps 500 -> 7"]
+    assert changed_settings(then, now) == ["learning_rate 0.0005 -> 0.0001", "eval_steps 500 -> 7"]
     assert changed_settings({}, now) == [], "an earlier version recorded nothing"
     assert changed_settings(then | {"train.gone": 1}, then) == [], "a key that no longer exists"
 
