@@ -45,12 +45,12 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
             )
         return checkpoint
     if damaged:
-        abandoned = ", ".join(path.name for path in lineage.abandoned)
+        others = ", ".join(path.name for path in lineage.abandoned)
         raise CheckpointError(
             f"None of the {len(damaged)} checkpoints of the current branch in {folder} is usable.",
             got="\n".join(map(str, damaged)),
             fix="restore the folder from a backup, or start again with another run.dir"
-            + (f"\nor name one that the run has abandoned: {abandoned}" if abandoned else ""),
+            + (f"\nor name one that the run has abandoned: {others}" if others else ""),
         )
     return None
 
