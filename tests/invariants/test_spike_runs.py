@@ -15,8 +15,8 @@ from harness.sick_runs import train_with_bad_samples
 
 from wikillm.checkpoints.latest import find_complete
 from wikillm.checkpoints.manifest import read_state
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.read.loader import Samples
-from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.store import Store
 from wikillm.ledger.audit import audit_run
 from wikillm.observe.sinks import read_records

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_scores(
     args: argparse.Namespace, corpus: Corpus, parts: dict[str, HeldOutLoss], length: int
 ) -> int:
-    from wikillm.evals.baseline import unigram_cross_entropy
+    from wikillm.data.inspect.stats import unigram_cross_entropy
     from wikillm.evals.loss import combined, weights_of
 
     result = combined(parts.values()) if len(parts) > 1 else next(iter(parts.values()))

@@ -10,9 +10,8 @@ from typing import Any
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.fetch.cache import Cache
 from wikillm.data.fetch.remote import scheme_of
-from wikillm.data.read.corpus import Corpus, WeightedStore, proportions
+from wikillm.data.read.corpus import Corpus, StoredCorpus, WeightedStore, proportions
 from wikillm.data.read.mixed import MixedCorpus
-from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.remote_store import open_remote
 from wikillm.data.store.store import Store
 

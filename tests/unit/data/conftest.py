@@ -18,6 +18,8 @@ import pytest
 from pyarrow import parquet
 
 from wikillm.config.schema import DataSection
+from wikillm.data.tokenizer import encoders
+from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
 WORDS = [
@@ -78,6 +80,26 @@ def settings(
         return DataSection(path=tuple(map(str, paths)), **{**defaults, **values})
 
     return make
+
+
+@pytest.fixture
+def wrong_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`wrong_encoder(mark)`: fastokens is wrong for texts with `mark`; every text is compared."""
+
+    class Wrong:
+        def __init__(self, folder: Path, mark: str) -> None:
+            self._truth = load_tokenizer(folder)
+            self._mark = mark
+
+        def encode_batch(self, texts: list[str]) -> encoders.Encoded:
+            pairs = zip(self._truth.encode_batch(texts), texts, strict=True)
+            return encoders.Encoded.of([ids + [0] * (self._mark in text) for ids, text in pairs])
+
+    def put(mark: str) -> None:
+        monkeypatch.setitem(encoders.OPENERS, "fastokens", lambda folder: Wrong(folder, mark))
+        monkeypatch.setattr(encoders, "ONE_IN", 1)
+
+    return put
 
 
 SKIPPABLE_FRAME = b"\x50\x2a\x4d\x18" + (8).to_bytes(4, "little") + b"metadata"

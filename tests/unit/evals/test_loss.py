@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from wikillm.data.inspect.stats import unigram_cross_entropy
 from wikillm.data.read.loader import eval_loader
-from wikillm.evals.baseline import unigram_cross_entropy
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss, weights_of
 
 

@@ -118,22 +118,18 @@ def test_seed_decides(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
     assert text(1, before=1) != text(2, before=1)
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours(
-    model: Qwen2ForCausalLM, tokenizer: Tokenizer
-) -> None:
-    alone = complete(model, tokenizer, ["北京是"], eos_id=0, sampling=GREEDY)
-    together = complete(model, tokenizer, ["水与火。水与火。", "北京是"], eos_id=0, sampling=GREEDY)
-    assert alone[0] == together[1]
-
-
 def test_both_kinds_of_tokenizer(
     model: Qwen2ForCausalLM, tokenizer: Tokenizer, tokenizer_dir: Path
 ) -> None:
     other = AutoTokenizer.from_pretrained(tokenizer_dir)
     prompts = ["北京是中国", "The "]
-    assert complete(model, tokenizer, prompts, eos_id=0, sampling=GREEDY) == complete(
-        model, other, prompts, eos_id=0, sampling=GREEDY
-    )
+    found = complete(model, tokenizer, prompts, eos_id=0, sampling=GREEDY)
+    assert found == complete(model, other, prompts, eos_id=0, sampling=GREEDY)
+    alone = complete(model, tokenizer, prompts[1:], eos_id=0, sampling=GREEDY)
+    assert found[1:] == alone, "a prompt does not depend on its neighbours"
+    model.gradient_checkpointing_enable()
+    model.train()
+    assert complete(model, tokenizer, prompts, eos_id=0, sampling=GREEDY) == found
 
 
 def test_generation_stops_at_eos(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
@@ -142,15 +138,6 @@ def test_generation_stops_at_eos(model: Qwen2ForCausalLM, tokenizer: Tokenizer) 
     first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
     only = tokenizer.decode([first]).rstrip("\ufffd")
     assert complete(model, tokenizer, ["北京"], eos_id=first, sampling=GREEDY) == [only]
-
-
-def test_gradient_checkpointing_does_not_matter(
-    model: Qwen2ForCausalLM, tokenizer: Tokenizer
-) -> None:
-    expected = complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY)
-    model.gradient_checkpointing_enable()
-    model.train()
-    assert complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY) == expected
 
 
 def test_a_request_to_stop_ends_a_completion_after_the_next_token(

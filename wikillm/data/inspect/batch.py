@@ -37,5 +37,5 @@ def _streams(
     if not isinstance(corpus.train, JoinedStream):
         yield corpus.manifest, corpus.train, start, stop
         return
-    for number, first, last in corpus.train.within(start, stop):
+    for number, first, last in corpus.train.parts(start, stop):
         yield corpus.mixture[number].store.manifest, corpus.train.streams[number], first, last

@@ -11,7 +11,7 @@ from typing import Any
 from wikillm.config.schema import Packing
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.inspect.stats import documents_between
-from wikillm.data.read.stored import StoredCorpus
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.store.store import Store
 
 _EXCERPT = 2000  # characters of a text that is shown

@@ -58,6 +58,16 @@ def document_lengths(stream: TokenStream) -> npt.NDArray[np.int64]:
     return np.diff(stream.document_ends(), prepend=0)
 
 
+def unigram_cross_entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
+    """Nats per token of the best unigram model of a text: the entropy of its token frequencies.
+
+    No model that ignores context can be below it on this text. `counts`: occurrences of each id.
+    """
+    present = counts[counts > 0].astype(np.float64)
+    share = present / present.sum()
+    return float(-(share * np.log(share)).sum())
+
+
 def stats_of(store: Store) -> dict[str, Any]:
     """Counts, lengths, copies and the funnel of a store, for programs."""
     splits = {name: _split_stats(getattr(store, name)) for name in SPLITS}

@@ -12,7 +12,7 @@ import numpy as np
 
 from wikillm.core.files import sha256_file
 from wikillm.data.store.manifest import MANIFEST_NAME, ShardInfo, fingerprint_of
-from wikillm.data.store.store import INDEX, TOKEN, Store, damaged, shard_path
+from wikillm.data.store.store import INDEX, TOKEN, Store, damaged, shard_files, shard_path
 
 
 def verify(store: Store) -> dict[str, Any]:
@@ -23,9 +23,7 @@ def verify(store: Store) -> dict[str, Any]:
         raise damaged(store.dir, f"{path}: the fingerprint is not that of the facts")
     digests = [(store.tokenizer_dir / "tokenizer.json", store.manifest.tokenizer.sha256)]
     for shard in store.manifest.shards:
-        for name, split in shard.splits.items():
-            digests.append((shard_path(store.dir, name, shard.number, "tok"), split.tok_sha256))
-            digests.append((shard_path(store.dir, name, shard.number, "idx"), split.idx_sha256))
+        digests += [(store.dir / name, digest) for name, _, digest in shard_files(shard)]
     for path, digest in digests:
         if sha256_file(path) != digest:
             raise damaged(store.dir, f"{path}: its sha256 is not the one in the manifest")

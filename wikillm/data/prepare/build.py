@@ -33,7 +33,7 @@ from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes
 from wikillm.data.sources.shard_loop import run_shards
 from wikillm.data.store.manifest import MANIFEST_NAME, ShardInfo, refuse_other_facts
-from wikillm.data.store.store import COMMITTED_NAME, INDEX, SPLITS, TOKEN, shard_path
+from wikillm.data.store.store import COMMITTED_NAME, SPLITS, shard_files, shard_path
 from wikillm.data.tokenizer.encoders import (
     BackendDiffers,
     choose_backend,
@@ -271,11 +271,8 @@ def finished_shards(store: Path) -> dict[int, ShardInfo]:
             info = ShardInfo.read(path)
         except (OSError, ValueError):
             continue
-        sizes = {}
-        for split, part in info.splits.items():
-            sizes[shard_path(store, split, info.number, "tok")] = part.tokens * TOKEN.itemsize
-            sizes[shard_path(store, split, info.number, "idx")] = part.documents * INDEX.itemsize
-        is_complete = all(f.is_file() and f.stat().st_size == size for f, size in sizes.items())
+        files = ((store / name, size) for name, size, _ in shard_files(info))
+        is_complete = all(file.is_file() and file.stat().st_size == size for file, size in files)
         if info.backend not in refused and is_complete:
             found[info.number] = info
     return found

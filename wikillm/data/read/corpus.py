@@ -1,6 +1,6 @@
 """What training, evaluation and the command line need of a corpus, whatever it consists of.
 
-`Corpus` has three implementations: a finished store (`stored`), a store that is still being built
+`Corpus` has three implementations: a finished store (here), a store that is still being built
 (`growing`) and several stores that are read as one (`mixed`). `read.open` chooses; nothing else
 asks which one it has.
 """
@@ -174,6 +174,29 @@ class Corpus(Protocol):
     def close(self) -> None:
         """End the builder process, if this process started one. What it has built stays."""
         return
+
+
+class StoredCorpus(Corpus):
+    """A finished store, read in windows of so many shards. `val`: instead of its held-out split."""
+
+    def __init__(
+        self,
+        store: Store,
+        window_shards: int,
+        packing: Packing = "concat",
+        val: TokenStream | None = None,
+    ) -> None:
+        self.store = store
+        self.window_shards = window_shards
+        self.packing = packing
+        self.dir = store.dir
+        self.manifest = store.manifest
+        self.shards = store.manifest.shards
+        self.train = store.train
+        self.val = store.val if val is None else val
+
+    def order(self, sequence_length: int, seed: int) -> SampleOrder | PackedOrder:
+        return self.order_of(self.shards, sequence_length, seed)
 
 
 def proportions(mixture: Sequence[WeightedStore]) -> str | None:

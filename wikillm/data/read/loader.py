@@ -7,7 +7,7 @@ the same product reads the same global batch. Loader workers are stateless: they
 A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. The targets are already
 shifted, so models must be given `shift_labels`; `labels` repeats them only because Hugging Face's
 models compute a loss when it is present. With a `DocumentMask` there are also `position_ids`,
-B x T, that begin at 0 with each document (see `document_mask`), and for flash attention its
+B x T, that begin at 0 with each document (see `rows`), and for flash attention its
 `cu_seq_lens`. This is the only module of `data` that imports torch.
 """
 
@@ -28,8 +28,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.corpus import Order, Tokens
-from wikillm.data.read.document_mask import cumulative_lengths, document_positions
-from wikillm.data.read.rows import PADDING, sample_rows
+from wikillm.data.read.rows import (
+    PADDING,
+    cumulative_lengths,
+    document_positions,
+    sample_rows,
+)
 from wikillm.data.read.step_samples import SkipWindow, StepSamples
 
 Batch = dict[str, Any]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wikillm.data.funnel import merged
 from wikillm.data.order.mixed import MixedOrder, SourceOrder
 from wikillm.data.order.permutation import keyed_hash
-from wikillm.data.read.corpus import Corpus, NamedStream, TrainingOrder, WeightedStore
-from wikillm.data.read.stored import StoredCorpus
+from wikillm.data.read.corpus import Corpus, NamedStream, StoredCorpus, TrainingOrder, WeightedStore
 from wikillm.data.store.joined import JoinedStream
 from wikillm.data.store.manifest import Manifest, SplitInfo, fingerprint_of
 from wikillm.data.store.store import SPLITS

@@ -30,10 +30,9 @@ from wikillm.data.prepare.prepare import (
 )
 from wikillm.data.prepare.tokenizer import mixture_tokenizer
 from wikillm.data.prepare.validation_split import refuse_few_held_out
-from wikillm.data.read.corpus import Corpus, WeightedStore
+from wikillm.data.read.corpus import Corpus, StoredCorpus, WeightedStore
 from wikillm.data.read.growing import POLL_SECONDS, GrowingCorpus
 from wikillm.data.read.mixed import MixedCorpus
-from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.store.store import Store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,14 @@ class JoinedStream(TokenStream):
         super().__init__(folder, "", ())
         self.streams = tuple(streams)
         sizes = [stream.n_tokens for stream in streams] if limits is None else list(limits)
-        self.starts = [0, *(int(end) for end in np.cumsum(sizes))]
-        self.n_tokens = self.starts[-1]
+        self._starts = [0, *(int(end) for end in np.cumsum(sizes))]
+        self.n_tokens = self._starts[-1]
         self.n_documents = sum(stream.n_documents for stream in streams)
         self.text_bytes = sum(stream.text_bytes for stream in streams)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         self._check(start, stop)
-        parts = [self.streams[k].read(first, last) for k, first, last in self.within(start, stop)]
+        parts = [self.streams[k].read(first, last) for k, first, last in self.parts(start, stop)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty(0, dtype=np.uint32), *parts])
@@ -38,8 +37,8 @@ class JoinedStream(TokenStream):
         stop = self.n_tokens if stop is None else stop
         self._check(start, stop)
         found = [
-            self.streams[k].document_ends(first, last) + self.starts[k]
-            for k, first, last in self.within(start, stop)
+            self.streams[k].document_ends(first, last) + self._starts[k]
+            for k, first, last in self.parts(start, stop)
         ]
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
@@ -50,12 +49,3 @@ class JoinedStream(TokenStream):
     def verify_on_first_use(self) -> None:
         for stream in self.streams:
             stream.verify_on_first_use()
-
-    def within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(stream, first, last) of the parts that make up [start, stop)."""
-        at = start
-        while at < stop:
-            k = bisect_right(self.starts, at) - 1
-            end = min(stop, self.starts[k + 1])
-            yield k, at - self.starts[k], end - self.starts[k]
-            at = end

@@ -23,7 +23,7 @@ from wikillm.core.units import format_size
 from wikillm.data.fetch.cache import Cache, key_of
 from wikillm.data.fetch.remote import HOW_WITHOUT, check_address, shown
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest
-from wikillm.data.store.store import INDEX, SPLITS, TOKEN, Store, TokenStream, shard_path
+from wikillm.data.store.store import SPLITS, Store, TokenStream, shard_files
 
 _MAX_MANIFEST_BYTES = 1 << 30
 _MAX_TOKENIZER_BYTES = 64 << 20
@@ -92,13 +92,11 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
                 fix="data.store=ADDRESS of the folder",
             ) from None
         _fetch_tokenizer(url, folder, manifest, cache)
-    files = {}
-    for shard in manifest.shards:
-        for split, part in shard.splits.items():
-            tok = shard_path(Path(), split, shard.number, "tok").as_posix()
-            idx = shard_path(Path(), split, shard.number, "idx").as_posix()
-            files[tok] = (part.tokens * TOKEN.itemsize, part.tok_sha256)
-            files[idx] = (part.documents * INDEX.itemsize, part.idx_sha256)
+    files = {
+        name: (size, digest)
+        for shard in manifest.shards
+        for name, size, digest in shard_files(shard)
+    }
     ensure = RemoteShards(url, folder, cache, files).ensure
     length = manifest.tokenizer.length
     train, val = (TokenStream(folder, split, manifest.shards, ensure, length) for split in SPLITS)

@@ -60,6 +60,15 @@ def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
     return store / split / f"{number:05d}.{kind}"
 
 
+def shard_files(shard: ShardInfo) -> Iterator[tuple[str, int, str]]:
+    """Path within the store, size in bytes and sha256 of each file of a shard."""
+    for split, part in shard.splits.items():
+        tokens = shard_path(Path(), split, shard.number, "tok").as_posix()
+        index = shard_path(Path(), split, shard.number, "idx").as_posix()
+        yield tokens, part.tokens * TOKEN.itemsize, part.tok_sha256
+        yield index, part.documents * INDEX.itemsize, part.idx_sha256
+
+
 def read_committed(store: Path) -> int:
     """How many shards of an unfinished store are final. Raises OSError or ValueError."""
     return int(json.loads((store / COMMITTED_NAME).read_text(encoding="utf-8"))["shards"])
@@ -128,7 +137,7 @@ class TokenStream:
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         """The ids [start, stop), read-only. Raises IndexError outside the stream."""
         self._check(start, stop)
-        parts = [self._map("tok", shard)[a:b] for shard, a, b in self._parts(start, stop)]
+        parts = [self._map("tok", shard)[a:b] for shard, a, b in self.parts(start, stop)]
         # Within one shard it is a view of the file.
         ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, TOKEN), *parts])
         self.refuse_outside(ids, self._vocabulary)
@@ -139,7 +148,7 @@ class TokenStream:
         stop = self.n_tokens if stop is None else stop
         self._check(start, stop)
         found = [np.empty(0, dtype=np.int64)]
-        for shard, first, last in self._parts(start, stop):
+        for shard, first, last in self.parts(start, stop):
             ends = self._map("idx", shard)["end"]
             low, high = np.searchsorted(ends, [first, last], side="right")
             found.append(ends[low:high].astype(np.int64) + self._starts[shard])
@@ -148,7 +157,7 @@ class TokenStream:
     def documents(self, start: int, stop: int) -> Iterator[tuple[int, range, Any]]:
         """Number in the split, tokens and `INDEX` entry of each document in [start, stop)."""
         self._check(start, stop)
-        for shard, first, last in self._parts(start, stop):
+        for shard, first, last in self.parts(start, stop):
             index = self._map("idx", shard)
             before = sum(self._documents[:shard])
             low, high = np.searchsorted(index["end"], [first, last - 1], side="right").tolist()
@@ -186,16 +195,14 @@ class TokenStream:
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.n_tokens}")
 
-    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(position in the list of shards, first, last) of the parts that make up [start, stop)."""
-        if start == stop:
-            return
-        shard = bisect_right(self._starts, start) - 1
-        while shard < len(self._numbers) and self._starts[shard] < stop:
-            begin = self._starts[shard]
-            end = self._starts[shard + 1]
-            yield shard, max(start, begin) - begin, min(stop, end) - begin
-            shard += 1
+    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(number of the shard or stream, first, last) of the parts that make up [start, stop)."""
+        while start < stop:
+            part = bisect_right(self._starts, start) - 1
+            begin = self._starts[part]
+            end = min(stop, self._starts[part + 1])
+            yield part, start - begin, end - begin
+            start = end
 
     def _map(self, kind: str, shard: int) -> Any:
         """A shard's file, mapped; the least recently used one is closed for it."""
@@ -301,24 +308,21 @@ class Store:
 
     def check_files(self, *, sizes: bool) -> None:
         """Raise DataError when a file is missing, or with `sizes` has another length."""
-        for name in SPLITS:
+        there: set[str] = set()
+        for split in SPLITS:
             try:
-                there = set(os.listdir(self.dir / name))
+                there |= {f"{split}/{name}" for name in os.listdir(self.dir / split)}
             except FileNotFoundError:
-                there = set()
+                continue
             except OSError as error:
-                raise _not_accessible(self.dir / name, error) from None
-            for shard in self.manifest.shards:
-                split = shard.splits[name]
-                for kind, size in (
-                    ("tok", split.tokens * TOKEN.itemsize),
-                    ("idx", split.documents * INDEX.itemsize),
-                ):
-                    path = shard_path(self.dir, name, shard.number, kind)
-                    if path.name not in there:
-                        raise damaged(self.dir, f"{path} is missing")
-                    if sizes and (found := path.stat().st_size) != size:
-                        raise damaged(self.dir, f"{path} has {found} bytes instead of {size}")
+                raise _not_accessible(self.dir / split, error) from None
+        for shard in self.manifest.shards:
+            for name, size, _ in shard_files(shard):
+                path = self.dir / name
+                if name not in there:
+                    raise damaged(self.dir, f"{path} is missing")
+                if sizes and (found := path.stat().st_size) != size:
+                    raise damaged(self.dir, f"{path} has {found} bytes instead of {size}")
         if not (self.tokenizer_dir / "tokenizer.json").is_file():
             raise damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -37,8 +37,6 @@ CHECKED_BEFORE_TRAINING = 512
 """Documents compared first when a run reads the growing store: a later difference stops the run."""
 REFUSED_NAME = "refused_backends.json"
 
-Ids = Sequence[int] | npt.NDArray[np.uint32]
-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -48,7 +46,7 @@ class Encoded:
     ends: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, parts: Sequence[Ids]) -> Encoded:
+    def of(cls, parts: Sequence[Sequence[int]]) -> Encoded:
         ends = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=ends[1:])
         ids = np.fromiter(chain.from_iterable(parts), dtype=np.uint32, count=int(ends[-1]))
@@ -59,9 +57,6 @@ class Encoded:
 
     def __getitem__(self, text: int) -> npt.NDArray[np.uint32]:
         return self.ids[self.ends[text] : self.ends[text + 1]]
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.uint32]]:
-        return (self[text] for text in range(len(self)))
 
     def with_last(self, token: int) -> Encoded:
         """The same with one more id at the end of each text."""
@@ -74,7 +69,7 @@ class Encoded:
 
 
 class Backend(Protocol):
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids] | Encoded:
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each of some NFC texts, as ordinary text."""
         ...
 
@@ -93,15 +88,14 @@ class CheckedEncoder:
 
     reference: TextTokenizer
     name: str
-    backend: Backend
+    backend: Backend | None = None  # None: `reference` itself
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each text, to be passed to `check`."""
-        if self.name == REFERENCE:
+        if self.backend is None:
             return Encoded.of(self.reference.encode_batch(texts))
         try:
-            found = self.backend.encode_batch(texts)
-            encoded = found if isinstance(found, Encoded) else Encoded.of(found)
+            encoded = self.backend.encode_batch(texts)
             if len(encoded) != len(texts):
                 raise ValueError(f"{len(encoded)} answers for {len(texts)} texts")
         except BaseException as error:  # a panic of Rust code is no Exception
@@ -120,7 +114,7 @@ class CheckedEncoder:
         hashes: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         """Compare the `first` texts and, chosen by hash, one in `ONE_IN` of the others."""
-        if self.name == REFERENCE:
+        if self.backend is None:
             return
         first = min(first, len(texts))
         chosen = list(range(first))
@@ -147,10 +141,9 @@ def open_encoder(name: str, folder: Path) -> CheckedEncoder:
     reference = load_tokenizer(folder)
     kind = name.partition(" ")[0]
     if kind == REFERENCE:
-        return CheckedEncoder(reference, kind, reference)
-    return CheckedEncoder(
-        reference, kind, _opened(OPENERS[kind], folder.resolve(), reference.sha256)
-    )
+        return CheckedEncoder(reference, kind)
+    opened = _opened(OPENERS[kind], folder.resolve(), reference.sha256)
+    return CheckedEncoder(reference, kind, opened)
 
 
 @lru_cache(maxsize=1)

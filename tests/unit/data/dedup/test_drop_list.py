@@ -15,8 +15,8 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters.drop_list import read_drop_list
 from wikillm.data.prepare.parts import Part, build_part
 from wikillm.data.prepare.prepare import plan_store, prepare_store
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.read.open import stream_corpus
-from wikillm.data.read.stored import StoredCorpus
 
 T = 16
 COMMON = {"shard_bytes": 20_000, "val_fraction": 0.2}

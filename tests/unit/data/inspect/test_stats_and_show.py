@@ -16,8 +16,8 @@ from wikillm.data.inspect.batch import documents_of
 from wikillm.data.inspect.show import show_document, show_sample, show_text
 from wikillm.data.inspect.stats import stats_of, stats_text
 from wikillm.data.order.blocks import IGNORED
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.read.loader import Samples
-from wikillm.data.read.stored import StoredCorpus
 
 
 def test_stats_count_documents_and_lengths(store, documents):

@@ -181,13 +181,6 @@ def test_every_position_gets_every_block_about_equally_often() -> None:
     assert chi_square(windowed) < 161
 
 
-def test_neighbours_do_not_stay_neighbours() -> None:
-    """Preserved successions of uniform permutations are Poisson(1); 10 has probability 1e-7."""
-    for key in range(20):
-        images = Permutation(5000, keyed_hash(key, "neighbours"))(np.arange(5000))
-        assert (np.diff(images) == 1).sum() < 10
-
-
 @pytest.mark.parametrize("size, keys", [(7, 4000), (64, 1500), (300, 600)])
 def test_first_position_block_and_distance_are_uniform(size: int, keys: int) -> None:
     """Where the last block is read, which block is first, and the distance of two neighbours.

@@ -165,26 +165,9 @@ def test_what_parts_cannot_do_is_refused(make, corpus, capsys):
     assert main(["prepare", "--executor", "slurm", "--print", "--tasks", "0"]) == 2
 
 
-def test_a_part_continues_with_tokenizers_when_an_encoder_differs(make, monkeypatch):
-    pytest.importorskip("fastokens")
-    from wikillm.data.tokenizer import encoders
-
+def test_a_part_continues_with_tokenizers_when_an_encoder_differs(make, wrong_encoder):
     whole = digests(prepare_store(make("whole", backend="hf")).dir)
-    real = encoders.OPENERS["fastokens"]
-
-    class Wrong:
-        def __init__(self, folder):
-            self.inner = real(folder)
-
-        def encode_batch(self, texts):
-            return [
-                ids[:-1] if "第0-900篇" in text else ids
-                for text, ids in zip(texts, self.inner.encode_batch(texts), strict=True)
-            ]
-
-    monkeypatch.setitem(encoders.OPENERS, "fastokens", Wrong)
-    monkeypatch.setattr(encoders, "ONE_IN", 1)
-    encoders._opened.cache_clear()
+    wrong_encoder("第0-900篇")
     cfg = make("refused", backend="fastokens")
     build_part(plan_store(cfg), Part(0, 1, True))
     found = finished_shards(plan_store(cfg).store)
@@ -192,4 +175,3 @@ def test_a_part_continues_with_tokenizers_when_an_encoder_differs(make, monkeypa
     store = prepare_store(cfg)
     tokens = {name: digest for name, digest in whole.items() if name.endswith((".tok", ".idx"))}
     assert tokens.items() <= digests(store.dir).items()
-    encoders._opened.cache_clear()

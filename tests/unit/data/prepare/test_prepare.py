@@ -14,11 +14,9 @@ import pytest
 from harness.file_digests import digests
 from pydantic import ValidationError
 
-from wikillm.cli.main import main
 from wikillm.core.errors import DataError
 from wikillm.data.prepare import prepare
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.store.store import Store
 from wikillm.data.tokenizer import find
 
 PROGRAM = """
@@ -154,14 +152,6 @@ def test_each_set_of_facts_has_its_own_default_store(tmp_path, source, settings)
     assert prepare_store(settings(moved)).dir == first.dir  # the content counts, not the name
 
 
-def test_a_prepared_store_needs_no_sources(tmp_path, source, settings):
-    path = source(60)
-    made = prepare_store(settings(path, store=str(tmp_path / "s")))
-    path.unlink()
-    assert prepare_store(settings(store=str(tmp_path / "s"))).manifest == made.manifest
-    assert Store.open(tmp_path / "s").manifest == made.manifest
-
-
 def test_too_few_held_out_tokens_name_a_fraction_that_works(source, settings):
     path = source(400)
     total = sum(s.tokens for s in prepare_store(settings(path)).manifest.splits.values())
@@ -204,15 +194,3 @@ def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
     monkeypatch.setenv("WIKILLM_TOKENIZER", str(tokenizer_dir))
     found = prepare_store(settings(path, tokenizer="auto"))
     assert (found.manifest.tokenizer.name, found.dir == trained.dir) == ("qwen2", False)
-
-
-def test_the_command_prints_a_table_or_json(source, settings, capsys):
-    cfg = settings(source(60))
-    words = ["prepare", f"data.path={cfg.path[0]}", f"data.tokenizer={cfg.tokenizer}"]
-    words.append("data.min_val_tokens=1")
-    assert main(words) == 0
-    assert "kept" in capsys.readouterr().out
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["splits"]["train"]["documents"] > 40
-    assert main(["prepare", "data.path=/no/such/file"]) == 4
-    assert "does not exist" in capsys.readouterr().err

@@ -36,6 +36,9 @@ def test_the_report_counts_what_is_there(source, settings, capsys, monkeypatch):
     counts = store.train.count_tokens(tokenizer.length)
     assert kept["unused"] == int(np.sum(counts == 0)) >= 2  # the special tokens but EOS, at least
     assert kept["counted_tokens"] == store.train.n_tokens
+    given = prepare_store(settings(path))  # the report is of a tokenizer that was trained here
+    assert not (given.dir / "tokenizer_report.json").exists()
+    assert tokenizer_report.report_of_store(given)["vocabulary"] == 400
 
 
 def test_it_is_compared_with_qwen2_where_that_is_here(
@@ -57,9 +60,3 @@ def test_it_is_compared_with_qwen2_where_that_is_here(
     assert other["bytes_per_token"] > alone["bytes_per_token"]
     assert main(["data", "tokenizer", "--store", str(store.dir)]) == 0
     assert "Qwen2's" in capsys.readouterr().out
-
-
-def test_a_tokenizer_that_was_given_has_no_file(source, settings):
-    store = prepare_store(settings(source(60)))
-    assert not (store.dir / "tokenizer_report.json").exists()
-    assert tokenizer_report.report_of_store(store)["vocabulary"] == 400

@@ -14,11 +14,10 @@ import pytest
 
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.corpus import Corpus
+from wikillm.data.read.corpus import Corpus, StoredCorpus
 from wikillm.data.read.growing import GrowingOrder
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.open import stream_corpus
-from wikillm.data.read.stored import StoredCorpus
 
 T = 16
 

@@ -78,17 +78,6 @@ def test_every_cut_reads_the_same_global_batches(cut: tuple[int, int, int], cons
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_continues_where_the_state_says(workers: int) -> None:
-    tokens, order, shape = Counting(500), SampleOrder(500, 10, seed=4), BatchShape(2, 2, 1, 0)
-    whole = [b["input_ids"] for b in train_loader(tokens, order, shape, total_steps=6)]
-    rest = train_loader(
-        tokens, order, shape, total_steps=6, first_step=4, consumed_samples=16, workers=workers
-    )
-    assert len(rest) == 6  # optimizer steps of the whole run, what HF's Trainer counts in
-    assert [b["input_ids"].tolist() for b in rest] == [b.tolist() for b in whole[8:]]
-
-
 @given(st.integers(1, 50), st.integers(1, 5), st.integers(1, 4))
 @settings(deadline=None)
 def test_evaluation_reads_every_sample_once_in_equally_many_batches(

@@ -16,7 +16,6 @@ from wikillm.core.errors import DataError
 from wikillm.data.inspect.batch import documents_of
 from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.order.mixed import MixedOrder, MixtureTable
-from wikillm.data.prepare import tokenizer as prepare_tokenizer
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.corpus import Corpus, proportions
 from wikillm.data.read.loader import BatchShape, train_loader
@@ -139,7 +138,7 @@ def test_joined_streams_are_the_streams_one_after_the_other(mixed):
 def test_the_documents_of_a_batch_are_found_in_their_own_store(mixed, packing):
     corpus = open_corpus(mixed(a=3, b=1, packing=packing))
     order = corpus.order(T, 7)
-    starts = corpus.train.starts
+    starts = [0, corpus.mixture[0].store.train.n_tokens]
     for sample in range(40):
         wanted = []
         for start, stop in order.target_ranges([sample])[0]:
@@ -187,36 +186,6 @@ def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, sett
     ]
     assert lengths[0] < 0.9 * lengths[1]
     assert heavy.manifest.tokenizer.sha256 != light.manifest.tokenizer.sha256
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=4),
-    st.sampled_from([200, 5000]),
-)
-def test_text_for_a_tokenizer_is_taken_by_weight(sources, most):
-    texts = {
-        k: [f"{k}:{i:03d}" + "x" * 20 for i in range(number)]
-        for k, (_, number) in enumerate(sources)
-    }
-    total = sum(weight for weight, _ in sources)
-    counts = [weight * PERIOD // total for weight, _ in sources]
-
-    def first(k: int, limit: int) -> list[str]:
-        return texts[k][: max(1, limit // 25)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_tokenizer, "MAX_TRAINING_BYTES", most)
-        patch.setattr(prepare_tokenizer, "training_texts", first)
-        found = prepare_tokenizer.weighted_texts(
-            [(str(k), count, k) for k, count in enumerate(counts)]
-        )
-    size = sum(map(len, found))
-    for k, count in enumerate(counts):
-        mine = [text for text in found if text.startswith(f"{k}:")]
-        assert mine == [
-            texts[k][i % len(first(k, most * count // PERIOD))] for i in range(len(mine))
-        ]
-        assert abs(25 * len(mine) - size * count / PERIOD) <= 25 * (len(sources) + 1)
 
 
 def test_a_store_that_is_there_already_decides_the_tokenizer(mixed, tmp_path, settings):

@@ -17,8 +17,8 @@ from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError, MachineError
 from wikillm.data.inspect.verify import verify
 from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.read.loader import BatchShape, train_loader
-from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.manifest import Manifest, fingerprint_of
 from wikillm.data.store.store import INDEX, TOKEN, Store
 

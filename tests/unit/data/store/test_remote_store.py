@@ -17,9 +17,9 @@ from wikillm.core.errors import ConfigError, DataError, MachineError
 from wikillm.data.fetch import cache as cache_module
 from wikillm.data.fetch.cache import Cache
 from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.open import open_corpus, stream_corpus
-from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store import remote_store
 from wikillm.data.store.store import Store
 

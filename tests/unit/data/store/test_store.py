@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -10,24 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.file_digests import digests
 
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import sha256_file
-from wikillm.data.filters.documents import CleanJob
-from wikillm.data.funnel import Funnel, FunnelLine, merged
 from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.inspect.verify import verify
 from wikillm.data.prepare import build as build_module
 from wikillm.data.prepare import prepare
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.prepare.shard import ShardJob
-from wikillm.data.read.stored import StoredCorpus
-from wikillm.data.sources.read import read_shards
-from wikillm.data.sources.sniff import sniff
+from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.store.manifest import Manifest
 from wikillm.data.store.store import Store
-from wikillm.data.store.writer import shard_record_path
-from wikillm.data.tokenizer.tokenizer import copy_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +36,6 @@ def build(tmp_path, write_source, settings):
         return prepare_store(settings(write_source(tmp_path, kind, texts), **values))
 
     return make
-
-
-def digests(store: Path) -> dict[str, str]:
-    """Every file that the fingerprint stands for."""
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file()
-    }
 
 
 def documents(store: Store) -> list[list[int]]:
@@ -175,25 +159,6 @@ def test_the_first_bytes_of_text_in_whole_documents(build, tmp_path, texts):
     assert not build(expected, kind, max_text_bytes=10**9).manifest.stopped_at_text_limit
 
 
-@pytest.mark.parametrize(("limit", "kept", "bad"), [(30, 1, 1), (20, 1, 1), (40, 2, 2), (59, 2, 2)])
-def test_records_after_the_last_document_wanted_are_not_counted(
-    tmp_path, tokenizer_dir, limit, kept, bad
-):
-    lines = [json.dumps({"text": letter * 20}) for letter in "abc"]
-    path = tmp_path / "x.jsonl"
-    path.write_text("\n".join([lines[0], "{bad", lines[1], "[]", lines[2], "{bad"]))
-    (raw,) = read_shards([sniff(path)], 1 << 20, 1 << 20)
-    copy_tokenizer(tokenizer_dir, tmp_path / "store" / "tokenizer")
-    (tmp_path / "store" / "shards").mkdir()
-    job = ShardJob(tmp_path / "store", CleanJob(("jsonl",), "text"), 0.1, text_budget=limit)
-    info = job(raw, lambda work: None)
-    assert info.is_cut
-    counts = (info.funnel.kept_records, info.funnel.bad_records, info.text_bytes)
-    assert counts == (kept, bad, 20 * kept)
-    record = json.loads(shard_record_path(tmp_path / "store", 0).read_text())
-    assert [found["offset"] for found in record["bad"]] == [33, 33 + 5 + 33][:bad]
-
-
 def test_the_manifest_survives_json_and_names_its_files(build, tmp_path, texts):
     store = build(texts(40))
     manifest = store.manifest
@@ -314,17 +279,3 @@ def test_opening_lists_folders_and_reading_finds_short_files(
         with pytest.raises(DataError, match=f"{shard} is missing"):
             Store.open(store.dir)
         shard.write_bytes(content)
-
-
-def test_an_unfinished_store_is_not_opened(tmp_path):
-    with pytest.raises(DataError, match="no finished token store"):
-        Store.open(tmp_path)
-
-
-def test_funnels_add_up_in_any_order():
-    a = Funnel(kept_records=1, kept_characters=5)
-    lines = (FunnelLine("redirect", 2, 9, is_bad=False), FunnelLine("bad", 2, 9, is_bad=True))
-    b = Funnel(dropped=lines)
-    total = merged([a, b, b])
-    assert total == merged([b, a, b])
-    assert (total.read_records, total.bad_records) == (9, 4)

@@ -37,19 +37,6 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(prepare, "shard_range", lambda estimate: 3000)
 
 
-class Wrong:
-    """Right for all texts but those with `mark` in them."""
-
-    def __init__(self, folder: Path, mark: str) -> None:
-        self._truth, self._mark = load_tokenizer(folder), mark
-
-    def encode_batch(self, texts):
-        return [
-            ids + [0] * (self._mark in text)
-            for ids, text in zip(self._truth.encode_batch(texts), texts, strict=True)
-        ]
-
-
 def test_the_real_package_gives_the_ids_of_tokenizers(tokenizer_dir):
     encoder = open_encoder("fastokens", tokenizer_dir)
     texts = fuzz_texts()
@@ -64,7 +51,7 @@ def test_the_real_package_gives_the_ids_of_tokenizers(tokenizer_dir):
 def test_any_text_without_combining_characters_is_encoded_alike(tokenizer_dir, text):
     encoder = open_encoder("fastokens", tokenizer_dir)
     text = encoder.reference.backend.normalizer.normalize_str(text)
-    (ids,) = encoder.backend.encode_batch([text])
+    (ids,) = encoder.encode_batch([text])
     assert list(map(int, ids)) == encoder.reference.encode(text)
 
 
@@ -85,9 +72,9 @@ def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(tmp_path, sour
 
 
 def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
-    source, settings, monkeypatch, capsys
+    source, settings, wrong_encoder, capsys
 ):
-    monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "1984"))
+    wrong_encoder("1984")
     store = prepare_store(settings(source(30), backend="fastokens"))
     assert store.manifest.backend["name"] == "tokenizers"
     assert "gives other ids than tokenizers" in "".join(capsys.readouterr())
@@ -95,14 +82,13 @@ def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
 
 @pytest.mark.parametrize("where", [0, 60, 100])
 def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
-    tmp_path, texts, write_source, settings, monkeypatch, capsys, where
+    tmp_path, texts, write_source, settings, wrong_encoder, capsys, where
 ):
     expected = texts(150)
     expected[where] += " 斩"  # neither in the fuzz set nor in another text
     path = write_source(tmp_path, "plain.jsonl", expected)
-    monkeypatch.setattr(encoders, "ONE_IN", 1)
     wanted = prepare_store(settings(path, backend="hf", store=str(tmp_path / "hf")))
-    monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "斩"))
+    wrong_encoder("斩")
     store = prepare_store(settings(path, backend="fastokens", store=str(tmp_path / "wrong")))
     assert "斩" not in "".join(fuzz_texts())
     assert store.manifest.backend["name"] == "tokenizers"
@@ -153,14 +139,13 @@ def test_a_backend_that_is_not_installed(tmp_path, tokenizer_dir, monkeypatch):
 
 @pytest.mark.parametrize("where, ends", [(0, False), (140, True)])
 def test_a_build_that_a_run_reads_ends_where_another_starts_anew(
-    tmp_path, texts, write_source, settings, monkeypatch, where, ends
+    tmp_path, texts, write_source, settings, wrong_encoder, where, ends
 ):
     """Before the first shard is final it starts anew; afterwards what was read must not change."""
     corpus = texts(150)
     corpus[where] += " 斩"
     path = write_source(tmp_path, "plain.jsonl", corpus)
-    monkeypatch.setattr(encoders, "ONE_IN", 1)
-    monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "斩"))
+    wrong_encoder("斩")
     plan = plan_store(settings(path, backend="fastokens", store=str(tmp_path / "s"), workers=1))
     plan = replace(plan, is_read=True)
     if ends:
