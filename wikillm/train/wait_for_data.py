@@ -16,7 +16,7 @@ from wikillm.core.log import say
 from wikillm.core.units import format_seconds
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus, TrainingOrder
-from wikillm.data.read.growing import POLL_SECONDS
+from wikillm.data.read.growing import POLL_SECONDS, GrowingOrder
 from wikillm.data.read.open import open_corpus, stream_corpus
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.collectives import ControlGroup
@@ -46,7 +46,9 @@ def open_run_corpus(data: DataSection, world: World, *, in_epochs: bool) -> Corp
 
 
 class DataWaiter:
-    """Waits for samples. While the builder is ahead it costs one vote per window.
+    """Waits for samples of a `GrowingOrder`; all of other orders exist.
+
+    While the builder is ahead it costs one vote per window.
 
     Args:
         on_complete: called when the store is complete at the first wait, before any training: the
@@ -60,12 +62,12 @@ class DataWaiter:
         signals: StopSignals,
         on_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        self._order = order
+        self._growing = order if isinstance(order, GrowingOrder) else None
         self._group = group
         self._signals = signals
         self._on_complete = on_complete
         # Samples that every rank can read (None: all). The first window exists already.
-        self._agreed = order.covered_with(0)
+        self._agreed = self._growing.covered_with(0) if self._growing else None
         self._is_first = True
 
     def wait_for(self, stop: int) -> None:
@@ -76,14 +78,15 @@ class DataWaiter:
         """
         is_first = self._is_first
         self._is_first = False
-        if self._agreed is None or stop <= self._agreed:
+        growing = self._growing
+        if growing is None or self._agreed is None or stop <= self._agreed:
             return
         start = time.monotonic()
         logged = 0.0
         while True:
             # Trouble is read first: samples that exist after it are final.
-            failure = self._order.failure(start)
-            exists = self._order.covers(stop)
+            failure = growing.corpus.failure(start)
+            exists = growing.covers(stop)
             is_asked = self._signals.received is not None
             waits, fails, stops = self._group.any(
                 not exists, not exists and failure is not None, is_asked
@@ -101,10 +104,10 @@ class DataWaiter:
             waited = time.monotonic() - start
             if waited - logged >= _LOG_EVERY_SECONDS:
                 logged = waited
-                progress = self._order.progress()
+                progress = growing.corpus.progress()
                 say(f"waiting for data, {format_seconds(waited)} so far: {progress}")
             time.sleep(POLL_SECONDS)
-        self._agreed = self._order.covered_with(stop)
+        self._agreed = growing.covered_with(stop)
         if is_first and self._agreed is None:
             self._on_complete()
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.core.errors import DataError, WikiLLMError
+from wikillm.core.errors import DataError
 from wikillm.data.order.permutation import Ints, Permutation, keyed_hash
 
 IGNORED = -100  # the label that torch's cross entropy skips
@@ -75,30 +75,6 @@ class SourceUse:
     epochs: float
 
 
-class CompleteOrder:
-    """The defaults of an order whose samples all exist: nothing is waited for, nothing is mixed."""
-
-    __slots__ = ()
-
-    def windows_before(self, sample: int) -> int:
-        return 0
-
-    def covers(self, stop: int) -> bool:
-        return True
-
-    def covered_with(self, stop: int) -> int | None:
-        return None
-
-    def failure(self, waiting_since: float) -> WikiLLMError | None:
-        return None
-
-    def progress(self) -> str:
-        return ""
-
-    def used(self, samples: int) -> tuple[SourceUse, ...]:
-        return ()
-
-
 def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> tuple[int, ...]:
     """Positions in a stream where its windows end; `shard_tokens` includes empty shards."""
     ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
@@ -130,7 +106,7 @@ class _Ring:
         return keyed_hash(seed, self.key[0], "phase", *self.key[1:]) % self.targets
 
 
-class WindowedOrder(CompleteOrder):
+class WindowedOrder:
     """Which samples of the first epoch belong to which window.
 
     `_samples`: the first sample of each window, and the end.
@@ -151,6 +127,10 @@ class WindowedOrder(CompleteOrder):
     def windows_before(self, sample: int) -> int:
         """Windows of epoch 1 that the samples before `sample` come from; all in later epochs."""
         return int(np.searchsorted(self._samples[:-1], sample, side="left"))
+
+    def used(self, samples: int) -> tuple[SourceUse, ...]:
+        """What the first samples take of each source of a mixture: this is none."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

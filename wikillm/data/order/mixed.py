@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
 from wikillm.data.order.best_fit import PackedOrder
-from wikillm.data.order.blocks import CompleteOrder, SampleOrder, SourceUse, TargetRanges
+from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges
 from wikillm.data.order.permutation import Ints
 
 
@@ -61,7 +61,7 @@ class SourceOrder:
     targets: int
 
 
-class MixedOrder(CompleteOrder):
+class MixedOrder:
     """The order of a mixture's samples, with the interface of `SampleOrder`."""
 
     def __init__(self, sources: Sequence[SourceOrder]) -> None:
@@ -71,6 +71,9 @@ class MixedOrder(CompleteOrder):
     @property
     def sequence_length(self) -> int:
         return self.sources[0].order.sequence_length
+
+    def windows_before(self, sample: int) -> int:
+        return 0
 
     def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
         """The targets [start, stop) of each sample, as positions in the joined stream."""

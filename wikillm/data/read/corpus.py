@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
-from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges, window_ends
 from wikillm.data.read.packed import packed_order
@@ -51,22 +50,10 @@ class Order(Protocol):
 
 
 class TrainingOrder(Order, Protocol):
-    """An `Order` whose samples may have to be waited for (see `train.wait_for_data`)."""
+    """The order of a corpus. Samples of a `GrowingOrder` may have to be waited for."""
 
     def windows_before(self, sample: int) -> int:
         """Windows that the samples before `sample` come from; 0 for a mixture, which has none."""
-
-    def covers(self, stop: int) -> bool:
-        """Whether all samples before `stop` exist."""
-
-    def covered_with(self, stop: int) -> int | None:
-        """Samples that exist whenever those before `stop` do, on every rank; None: all of them."""
-
-    def failure(self, waiting_since: float) -> WikiLLMError | None:
-        """Why no further samples are expected; None while they are."""
-
-    def progress(self) -> str:
-        """How far the build is, in words."""
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
         """What the first `samples` samples take of each source of a mixture; () without one."""

@@ -214,15 +214,10 @@ class GrowingOrder:
         return stop <= self._order.blocks_of_first_epoch or self.corpus.is_complete
 
     def covered_with(self, stop: int) -> int | None:
+        """Samples that exist whenever those before `stop` do, on every rank; None: all of them."""
         if stop > self._order.blocks_of_first_epoch:
             return None
         return self._order.end_of_window(max(0, stop - 1))
-
-    def failure(self, waiting_since: float) -> WikiLLMError | None:
-        return self.corpus.failure(waiting_since)
-
-    def progress(self) -> str:
-        return self.corpus.progress()
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
         return ()

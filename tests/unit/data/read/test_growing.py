@@ -122,6 +122,8 @@ def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
     with pytest.raises(DataError, match="builds the token store died") as caught:
         store.order(T, 7).wait_for(10**9)
     assert "killed by signal 9" in caught.value.got
+    *whole, last = batches_until_error(store)  # as loader processes answer
+    assert whole and isinstance(last, DataError) and "killed by signal 9" in str(last)
     store.close()
     other = pickle.loads(pickle.dumps(store))  # a rank that has no builder gets the error, too
     with pytest.raises(DataError, match="builds the token store died"):
@@ -206,17 +208,6 @@ def test_loader_processes_read_behind_the_builder_what_the_prepared_store_gives(
     expected = batches_of(StoredCorpus(prepared, 2), 300, workers=0)
     assert [b["input_ids"].tolist() for b in found] == [b["input_ids"].tolist() for b in expected]
     assert [b["labels"].tolist() for b in found] == [b["labels"].tolist() for b in expected]
-
-
-def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path, settings):
-    store = streamed(settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s")))
-    os.kill(builder_pid(store.dir), signal.SIGKILL)
-    until(lambda: store.failure(time.monotonic()) is not None)
-    try:
-        *whole, last = batches_until_error(store)
-    finally:
-        store.close()
-    assert whole and isinstance(last, DataError) and "killed by signal 9" in str(last)
 
 
 def batches_until_error(store: Corpus):
