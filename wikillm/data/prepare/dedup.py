@@ -8,7 +8,6 @@ and the fingerprint of one that finds the duplicates itself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from wikillm.data.dedup.minhash import minhash_facts
 from wikillm.data.dedup.two_passes import FirstPass
 from wikillm.data.filters.drop_list import DropList, read_drop_list, write_drop_list
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.store.manifest import fingerprint_of
+from wikillm.data.store.manifest import differences, fingerprint_of
 from wikillm.data.workers.exclusive import beside
 
 DEDUP_VERSION = 2
@@ -50,9 +49,9 @@ class Deduplication:
         facts = made_from.get("data.dedup", {})
         if facts.get("version") != DEDUP_VERSION:
             wanted = f"version {DEDUP_VERSION} of the rules"
-            raise _refused(cfg.drop_list, [_difference("data.dedup", facts, wanted)])
+            raise _refused(cfg.drop_list, {"data.dedup": facts}, {"data.dedup": wanted})
         if cfg.dedup != "none" and facts != (own := dedup_facts(cfg)):
-            raise _refused(cfg.drop_list, [_difference("data.dedup", facts, own)])
+            raise _refused(cfg.drop_list, {"data.dedup": facts}, {"data.dedup": own})
         return cls(facts, given, made_from)
 
     def apply(self, plan: BuildPlan, cfg: DataSection, area: Path, is_main: bool) -> BuildPlan:
@@ -63,25 +62,17 @@ class Deduplication:
         if self.given is None:
             drops = _first_pass(plan, cfg, self.facts, area).ensure(is_main=is_main)
         else:
-            self._check_made_for(plan, str(cfg.drop_list))
+            made = dict(self.made_from or {})
+            wanted = _made_from(plan, self.facts)
+            if made != wanted:
+                raise _refused(str(cfg.drop_list), made, wanted)
             drops = self.given
             if is_main:
                 counts = f"{drops.exact:,} exact and {drops.near:,} near duplicates"
                 say(f"data: {counts} are dropped ({cfg.drop_list})")
         facts = {**plan.facts, "data.dedup": {**self.facts, "drop_list": drops.sha256}}
-        fingerprint = fingerprint_of(facts)
-        store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
-        relay = beside(store.with_name(f".{store.name}"), ".progress")
-        return replace(
-            plan, store=store, facts=facts, fingerprint=fingerprint, relay=relay, drop_list=drops
-        )
-
-    def _check_made_for(self, plan: BuildPlan, name: str) -> None:
-        made = self.made_from or {}
-        wanted = _made_from(plan, self.facts)
-        keys = sorted(key for key in {*made, *wanted} if made.get(key) != wanted.get(key))
-        if keys:
-            raise _refused(name, [_difference(k, made.get(k), wanted.get(k)) for k in keys])
+        store = Path(cfg.store) if cfg.store else area / fingerprint_of(facts)[:12]
+        return replace(plan, store=store, facts=facts, drop_list=drops)
 
 
 def write_drop_list_of(plan: BuildPlan, path: Path) -> DropList:
@@ -130,17 +121,9 @@ def _first_pass(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: 
     )
 
 
-def _difference(key: str, made: Any, wanted: Any) -> str:
-    return f"{key}: the list was made with {_short(made)}, this run has {_short(wanted)}"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _refused(name: str, lines: list[str]) -> DataError:
+def _refused(name: str, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> DataError:
     make = f"wikillm prepare ... --drop-list-only {name}"
+    lines = differences(made, wanted, "the list was made with", "this run has")
     return DataError(
         "The drop-list was made from other sources or settings.",
         got="\n".join([f"data.drop_list={name}", *lines]),

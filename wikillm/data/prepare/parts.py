@@ -60,36 +60,10 @@ class Part:
         return range(min(self.low, shards), min(self.high, shards))
 
 
-@dataclass(frozen=True, slots=True)
-class ShardCuts:
-    """Where each shard of a store begins, and the end; `backend` is the encoder that builds them.
+def cut_shards(plan: BuildPlan) -> tuple[str, tuple[Cursor, ...]] | None:
+    """The encoder that builds the shards, and where each begins, with the end of the last.
 
-    With it, shards can be built on any machine that sees the store's folder and the sources.
-    """
-
-    backend: str
-    cuts: tuple[Cursor, ...]
-
-    @property
-    def shards(self) -> int:
-        return max(0, len(self.cuts) - 1)
-
-    def size(self, number: int) -> int:
-        """Decompressed bytes of a shard."""
-        return self.cuts[number + 1].position - self.cuts[number].position
-
-    def missing(self, plan: BuildPlan, numbers: Sequence[int]) -> list[int]:
-        """Those of the shards `numbers` that are not finished."""
-        done = finished_shards(plan.store)
-        return [
-            n
-            for n in numbers
-            if n not in done or (done[n].start, done[n].end) != (self.cuts[n], self.cuts[n + 1])
-        ]
-
-
-def cut_shards(plan: BuildPlan) -> ShardCuts | None:
-    """Set up the folder and find the cuts, unless that was done; None for a finished store.
+    Sets up the folder and finds the cuts unless that was done; None for a finished store.
 
     Raises ConfigError with data.max_text_bytes, which is decided in the order of the shards.
     """
@@ -103,7 +77,7 @@ def cut_shards(plan: BuildPlan) -> ShardCuts | None:
         if (plan.store / MANIFEST_NAME).exists():
             return None
         _, backend = set_up(plan)
-        return ShardCuts(backend, _cuts(plan))
+        return backend, _cuts(plan)
 
 
 def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
@@ -131,34 +105,37 @@ def build_part(plan: BuildPlan, part: Part) -> str:
 
     Raises DataError for bad sources, MachineError for a full disk or a killed worker.
     """
-    cuts = cut_shards(plan)
-    if cuts is None:
+    found = cut_shards(plan)
+    if found is None:
         return f"{plan.store} is finished"
-    numbers = part.of(cuts.shards)
-    build_shards(plan, cuts, numbers)
+    backend, cuts = found
+    shards = max(0, len(cuts) - 1)
+    numbers = part.of(shards)
+    with FileLock(plan.parts_lock, is_shared=True):
+        try:
+            _build(plan, cuts, backend, numbers)
+        except BackendDiffers as error:
+            with exclusive(plan.lock_base, "refusing an encoder", is_main=False):
+                refuse_backend(plan.store, backend, error)
+                backend = choose_backend("hf", plan.store)
+            _build(plan, cuts, backend, numbers)
     done = len(finished_shards(plan.store))
     what = f"shards {numbers.start} to {numbers.stop - 1}" if numbers else "no shards"
     rest = "the same command without --shards finishes"
-    return f"{plan.store}: {what} are built, {done} of {cuts.shards} in all; {rest}"
+    return f"{plan.store}: {what} are built, {done} of {shards} in all; {rest}"
 
 
-def build_shards(plan: BuildPlan, cuts: ShardCuts, numbers: Sequence[int]) -> None:
+def _build(plan: BuildPlan, cuts: Sequence[Cursor], backend: str, numbers: range) -> None:
     """Build those of the shards `numbers` that are missing, in the workers of this machine."""
-    with FileLock(plan.parts_lock, is_shared=True):
-        try:
-            _build(plan, cuts, cuts.backend, numbers)
-        except BackendDiffers as error:
-            with exclusive(plan.lock_base, "refusing an encoder", is_main=False):
-                refuse_backend(plan.store, cuts.backend, error)
-                backend = choose_backend("hf", plan.store)
-            _build(plan, cuts, backend, numbers)
-
-
-def _build(plan: BuildPlan, cuts: ShardCuts, backend: str, numbers: Sequence[int]) -> None:
-    missing = cuts.missing(plan, numbers)
+    done = finished_shards(plan.store)
+    missing = [
+        n
+        for n in numbers
+        if n not in done or (done[n].start, done[n].end) != (cuts[n], cuts[n + 1])
+    ]
     if not missing:
         return
-    progress = Progress("tokens", sum(cuts.size(n) for n in missing))
+    progress = Progress("tokens", sum(cuts[n + 1].position - cuts[n].position for n in missing))
     raws = _read(plan, cuts, missing)
     workers = min(plan.workers, len(missing))
     jobs = run_jobs(plan.shard_job(backend), raws, workers, progress.add, progress.tick)
@@ -168,14 +145,14 @@ def _build(plan: BuildPlan, cuts: ShardCuts, backend: str, numbers: Sequence[int
     progress.finish()
 
 
-def _read(plan: BuildPlan, cuts: ShardCuts, missing: Sequence[int]) -> Iterator[RawShard]:
+def _read(plan: BuildPlan, cuts: Sequence[Cursor], missing: Sequence[int]) -> Iterator[RawShard]:
     """The records of the missing shards; adjacent ones are read at once, a gap is skipped."""
     at = 0
     while at < len(missing):
         first = missing[at]
-        with closing(plan.reader.read(cuts.cuts[first], first)) as raws:
+        with closing(plan.reader.read(cuts[first], first)) as raws:
             for raw in raws:
-                end = cuts.cuts[raw.number + 1]
+                end = cuts[raw.number + 1]
                 if raw.end != end:
                     raise DataError(
                         "A source changed while its shards were built.",

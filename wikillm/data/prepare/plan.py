@@ -15,10 +15,11 @@ from wikillm.data.funnel import Funnel
 from wikillm.data.prepare.shard import ShardJob
 from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.sources.shard_loop import ShardReader
-from wikillm.data.store.manifest import SourceInfo
+from wikillm.data.store.manifest import SourceInfo, fingerprint_of
 from wikillm.data.tokenizer.encoders import CHECKED_BEFORE_TRAINING, FIRST_DOCUMENTS
 from wikillm.data.tokenizer.find import TokenizerChoice
 from wikillm.data.types import SourceFile
+from wikillm.data.workers.exclusive import beside
 
 _TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
 """Clean text per decompressed byte, at most; 1 for the other formats."""
@@ -32,13 +33,11 @@ class BuildPlan:
     """What decides a store (`facts`), and what decides only how it is built.
 
     Attributes:
-        relay: the file for the newest progress line.
         is_read: a run trains on its finished part, so no final shard may change any more.
     """
 
     store: Path
     facts: dict[str, Any]
-    fingerprint: str
     sources: tuple[SourceFile, ...]
     source_infos: tuple[SourceInfo, ...]
     tokenizer: TokenizerChoice
@@ -50,10 +49,18 @@ class BuildPlan:
     max_bad_fraction: float
     workers: int
     backend: str = "auto"
-    relay: Path | None = None
     is_read: bool = False
     filters: Filters = Filters()
     drop_list: DropList | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.facts)
+
+    @property
+    def relay(self) -> Path:
+        """The file for the newest progress line."""
+        return beside(self.lock_base, ".progress")
 
     @property
     def lock_base(self) -> Path:

@@ -243,12 +243,9 @@ def _plan(
     if any(source.format == "csv" for source in sources):
         facts["data.max_field_lines"] = cfg.max_field_lines
     facts |= filters.facts()
-    fingerprint = fingerprint_of(facts)
-    store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
     return BuildPlan(
-        store=store,
+        store=Path(cfg.store) if cfg.store else area / fingerprint_of(facts)[:12],
         facts=facts,
-        fingerprint=fingerprint,
         sources=sources,
         source_infos=tuple(
             SourceInfo(s.path, s.size, digest, s.format, s.compression, s.url, s.version)
@@ -263,6 +260,5 @@ def _plan(
         max_bad_fraction=cfg.max_bad_fraction,
         workers=cfg.workers or len(os.sched_getaffinity(0)),
         backend=cfg.backend,
-        relay=beside(store.with_name(f".{store.name}"), ".progress"),
         filters=filters,
     )

@@ -258,21 +258,26 @@ def fingerprint_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise DataError when a store was made from other facts, naming each that differs."""
-    names = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
-    if not names:
-        return
-    lines = [
-        f"{name}: the store has {_short(stored.get(name))}, "
-        f"this run needs {_short(wanted.get(name))}"
+def differences(
+    made: Mapping[str, Any], wanted: Mapping[str, Any], made_with: str, needs: str
+) -> list[str]:
+    """A line for each fact that differs."""
+    names = sorted(name for name in {*made, *wanted} if made.get(name) != wanted.get(name))
+    return [
+        f"{name}: {made_with} {_short(made.get(name))}, {needs} {_short(wanted.get(name))}"
         for name in names
     ]
-    raise DataError(
-        "The token store was made from something else.",
-        got=f"{folder}\n" + "\n".join(lines),
-        fix=f"data.store=ANOTHER_FOLDER, or leave data.store out; or {set_aside(folder)}",
-    )
+
+
+def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise DataError when a store was made from other facts, naming each that differs."""
+    lines = differences(stored, wanted, "the store has", "this run needs")
+    if lines:
+        raise DataError(
+            "The token store was made from something else.",
+            got="\n".join([str(folder), *lines]),
+            fix=f"data.store=ANOTHER_FOLDER, or leave data.store out; or {set_aside(folder)}",
+        )
 
 
 def _short(value: Any) -> str:

@@ -13,8 +13,6 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from wikillm.core.log import say
@@ -29,46 +27,40 @@ MODEL = "Qwen/Qwen2-0.5B"
 _failed: set[str] = set()  # URLs of sources that failed in this process
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadSource:
-    name: str
-    url: str  # with {file}
-
-
 class DownloadFailed(Exception):
     """No source gave the files; the text says which were asked and what happened."""
 
 
-def download_sources() -> list[DownloadSource]:
+def _sources() -> dict[str, str]:
+    """Addresses with {file}, by the name of the source."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    modelscope = f"https://modelscope.cn/models/{MODEL}/resolve/master/{{file}}"
-    return [
-        DownloadSource("ModelScope", modelscope),
-        DownloadSource(f"Hugging Face ({endpoint})", f"{endpoint}/{MODEL}/resolve/main/{{file}}"),
-    ]
+    return {
+        "ModelScope": f"https://modelscope.cn/models/{MODEL}/resolve/master/{{file}}",
+        f"Hugging Face ({endpoint})": f"{endpoint}/{MODEL}/resolve/main/{{file}}",
+    }
 
 
-def download_qwen2(target: Path, sources: Sequence[DownloadSource] | None = None) -> str:
+def download_qwen2(target: Path) -> str:
     """Download the tokenizer into `target`; returns where from. Raises DownloadFailed."""
     if is_offline():
         raise DownloadFailed(
             "downloads are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
         )
     reasons = []
-    for source in sources if sources is not None else download_sources():
-        if source.url in _failed:
-            reasons.append(f"{source.name}: did not answer before")
+    for name, url in _sources().items():
+        if url in _failed:
+            reasons.append(f"{name}: did not answer before")
             continue
         wait = f"at most {LOOKUP_SECONDS:.0f} s without an answer"
-        say(f"tokenizer: asking {source.name} for {MODEL} ({wait})")
+        say(f"tokenizer: asking {name} for {MODEL} ({wait})")
         try:
-            contents = {file: _download(source.url.format(file=file)) for file in FILES}
+            contents = {file: _download(url.format(file=file)) for file in FILES}
             _install(contents, target)
-            return f"{source.name}: {MODEL}"
+            return f"{name}: {MODEL}"
         except Exception as error:
-            _failed.add(source.url)
+            _failed.add(url)
             why = " ".join(str(error).split()) or type(error).__name__
-            reasons.append(f"{source.name}: {why}")
+            reasons.append(f"{name}: {why}")
     raise DownloadFailed("\n".join(reasons))
 
 

@@ -75,8 +75,8 @@ def test_what_is_no_part_is_refused(text):
 
 def test_parts_in_any_order_give_the_same_store(make, whole):
     plan = plan_store(make("parts"))
-    cuts = cut_shards(plan)
-    assert cuts is not None and cuts.shards > 40
+    _, cuts = cut_shards(plan)
+    assert len(cuts) > 41
     assert "shards 30 to 39 are built, 10 of" in build_part(plan, Part(30, 40, False))
     before = {p: p.stat().st_mtime_ns for p in (plan.store / "shards").glob("*.json")}
     build_part(plan, Part(1, 2, True))  # the second half, of which some are finished

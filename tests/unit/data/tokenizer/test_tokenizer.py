@@ -210,15 +210,14 @@ def test_failing_sources_are_skipped_and_not_asked_again(
         monkeypatch.delenv(switch, raising=False)
     monkeypatch.setattr(download, "LOOKUP_SECONDS", 0.3)
     monkeypatch.setattr(download, "_failed", set())
-    silent, login, good = (
-        download.DownloadSource(name, f"{url}/{name}/{{file}}")
-        for name in ("silent", "login", "good")
-    )
+    sources = {name: f"{url}/{name}/{{file}}" for name in ("silent", "login")}
+    monkeypatch.setattr(download, "_sources", lambda: sources)
     with pytest.raises(download.DownloadFailed, match="silent: no answer"):
-        download.download_qwen2(tmp_path / "t", [silent, login])
+        download.download_qwen2(tmp_path / "t")
     before = len(asked)
     monkeypatch.setattr(download, "LOOKUP_SECONDS", 5.0)
-    assert download.download_qwen2(tmp_path / "t", [silent, login, good]).startswith("good")
+    sources["good"] = f"{url}/good/{{file}}"
+    assert download.download_qwen2(tmp_path / "t").startswith("good")
     assert all(path.startswith("/good/") for path in asked[before:])
     assert load_tokenizer(tmp_path / "t").sha256 == load_tokenizer(tokenizer_dir).sha256
 
@@ -227,7 +226,7 @@ def test_failing_sources_are_skipped_and_not_asked_again(
 def test_offline_asks_nobody(server, tmp_path, monkeypatch, switch):
     url, asked = server
     monkeypatch.setenv(switch, "1")
-    source = download.DownloadSource("good", f"{url}/good/{{file}}")
+    monkeypatch.setattr(download, "_sources", lambda: {"good": f"{url}/good/{{file}}"})
     with pytest.raises(download.DownloadFailed, match="switched off"):
-        download.download_qwen2(tmp_path / "t", [source])
+        download.download_qwen2(tmp_path / "t")
     assert asked == []
