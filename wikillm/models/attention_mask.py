@@ -70,7 +70,7 @@ def _accept_ready_masks(modeling: Any) -> None:
 def same_document(positions_BT: torch.Tensor) -> torch.Tensor:
     """B x 1 x T x T, true where a query (row) may see a key: not later, and in the same document.
 
-    `positions_BT` begin at 0 with each document (see data.read.document_mask).
+    `positions_BT` begin at 0 with each document (see data.read.rows).
     """
     documents_BT = (positions_BT == 0).cumsum(dim=1)
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
