@@ -37,7 +37,6 @@ class EvaluationIndex:
         self._units = units
         self._share = share
         self.names: list[str] = []  # FILE:NUMBER of each example
-        self.ignored = 0
         runs: list[Hashes] = []
         owners: list[npt.NDArray[np.int64]] = []
         lengths: dict[int, None] = {}
@@ -45,7 +44,6 @@ class EvaluationIndex:
             for number, strings in enumerate(examples_of(file), 1):
                 found = self._runs_of_example(strings, lengths)
                 if not len(found):
-                    self.ignored += 1
                     continue
                 runs.append(found)
                 owners.append(np.full(len(found), len(self.names)))

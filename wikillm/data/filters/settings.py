@@ -18,7 +18,7 @@ from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
 from wikillm.data.fetch.remote import scheme_of, shown
-from wikillm.data.sources.locate import HOW_TO_GET_DATA, locate
+from wikillm.data.sources.locate import locate
 
 QUALITY_VERSION = 1
 """Raise it with every change of a quality rule: it is part of the fingerprint."""
@@ -133,11 +133,7 @@ def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
     try:
         return tuple(PinnedFile.pin(path) for path in locate(entries))
     except DataError as error:
-        what, got, fix = (
-            (part or "").replace("data.path", key) for part in (error.what, error.got, error.fix)
-        )
-        has_advice = fix and HOW_TO_GET_DATA not in (error.fix or "")
-        raise DataError(what, got=got or None, fix=fix if has_advice else None) from None
+        raise DataError(error.what.replace("data.path", key), got=error.got) from None
 
 
 def _converter() -> str:

@@ -9,7 +9,6 @@ from wikillm.core.errors import DataError
 from wikillm.data.fetch import cache as cache_module
 from wikillm.data.fetch import remote
 from wikillm.data.fetch.cache import Cache
-from wikillm.data.prepare.prepare import prepare_store
 
 pytest.importorskip("ossfs")
 
@@ -44,25 +43,6 @@ def test_a_wrong_key_is_reported_at_once(server, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot be read") as caught:
         fetched(Cache(str(tmp_path / "cache")), "oss://texts/x.txt")
     assert "InvalidAccessKeyId" in caught.value.got and "secret" not in str(caught.value)
-
-
-def test_files_by_glob_and_folder_and_a_store(server, tmp_path, texts, write_source, settings):
-    every = texts(60)
-    for i in range(2):
-        part = write_source(tmp_path, "plain.jsonl", every[i * 30 : i * 30 + 30])
-        server.objects[f"corpus/{i}.jsonl"] = part.read_bytes()
-    for entry in ("oss://texts/corpus/*.jsonl", "oss://texts/corpus/"):
-        store = prepare_store(settings(entry, cache=str(tmp_path / "cache")))
-        urls = [source.url for source in store.manifest.sources]
-        assert urls == [f"oss://texts/corpus/{i}.jsonl" for i in range(2)]
-    for path in store.dir.rglob("*"):
-        if path.is_file():
-            server.objects[f"store/{path.relative_to(store.dir)}"] = path.read_bytes()
-    far = prepare_store(settings(store="oss://texts/store", cache=str(tmp_path / "cache")))
-    tokens = [one.train.read(0, one.train.n_tokens).tolist() for one in (far, store)]
-    assert tokens[0] == tokens[1]
-    with pytest.raises(DataError, match="no such file"):
-        prepare_store(settings("oss://texts/corpus/9.jsonl", cache=str(tmp_path / "cache")))
 
 
 def test_an_interrupted_download_resumes(server, tmp_path, monkeypatch):

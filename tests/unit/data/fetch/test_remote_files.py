@@ -1,4 +1,4 @@
-"""Files from a real web server and a real S3 server: the same store, in a bounded cache."""
+"""Files from a real web server and from buckets: the same store, in a bounded cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec  # noqa: F401  (its registry, by sys.modules)
 import pytest
 from harness.file_server import serve
+from harness.oss_server import KEY_ID, serve_oss
 
 from wikillm.core.errors import ConfigError, DataError, MachineError
 from wikillm.data.fetch import cache as cache_module
@@ -215,23 +216,37 @@ def tokens_of(store) -> int:
     return store.train.n_tokens + store.val.n_tokens
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """A bucket of a real S3 server (moto) on loopback: `put(key, content)`."""
+@pytest.fixture(scope="module", params=["s3", "oss"])
+def bucket(request: pytest.FixtureRequest):
+    """A bucket of a real S3 server (moto), or of a small OSS server: its address, put(key, bytes).
+
+    The clients are the real ones; they need the extra `remote`.
+    """
+    pytest.importorskip(f"{request.param}fs")
+    environment = pytest.MonkeyPatch()
+    if request.param == "oss":
+        with serve_oss() as found:
+            environment.setenv("OSS_ENDPOINT", found.url)
+            environment.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+            environment.setenv("OSS_ACCESS_KEY_SECRET", "secret")
+            yield "oss://texts", found.objects.__setitem__
+            environment.undo()
+        return
     server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
     boto3 = pytest.importorskip("boto3")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    environment = pytest.MonkeyPatch()
     environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
         environment.setenv(f"AWS_{name}", "test")
     environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
     client.create_bucket(Bucket="texts")
-    yield lambda key, content: client.put_object(Bucket="texts", Key=key, Body=content)
+    yield (
+        "s3://texts",
+        lambda key, content: client.put_object(Bucket="texts", Key=key, Body=content),
+    )
     server.stop()
     environment.undo()
 
@@ -239,44 +254,46 @@ def bucket():
 def test_files_of_a_bucket_by_name_by_glob_and_by_folder(
     bucket, tmp_path, texts, write_source, settings
 ):
+    address, put = bucket
     every = texts(90)
     for i in range(3):
         path = write_source(tmp_path, "plain.jsonl", every[i * 30 : i * 30 + 30])
-        bucket(f"corpus/{i}.jsonl", path.read_bytes())
-    bucket("corpus/README.md", b"not text")
+        put(f"corpus/{i}.jsonl", path.read_bytes())
+    put("corpus/README.md", b"not text")
     whole = prepare_store(settings(write_source(tmp_path, "plain.jsonl", every)))
     found = {}
-    for entry in ("s3://texts/corpus/*.jsonl", "s3://texts/corpus/"):
+    for entry in (f"{address}/corpus/*.jsonl", f"{address}/corpus/"):
         store = prepare_store(settings(entry, cache=str(tmp_path / "cache")))
         urls = [source.url for source in store.manifest.sources]
-        assert urls == [f"s3://texts/corpus/{i}.jsonl" for i in range(3)]
+        assert urls == [f"{address}/corpus/{i}.jsonl" for i in range(3)]
         assert all(source.version for source in store.manifest.sources)
         found[entry] = store.manifest.fingerprint
         assert tokens_of(store) == tokens_of(whole)
     assert len(set(found.values())) == 1
-    one = prepare_store(settings("s3://texts/corpus/1.jsonl", cache=str(tmp_path / "cache")))
+    one = prepare_store(settings(f"{address}/corpus/1.jsonl", cache=str(tmp_path / "cache")))
     assert one.manifest.funnel.kept_records == 30
     with pytest.raises(DataError, match="cannot be read") as caught:
-        prepare_store(settings("s3://texts/corpus/9.jsonl"))
+        prepare_store(settings(f"{address}/corpus/9.jsonl"))
     assert "no such file" in caught.value.got
     with pytest.raises(DataError, match="No file matches"):
-        prepare_store(settings("s3://texts/nothing/*.jsonl"))
+        prepare_store(settings(f"{address}/nothing/*.jsonl"))
 
 
 def test_a_changed_object_is_fetched_again(bucket, cache):
-    bucket("x.txt", b"one")
-    assert fetched(cache, "s3://texts/x.txt") == b"one"
-    bucket("x.txt", b"three")
-    assert fetched(cache, "s3://texts/x.txt") == b"three"
+    address, put = bucket
+    for content in (b"one", b"three"):
+        put("x.txt", content)
+        assert fetched(cache, f"{address}/x.txt") == content
 
 
 def test_a_prepared_store_in_a_bucket(bucket, tmp_path, texts, write_source, settings):
+    address, put = bucket
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     local = prepare_store(settings(path, store=str(tmp_path / "store")))
     for path in local.dir.rglob("*"):
         if path.is_file():
-            bucket(f"stores/one/{path.relative_to(local.dir)}", path.read_bytes())
-    far = prepare_store(settings(store="s3://texts/stores/one", cache=str(tmp_path / "cache")))
+            put(f"stores/one/{path.relative_to(local.dir)}", path.read_bytes())
+    far = prepare_store(settings(store=f"{address}/stores/one", cache=str(tmp_path / "cache")))
     assert far.manifest == local.manifest
     tokens = [one.train.read(0, one.train.n_tokens).tolist() for one in (far, local)]
     assert tokens[0] == tokens[1]

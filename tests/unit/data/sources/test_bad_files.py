@@ -38,21 +38,6 @@ def test_names_with_odd_characters(settings, name):
     assert store.manifest.funnel.kept_records == 300
 
 
-def test_mixed_schemas_are_counted_and_stop_the_build_beyond_the_share(tmp_path, settings):
-    path = tmp_path / "x.jsonl"
-    path.write_text(lines([*RECORDS, {"content": "other"}, {"text": 5}]))
-    funnel = prepare_store(settings(path)).manifest.funnel
-    assert {(line.reason, line.records) for line in funnel.dropped} == {
-        ("no key 'text'", 1),
-        ("'text' is not a string", 1),
-    }
-    path.write_text(lines([*RECORDS, *({"content": "other"} for _ in range(30))]))
-    with pytest.raises(DataError, match="30 of 330 records cannot be read") as caught:
-        prepare_store(settings(path))
-    assert f"{path}:301: no key 'text'" in caught.value.got
-    assert "data.max_bad_fraction=" in caught.value.fix
-
-
 def test_few_bad_records_that_are_most_of_the_text_end_the_build(tmp_path, settings):
     path = tmp_path / "x.jsonl"
     path.write_text(lines(RECORDS) + '{"text": "' + "x" * 30_000 + "\n")
@@ -127,18 +112,6 @@ def test_index_lines_of_a_bulk_file_are_dropped(tmp_path, settings):
     assert (funnel.kept_records, funnel.bad_records) == (60, 0)
     (line,) = funnel.dropped
     assert (line.reason, line.records) == ("index line of an Elasticsearch bulk file", 60)
-
-
-def test_duplicates_are_counted_and_never_on_both_sides(tmp_path, texts, settings):
-    path = tmp_path / "x.jsonl"
-    path.write_text(lines([{"text": text} for text in texts(40) * 5]))
-    store = prepare_store(settings(path, val_fraction=0.3))
-    assert store.manifest.duplicates == 160
-    hashes = [
-        {int(h) for index in stream.indexes() for h in index["hash"]}
-        for stream in (store.train, store.val)
-    ]
-    assert hashes[0] and hashes[1] and not hashes[0] & hashes[1]
 
 
 ARRAY = """

@@ -46,6 +46,8 @@ def test_hidden_folders_are_left_out_and_links_are_followed_once(corpus, setting
 @pytest.mark.parametrize(
     ("pattern", "wanted"),
     [
+        ("", ["a.jsonl", "linked/b.jsonl"]),
+        (".ipynb_checkpoints", [".ipynb_checkpoints/a-checkpoint.jsonl"]),
         ("*", ["a.jsonl", "linked/b.jsonl"]),
         ("**", ["a.jsonl", "linked/b.jsonl"]),
         ("**/*.jsonl", ["a.jsonl", "linked/b.jsonl"]),
@@ -55,22 +57,8 @@ def test_hidden_folders_are_left_out_and_links_are_followed_once(corpus, setting
         ("linke[d]/**/b.jsonl", ["linked/b.jsonl"]),
     ],
 )
-def test_globs_take_folders_links_and_any_depth(corpus, pattern, wanted):
+def test_folders_and_globs_follow_links_and_leave_hidden_names_out(corpus, pattern, wanted):
     assert names(locate([str(corpus / pattern)]), corpus) == wanted
-
-
-def test_a_hidden_folder_that_is_named_is_read(corpus):
-    hidden = corpus / ".ipynb_checkpoints"
-    assert names(locate([str(hidden)]), corpus) == [".ipynb_checkpoints/a-checkpoint.jsonl"]
-
-
-def test_files_are_sorted_by_path_and_links_come_second(tmp_path):
-    for name in ("b/x.jsonl", "b-c/x.jsonl", "a.jsonl", "z/x.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    (tmp_path / "a-link").symlink_to("z")
-    wanted = ["a.jsonl", "b/x.jsonl", "b-c/x.jsonl", "z/x.jsonl"]
-    assert names(locate([str(tmp_path)]), tmp_path) == wanted
 
 
 def test_special_files_and_dangling_links_are_logged(corpus, capsys):
@@ -135,23 +123,28 @@ def test_a_comma_in_a_name_is_explained(corpus, settings):
     assert caught.value.fix == f"""'data.path=["{whole}"]'"""
 
 
-def test_a_similar_name_is_proposed_only_where_it_can_be_read(tmp_path):
-    (tmp_path / "wiki.md").write_text("x")
+@pytest.mark.parametrize(
+    ("there", "near"),
+    [("wiki.md", None), ("Wiki.JSONL", "Wiki.JSONL"), ("wik.jsonl", "wik.jsonl"), ("", None)],
+)
+def test_a_missing_path_names_the_nearest_folder_and_a_similar_source(tmp_path, there, near):
+    (tmp_path / (there or "other")).write_text("x")
+    entry = tmp_path / ("wiki.jsonl" if there else "no/such/file.jsonl")
     with pytest.raises(DataError, match="does not exist") as caught:
-        locate([str(tmp_path / "wiki.jsonl")])
-    assert caught.value.fix == "data.path=FILE or FOLDER that exists"
-    (tmp_path / "Wiki.JSONL").write_text("x")
-    with pytest.raises(DataError) as caught:
-        locate([str(tmp_path / "wiki.jsonl")])
-    assert caught.value.fix == f"data.path={tmp_path / 'Wiki.JSONL'}"
+        locate([str(entry)])
+    assert f"exists is {tmp_path}: {there or 'other'}" in caught.value.got
+    fix = f"data.path={tmp_path / near}" if near else "data.path=FILE or FOLDER that exists"
+    assert caught.value.fix == fix
 
 
 def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
-    wanted = ["-dash.jsonl", "[1].jsonl", "a.json", "b 北京.jsonl", "deep/c.xml-p1p42.bz2"]
+    wanted = ["-dash.jsonl", "[1].jsonl", "a.json", "b 北京.jsonl", "b/x.jsonl", "b-c/x.jsonl"]
+    wanted += ["deep/c.xml-p1p42.bz2"]
     for name in (*wanted, "notes.md", ".hidden.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert names(locate([str(tmp_path)]), tmp_path) == wanted
+    (tmp_path / "a-link").symlink_to("deep")  # a folder counts where it lies
+    assert names(locate([str(tmp_path)]), tmp_path) == sorted(wanted, key=Path)
     entries = [str(tmp_path / name) for name in ("a.json", "*.json*", "nothing-*.json")]
     found = names(locate(entries), tmp_path)
     assert (found[0], len(found)) == ("a.json", 4)
@@ -165,17 +158,6 @@ def test_text_files_of_a_folder_count_only_without_data(tmp_path, capsys):
     (tmp_path / "rows.parquet").write_text("x")
     assert names(locate([str(tmp_path)]), tmp_path) == ["rows.parquet"]
     assert ".txt beside data: a.txt.xz, b.txt" in capsys.readouterr().out
-
-
-def test_a_missing_path_names_the_nearest_folder_and_a_similar_name(tmp_path):
-    (tmp_path / "zhwiki.jsonl").write_text("x")
-    with pytest.raises(DataError, match="does not exist") as caught:
-        locate([str(tmp_path / "zhwik.jsonl")])
-    assert str(tmp_path) in caught.value.got
-    assert caught.value.fix == f"data.path={tmp_path / 'zhwiki.jsonl'}"
-    with pytest.raises(DataError) as caught:
-        locate([str(tmp_path / "no" / "such" / "file.jsonl")])
-    assert f"exists is {tmp_path}" in caught.value.got
 
 
 @pytest.mark.parametrize(
