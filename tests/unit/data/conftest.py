@@ -141,38 +141,32 @@ def write_source() -> Callable[[Path, str, list[str]], Path]:
     """`write_source(folder, kind, texts)` writes the documents in one of the formats `KINDS`."""
 
     def write(folder: Path, kind: str, texts: list[str]) -> Path:
-        path = folder / kind
-        lines = [
-            json.dumps({"title": "t", "text": text}, ensure_ascii=i % 2 == 0)
-            for i, text in enumerate(texts)
-        ]
+        records = [{"title": "t", "text": text} for text in texts]
+        lines = [json.dumps(record, ensure_ascii=i % 2 == 0) for i, record in enumerate(records)]
         jsonl = "".join(line + "\n" for line in lines).encode()
-        half = len("".join(line + "\n" for line in lines[: len(lines) // 2]).encode())
-        path.write_bytes(
-            {
-                "plain.jsonl": jsonl,
-                "bom-crlf.jsonl": b"\xef\xbb\xbf" + jsonl.replace(b"\n", b"\r\n\r\n"),
-                "array.json": ("[\n" + ",\n".join(lines) + "\n]\n").encode(),
-                "one-line-array.json": json.dumps([json.loads(line) for line in lines]).encode(),
-                "wrong-name.txt.gz": gzip.compress(jsonl),
-                "two-members.jsonl.gz": gzip.compress(jsonl[:half]) + gzip.compress(jsonl[half:]),
-                "plain.jsonl.bz2": bz2.compress(jsonl),
-                "multi-stream.jsonl.bz2": bz2.compress(jsonl[:half])
-                + bz2.compress(jsonl[half:])
-                + bz2.compress(b""),
-                "array.json.bz2": bz2.compress(("[" + ",".join(lines) + "]").encode()),
-                "two-streams.jsonl.xz": lzma.compress(jsonl[:half])
-                + bytes(4)
-                + lzma.compress(jsonl[half:]),
-                "frames.jsonl.zst": zstandard(jsonl[:half])
-                + SKIPPABLE_FRAME
-                + zstandard(jsonl[half:]),
-                "table.csv": csv_of(texts).encode("utf-8-sig"),
-                "table.tsv.zst": zstandard(csv_of(texts, "excel-tab").encode()),
-                "rows.parquet": parquet_of(texts),
-                "dictionary.parquet": parquet_of(texts, as_dictionary=True),
-            }[kind]
-        )
+        half = jsonl.find(b"\n", len(jsonl) // 2) + 1
+        one = jsonl[:half]
+        two = jsonl[half:]
+        array = "[\n" + ",\n".join(lines) + "\n]\n"
+        made = {
+            "plain.jsonl": lambda: jsonl,
+            "bom-crlf.jsonl": lambda: b"\xef\xbb\xbf" + jsonl.replace(b"\n", b"\r\n\r\n"),
+            "array.json": lambda: array.encode(),
+            "one-line-array.json": lambda: json.dumps(records).encode(),
+            "wrong-name.txt.gz": lambda: gzip.compress(jsonl),
+            "two-members.jsonl.gz": lambda: gzip.compress(one) + gzip.compress(two),
+            "plain.jsonl.bz2": lambda: bz2.compress(jsonl),
+            "multi-stream.jsonl.bz2": lambda: b"".join(map(bz2.compress, (one, two, b""))),
+            "array.json.bz2": lambda: bz2.compress(array.encode()),
+            "two-streams.jsonl.xz": lambda: lzma.compress(one) + bytes(4) + lzma.compress(two),
+            "frames.jsonl.zst": lambda: zstandard(one) + SKIPPABLE_FRAME + zstandard(two),
+            "table.csv": lambda: csv_of(texts).encode("utf-8-sig"),
+            "table.tsv.zst": lambda: zstandard(csv_of(texts, "excel-tab").encode()),
+            "rows.parquet": lambda: parquet_of(texts),
+            "dictionary.parquet": lambda: parquet_of(texts, as_dictionary=True),
+        }
+        path = folder / kind
+        path.write_bytes(made[kind]())
         return path
 
     return write

@@ -17,7 +17,6 @@ import pytest
 from harness.file_digests import digests
 
 from wikillm.core.errors import DataError
-from wikillm.core.files import sha256_file
 from wikillm.data.dedup import two_passes
 from wikillm.data.dedup.duplicates import find_duplicates
 from wikillm.data.dedup.minhash import (
@@ -29,7 +28,7 @@ from wikillm.data.dedup.minhash import (
 )
 from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.filters.documents import content_hash
-from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, NEAR_DUPLICATE, DropList
+from wikillm.data.filters.drop_list import DROP, EXACT
 from wikillm.data.funnel import Funnel
 from wikillm.data.prepare import prepare
 from wikillm.data.prepare.prepare import prepare_store
@@ -274,17 +273,3 @@ def test_signatures_that_a_killed_pass_left_beside_its_list_are_removed(tmp_path
     (drops.path.parent / "00000.min").write_bytes(bytes(100))
     assert prepare.plan_store(cfg).drop_list == drops
     assert {path.name for path in drops.path.parent.iterdir()} == {"drops.bin", "drops.json"}
-
-
-def test_the_entries_of_a_shard_with_many_files_are_found_in_one_search(tmp_path):
-    """30,000 files in one shard took minutes when each searched all entries."""
-    count = 30_000
-    entries = np.zeros(count // 2, dtype=DROP)
-    entries["source"] = np.arange(0, count, 2)
-    entries["percent"] = 90
-    path = tmp_path / DROP_LIST_NAME
-    path.write_bytes(entries.tobytes())
-    drop_list = DropList(path, sha256_file(path), 0, len(entries))
-    found = drop_list.between(dict.fromkeys(range(count), (0, 1)))
-    assert set(found) == {(number, 0) for number in range(0, count, 2)}
-    assert {dropped.reason for dropped in found.values()} == {NEAR_DUPLICATE}

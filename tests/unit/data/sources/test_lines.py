@@ -141,13 +141,6 @@ def assert_shards_follow_from_the_records(sources, range_bytes: int, raws: list[
         assert (raw.start, raw.end, found) == (start, end, records)
 
 
-def test_a_line_over_many_pieces_is_read_whole():
-    line = b'{"text": "' + b"x" * 5000 + b'"}'
-    content = b"\n" + line + b"\n" + line
-    found = list(split_lines(in_pieces(content, 9), 0, 6000))
-    assert found == [(1, line, len(line)), (len(line) + 2, line, len(line))]
-
-
 def test_batches_of_items_have_about_the_same_size():
     items: list[Item] = [(at, bytes(BATCH_BYTES // 4), BATCH_BYTES // 4) for at in range(10)]
     batches = list(batches_of_items(0, items))
