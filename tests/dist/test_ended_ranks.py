@@ -43,13 +43,15 @@ def broken(
 def test_a_killed_rank_is_named_with_its_signal(rank: int, words: Words, tmp_path: Path) -> None:
     codes, said = broken(words, tmp_path / "run", "kill", rank)
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == ExitCode.MACHINE
-    assert re.fullmatch(KILLED.format(rank=rank), said["reason"]) and said["code"] == 3, said
+    assert re.fullmatch(KILLED.format(rank=rank), said["reason"]), said
+    assert (said["code"], said["lost_rank"]) == (3, rank)
 
 
 def test_a_killed_rank_is_named_without_a_supervisor(words: Words, tmp_path: Path) -> None:
     codes, said = broken(words, tmp_path / "run", "kill", 1, "train.supervise=off")
     assert codes == [ExitCode.MACHINE, -signal.SIGKILL]
-    assert re.fullmatch(KILLED.format(rank=1), said["reason"]) and said["code"] == 3, said
+    assert re.fullmatch(KILLED.format(rank=1), said["reason"]), said
+    assert (said["code"], said["lost_rank"]) == (3, 1)
 
 
 def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_path: Path) -> None:
@@ -58,7 +60,8 @@ def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_
     assert codes == [-signal.SIGKILL]
     wait_for(run / "exit.json")  # the agent writes it shortly afterwards
     said = json.loads((run / "exit.json").read_text())
-    assert re.fullmatch(KILLED.format(rank=0), said["reason"]) and said["code"] == 3
+    assert re.fullmatch(KILLED.format(rank=0), said["reason"])
+    assert (said["code"], said["lost_rank"]) == (3, 0)
 
 
 def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
@@ -67,13 +70,14 @@ def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
     """The other rank holds the GIL in DeepSpeed's shared-memory op, so its agent kills it."""
     codes, said = broken(words, tmp_path / "run", "set-up kill", 1, deepspeed="zero2")
     assert codes[1] == -signal.SIGKILL and codes[0] in (ExitCode.MACHINE, -signal.SIGKILL)
-    assert re.fullmatch(KILLED.format(rank=1), said["reason"]) and said["code"] == 3
+    assert re.fullmatch(KILLED.format(rank=1), said["reason"])
+    assert (said["code"], said["lost_rank"]) == (3, 1)
 
 
 def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> None:
     codes, said = broken(words, tmp_path / "run", "suspend", 1, "train.stall_seconds=2")
     assert codes[0] == ExitCode.MACHINE and codes[1] == -signal.SIGKILL
-    assert said["code"] == 3 and "No progress for" in said["reason"]
+    assert (said["code"], said["lost_rank"]) == (3, 1) and "No progress for" in said["reason"]
     assert re.search(r"rank 1 \(pid \d+\) blocks the other ranks", said["reason"])
     assert "_inner_training_loop" in (tmp_path / "run" / "logs" / "rank_0.log").read_text(), (
         "the stacks are there"
@@ -101,6 +105,7 @@ def test_the_error_of_the_rank_that_failed_is_kept(words: Words, tmp_path: Path)
     codes, said = broken(words, tmp_path / "run", "fail", 1)
     assert codes[0] != 0 and codes[1] != 0
     assert "/data/shard_7.bin" in said["reason"] and "onnection" not in said["reason"]
+    assert said["lost_rank"] == 1
 
 
 def test_a_closed_session_saves_on_all_ranks(words: Words, tmp_path: Path) -> None:

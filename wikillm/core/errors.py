@@ -64,9 +64,13 @@ class ConfigError(WikiLLMError):
 
 
 class MachineError(WikiLLMError):
-    """The machine or the process group lacks what the run needs."""
+    """The machine or the process group lacks what the run needs.
+
+    `lost_rank`: the rank that ended, or that blocks the others.
+    """
 
     exit_code = ExitCode.MACHINE
+    lost_rank: int | None = None
 
 
 class CorruptedWeightsError(WikiLLMError):

@@ -6,8 +6,6 @@ lost, with no checkpoint between them, is left out as well.
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,11 +15,11 @@ from pathlib import Path
 
 from wikillm.checkpoints.lineage import Position
 from wikillm.core.errors import ConfigError
+from wikillm.core.files import read_object
 from wikillm.core.log import say, warn
 from wikillm.launch.description import Launch
 from wikillm.supervise.requests import file_identity
 
-_LOST = re.compile(r"\Arank (\d+) |; rank (\d+) (?:\(pid \d+\) )?blocks ")
 _COUNT_SECONDS = 120.0
 
 
@@ -40,7 +38,10 @@ class LostRanks:
         """
         path = run / "exit.json"
         record = file_identity(path)
-        rank = _lost_rank(path) if record != self._record else None
+        # Files from before 0.3 have no such field: they name no rank.
+        rank = read_object(path).get("lost_rank") if record != self._record else None
+        if type(rank) is not int or rank < 0:
+            rank = None
         before = self._last
         self._record = record
         self._last = None if rank is None else (rank, reached)
@@ -90,12 +91,4 @@ def count_gpus() -> int | None:
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COUNT_SECONDS)
         return int(done.stdout) or None
-    return None
-
-
-def _lost_rank(record: Path) -> int | None:
-    """The rank that exit.json says has ended, was killed or blocks the others."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = _LOST.search(json.loads(record.read_text(encoding="utf-8"))["reason"])
-        return int(found[1] or found[2]) if found else None
     return None

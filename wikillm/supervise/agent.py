@@ -148,7 +148,10 @@ class Agent:
             elif "end" in message:
                 reports = message.get("speaker") == self.rank
                 event = str(message.get("event", "failed"))
-                self._end(int(message["end"]), str(message["reason"]), event, reports=reports)
+                code = int(message["end"])
+                lost_rank = message.get("lost_rank")
+                reason = str(message["reason"])
+                self._end(code, reason, event, lost_rank=lost_rank, reports=reports)
 
     def handle(self, messages: list[Message]) -> None:
         """Handle messages of the rank."""
@@ -186,12 +189,20 @@ class Agent:
             self.process.send(signal.SIGTERM)
 
     def _end(
-        self, code: int, reason: str, event: str, *, lost_main: bool = False, reports: bool = False
+        self,
+        code: int,
+        reason: str,
+        event: str,
+        *,
+        lost_main: bool = False,
+        lost_rank: int | None = None,
+        reports: bool = False,
     ) -> None:
         """Request the rank to leave: it writes its stacks and ends.
 
         Args:
             lost_main: rank 0 is lost: the first rank of this node reports to the user.
+            lost_rank: see `End`.
             reports: this rank reports to the user.
         """
         if self._left is not None or self._kill_at:
@@ -201,7 +212,8 @@ class Agent:
         # Without rank 0's agent the next of each node report, and the first one sends.
         is_next = lost_main and (self.rank == 1 or self.setup["local_rank"] == 0)
         alerts = (self.rank == 0 or is_next) and self._alerts.wants(event)
-        self._verdict = {"end": code, "reason": reason, "reports": reports, "alerts": alerts}
+        self._verdict = {"end": code, "reason": reason, "lost_rank": lost_rank}
+        self._verdict |= {"reports": reports, "alerts": alerts}
         self.rank_wire.send(self._verdict)
         if alerts:
             self._alert(event, code, reason)
@@ -220,11 +232,12 @@ class Agent:
         self.process.send(signal.SIGKILL)
         self._rank_gone = True
 
-    def _report(self, code: int, reason: str, *, reports: bool) -> None:
+    def _report(self, code: int, reason: str, lost_rank: int | None, *, reports: bool) -> None:
         """Write exit.json and print the reason in place of a rank that cannot."""
         if self._recorder is not None:
             step = self.heartbeat.read().step
-            write_exit(self._recorder.run_dir, code, reason, self.rank, step, keep=True)
+            run = self._recorder.run_dir
+            write_exit(run, code, reason, self.rank, step, lost_rank=lost_rank, keep=True)
         if reports:
             print_end(code, reason)
 
@@ -269,7 +282,7 @@ class Agent:
             # No other rank may be left to report the verdict.
             if in_silence and end is not None:
                 reports = self.coordinator.membership.reporter() == 0
-                self._report(end.code, end.reason, reports=reports)
+                self._report(end.code, end.reason, end.lost_rank, reports=reports)
                 self._alert(end.event, end.code, end.reason)
         if in_silence and self._left is not None and self.rank == 0:
             self._alert("lost", *self._left)
@@ -286,7 +299,7 @@ class Agent:
             self._recorder.close(self._record())
         # A killed rank could not report the verdict itself.
         if verdict is not None and (known is None or "signal" in known):
-            self._report(*self._left, reports=bool(verdict["reports"]))
+            self._report(*self._left, verdict["lost_rank"], reports=bool(verdict["reports"]))
         if in_silence and not self.link.accepted:
             self._connect_late()
         if verdict is None:

@@ -173,8 +173,8 @@ class Coordinator(threading.Thread):
             self._end = self.membership.verdict(now)
             if self._end is not None:
                 verdict = {"end": self._end.code, "reason": self._end.reason}
-                verdict["event"] = self._end.event
-                self._send_all({**verdict, "speaker": self.membership.reporter()})
+                about = {"event": self._end.event, "lost_rank": self._end.lost_rank}
+                self._send_all({**verdict, **about, "speaker": self.membership.reporter()})
         if self._end is None and not self._welcomed and self.membership.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}

@@ -19,17 +19,29 @@ OTHERS_WAIT_SECONDS = 8.0
 
 
 def write_exit(
-    run: Path, code: int, reason: str, rank: int, step: int | None, *, keep: bool = False
+    run: Path,
+    code: int,
+    reason: str,
+    rank: int,
+    step: int | None,
+    *,
+    lost_rank: int | None = None,
+    keep: bool = False,
 ) -> None:
-    """Write exit.json; with `keep` an existing one stays. Never raises, so that the process can
-    exit."""
+    """Write exit.json; with `keep` an existing one stays. Never raises: the process has to exit.
+
+    Args:
+        rank: the one that writes.
+        lost_rank: the one that ended, or that blocks the others.
+    """
     path = run / "exit.json"
     try:
         if not run.is_dir() or (keep and path.exists()):
             return
         found = {"code": code, "meaning": ExitCode(code).name.lower(), "reason": reason}
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(path, {**found, "rank": rank, "step": step, "time": when})
+        place = {"rank": rank, "lost_rank": lost_rank, "step": step}
+        write_json(path, {**found, **place, "time": when})
     except OSError as failure:
         logger.warning("could not write %s: %s", path, failure)
 

@@ -35,8 +35,11 @@ def lost_rank(run: Path, own: int) -> MachineError | None:
         if record.exit is not None and record.exit["code"]:
             lost = MachineError(f"rank {record.rank} ended: {record.exit['reason']}")
             lost.exit_code = ExitCode(record.exit["code"])
+            lost.lost_rank = record.rank
             return lost
         if record.exit is None and record.process.is_here() and not record.process.is_alive():
             how = end_of(record.process.pid) or UNKNOWN_END
-            return MachineError(f"rank {record.rank} (pid {record.process.pid}) {how}.")
+            lost = MachineError(f"rank {record.rank} (pid {record.process.pid}) {how}.")
+            lost.lost_rank = record.rank
+            return lost
     return None

@@ -51,6 +51,7 @@ class End:
     code: int
     reason: str
     event: str  # of the alert: failed, stopped, lost, stalled
+    lost_rank: int | None = None  # the only one that has ended, or that blocks the others
 
 
 @dataclass(slots=True)
@@ -153,7 +154,7 @@ class Membership:
             wait = STOPPED_WAITS if code == ExitCode.STOPPED else FAILED_WAITS
         if now - when < wait:
             return None
-        return End(code, f"{self._name(rank)} ended: {reason}", event_of(code))
+        return End(code, f"{self._name(rank)} ended: {reason}", event_of(code), rank)
 
     def _died(self, now: float) -> End | None:
         # A reason that a rank gave itself comes first: `_failed` waits for it.
@@ -163,7 +164,7 @@ class Membership:
         if not dead or now < min(dead)[0][0]:
             return None
         (_, how), rank = min(dead)
-        return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.", "lost")
+        return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.", "lost", rank)
 
     def _incomplete(self, now: float) -> End | None:
         if self.is_complete or now - self.began < self.limits.rendezvous:
@@ -252,6 +253,7 @@ class Membership:
             f"(limit {first.limit:.0f} s){blamed}.\n"
             f"  {where}\n  The stacks of every rank are in RUN/logs/rank_*.log.",
             "stalled",
+            slow[0] if len(slow) == 1 and self.world_size > 1 else None,
         )
 
     def _all(self) -> Iterable[Member]:

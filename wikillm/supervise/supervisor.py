@@ -226,8 +226,12 @@ class Supervisor:
                         self._verdict = message
                         self._answered.set()
                     elif self._left is None:
-                        reports = bool(message["reports"])
-                        self._end(int(message["end"]), str(message["reason"]), reports=reports)
+                        self._end(
+                            int(message["end"]),
+                            str(message["reason"]),
+                            message["lost_rank"],
+                            reports=bool(message["reports"]),
+                        )
         # The agent is gone: nothing may wait for it.
         self._noted.set()
         if self._left is None:
@@ -236,7 +240,7 @@ class Supervisor:
             warn("the supervisor's process is gone: the run continues without it")
         self._answered.set()
 
-    def _end(self, code: int, reason: str, *, reports: bool) -> None:
+    def _end(self, code: int, reason: str, lost_rank: int | None = None, *, reports: bool) -> None:
         """Write reason and stacks, then end the process, wherever the main thread hangs."""
         step = self.heartbeat.read().step
         logger.critical("ended by the supervisor at step %d: %s", step, reason)
@@ -245,7 +249,7 @@ class Supervisor:
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         if reports:
             print_end(code, reason)
-        args = (code, reason, step, reports)
+        args = (code, reason, step, lost_rank, reports)
         writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
@@ -266,12 +270,15 @@ class Supervisor:
                 if any("noted" in message for message in wire.receive()):
                     return
 
-    def _write_exit(self, code: int, reason: str, step: int, reports: bool) -> None:
+    def _write_exit(
+        self, code: int, reason: str, step: int, lost_rank: int | None, reports: bool
+    ) -> None:
         if self._run is None:
             return
         if not reports:
             time.sleep(2.0)  # the rank that reports to the user writes first, if it can
-        write_exit(self._run, code, reason, self.world.rank, step, keep=True)
+        rank = self.world.rank
+        write_exit(self._run, code, reason, rank, step, lost_rank=lost_rank, keep=True)
 
     def _record(self) -> RankRecord:
         place = (self.world.rank, self.world.local_rank, self.world.size)

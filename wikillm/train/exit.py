@@ -37,7 +37,8 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         refusal = as_refusal(error)
         code = refusal.exit_code if refusal else ExitCode.BUG
         reason = without_queries(str(refusal or error))
-    write_exit(run_dir, int(code), reason, rank, step)
+    lost_rank = getattr(error, "lost_rank", None)
+    write_exit(run_dir, int(code), reason, rank, step, lost_rank=lost_rank)
 
 
 @dataclass(slots=True)
