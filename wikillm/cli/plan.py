@@ -181,11 +181,11 @@ def _run_all(args: argparse.Namespace) -> int:
         got = " ".join([*args.rest, *filter(None, (args.config, args.deepspeed))])
         fix = "leave the run's arguments out, or leave --all out"
         raise ConfigError("--all plans the presets as they are.", got=got, fix=fix)
-    presets = [load_preset("models", name) for name in preset_names("models")]
-    names = [preset.name for preset in sorted(presets, key=lambda one: one.parameters or 0)]
+    names = preset_names("models")
+    by_size = sorted(names, key=lambda name: load_preset("models", name).parameters or 0)
     rows: list[dict[str, Any]] = []
     # Each model under its run preset, or under the default run if it has none.
-    for name in names:
+    for name in by_size:
         run_name = f"pretrain-{name}"
         known = run_name in preset_names("runs")
         args.config, args.rest = (run_name, []) if known else (None, [f"model.preset={name}"])

@@ -25,8 +25,6 @@ AXES: tuple[Axis, ...] = ("models", "data", "runs")
 class Preset:
     """`source` is what messages and origins call it; `entries` are its keys of the schema."""
 
-    axis: Axis
-    name: str
     source: str
     about: str
     parameters: int | None
@@ -55,8 +53,6 @@ def load_preset(axis: Axis, name: str) -> Preset:
     about = entries.pop("about", None)
     parameters = entries.pop("parameters", None)
     return Preset(
-        axis=axis,
-        name=name,
         source=source,
         about=about.value if about else "",
         parameters=parameters.value if parameters else None,

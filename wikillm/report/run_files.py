@@ -45,7 +45,6 @@ class LoggedWarning:
     """A warning or error of the rank logs; equal messages of several ranks are one."""
 
     first: str  # the time, as written in the log
-    last: str
     level: str
     message: str
     count: int
@@ -199,7 +198,6 @@ def _warnings(logs: Path) -> list[LoggedWarning]:
             before = found.get(message)
             found[message] = LoggedWarning(
                 first=min(time, before.first) if before else time,
-                last=max(time, before.last) if before else time,
                 level=level,
                 message=message,
                 count=before.count + 1 if before else 1,

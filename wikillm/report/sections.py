@@ -86,8 +86,8 @@ def spread(rows: Sequence[Any], most: int = MOST_ROWS) -> list[Any]:
     return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
 
 
-def _shown(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _state(run: RunFiles) -> dict[str, Any]:

@@ -33,7 +33,6 @@ class RunStart:
     last_step: int | None
     repeated: int
     ended: str
-    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +116,13 @@ def _start(
     finish = next((r for r in records if r.get(names.KIND) == names.FINISH), None)
     ranks = begin.get(names.WORLD_SIZE)
     words = "no end was recorded: it was killed"
-    failed = True
     if finish is not None:
         code = finish.get("exit_code")
         error = finish.get("error")
         name = _ENDS.get(code, "ended") if isinstance(code, int) else "ended"
         words = f"{name}: {error}" if error else name
-        failed = code not in (int(ExitCode.DONE), int(ExitCode.STOPPED))
     elif is_last and not ended:
         words = "no end is recorded: it is running, or was killed"
-        failed = False
     return RunStart(
         segment=segment,
         began=min(times, default=None),
@@ -136,5 +132,4 @@ def _start(
         last_step=max(steps, default=None),
         repeated=max(0, max(steps) + 1 - following) if steps and following else 0,
         ended=words,
-        failed=failed,
     )
