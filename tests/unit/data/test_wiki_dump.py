@@ -12,7 +12,7 @@ import pytest
 from harness.file_digests import digests
 
 from wikillm.cli.main import main
-from wikillm.cli.wiki_dump import wiki_settings
+from wikillm.cli.prepare import wiki_settings
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters import settings as filter_settings
 from wikillm.data.sources import bz2_streams
