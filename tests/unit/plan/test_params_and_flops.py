@@ -25,16 +25,9 @@ def test_flops_of_the_120m_model_at_512() -> None:
 @pytest.mark.parametrize(
     ("device", "tflops"),
     [
-        ("NVIDIA H100 PCIe", 756.0),
-        ("NVIDIA H200", 989.5),
         ("NVIDIA H20", 148.0),
-        ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA A10", 125.0),
-        ("NVIDIA L40S", 362.0),
         ("NVIDIA L4", 121.0),
-        ("NVIDIA GeForce RTX 4090", 165.2),
-        ("NVIDIA GeForce RTX 4090 D", 147.0),
-        ("Tesla V100-SXM2-32GB", 125.0),
         ("NVIDIA H20-3e", 148.0),
         ("NVIDIA A1000", None),
         ("cpu", None),
