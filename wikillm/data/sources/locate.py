@@ -204,7 +204,8 @@ def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     usable = [n for n in names if (parent / n).is_dir() or is_named_like_a_corpus(n, text=True)]
     near = next((name for name in usable if name.lower() == wanted.lower()), None)
-    near = near or did_you_mean(wanted, usable)
+    stems = {Path(name).stem: name for name in usable}  # endings are alike anyway
+    near = near or stems.get(did_you_mean(Path(wanted).stem, stems) or "")
     return DataError(
         "data.path does not exist.",
         got=f"{entry}\nthe nearest folder that exists is {parent}: {_first_names(names)}",

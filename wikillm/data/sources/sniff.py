@@ -25,9 +25,7 @@ HEAD_BYTES = 1 << 18
 _PROBED_LINES = 50
 
 _COMPRESSION = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
-_SKIPPABLE = re.compile(
-    rb"[\x50-\x5f]\x2a\x4d\x18"
-)  # a frame of metadata, at the start of some zst
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # metadata at the start of some zst
 _NAMED = re.compile(r"\.(txt|csv|tsv)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 _MARKUP = re.compile(r"<(\?xml|!doctype|!--|[a-z][\w:-]*[\s>/])", re.IGNORECASE)
 _LINE_FORMATS = ("jsonl", "csv", "blocks", "lines")
@@ -53,11 +51,8 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     if start.startswith(parquet.MAGIC) or wanted == "parquet":
         return _parquet(path, size, start, wanted, text_key)
     # Compression, by the first bytes.
-    compression = next(
-        (name for magic, name in _COMPRESSION.items() if start.startswith(magic)), ""
-    )
-    if not compression:
-        compression = "zst" if _SKIPPABLE.match(start) else "none"
+    named = (name for magic, name in _COMPRESSION.items() if start.startswith(magic))
+    compression = next(named, "zst" if _SKIPPABLE.match(start) else "none")
     source = SourceFile(str(path), size, "", compression, text_key=text_key)
     begin = head(source, HEAD_BYTES)
     if begin.startswith(parquet.MAGIC):

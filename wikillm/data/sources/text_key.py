@@ -58,8 +58,9 @@ def _check_names(source: SourceFile, texts: Sequence[str], shown: Sequence[str])
     near = next((name for name in texts if name.strip().lower() == key.lower()), None)
     near = near or next((name for name in _USUAL_KEYS if name in texts), None)
     near = near or did_you_mean(key, [name for name in texts if name.isidentifier()])
-    fix = "data.text_key=KEY with the key that holds the text; where none does:\n"
-    fix += HOW_TO_WRITE_JSON
+    fix = "data.text_key=KEY with the key that holds the text\n"
+    fix += 'where none does, write each record as {"text": "..."}; '
+    fix += "records in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl"
     if source.format == "csv":
         fix = "data.text_key=COLUMN with the column that holds the text\n"
         fix += "the first row must name the columns, with comma, tab, semicolon or | between them"

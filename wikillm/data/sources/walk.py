@@ -25,9 +25,8 @@ class Found:
     """Files in the order of their relative paths, and what was left out of the same folders."""
 
     files: list[Path] = field(default_factory=list)
-    others: list[tuple[Path, str]] = field(
-        default_factory=list
-    )  # special files, token stores; kind
+    # Special files and token stores, with what they are.
+    others: list[tuple[Path, str]] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)  # names that begin with a dot
     seen: set[str] = field(default_factory=set)  # real paths of folders
 

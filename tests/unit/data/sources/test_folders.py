@@ -125,7 +125,13 @@ def test_a_comma_in_a_name_is_explained(corpus, settings):
 
 @pytest.mark.parametrize(
     ("there", "near"),
-    [("wiki.md", None), ("Wiki.JSONL", "Wiki.JSONL"), ("wik.jsonl", "wik.jsonl"), ("", None)],
+    [
+        ("wiki.md", None),
+        ("Wiki.JSONL", "Wiki.JSONL"),
+        ("wik.jsonl", "wik.jsonl"),
+        ("e.jsonl", None),
+        ("", None),
+    ],
 )
 def test_a_missing_path_names_the_nearest_folder_and_a_similar_source(tmp_path, there, near):
     (tmp_path / (there or "other")).write_text("x")
