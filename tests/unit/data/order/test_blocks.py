@@ -181,25 +181,6 @@ def test_every_position_gets_every_block_about_equally_often() -> None:
     assert chi_square(windowed) < 161
 
 
-@pytest.mark.parametrize("size, keys", [(7, 4000), (64, 1500), (300, 600)])
-def test_first_position_block_and_distance_are_uniform(size: int, keys: int) -> None:
-    """Where the last block is read, which block is first, and the distance of two neighbours.
-
-    The bound is mean + 5 standard deviations of chi-square with size - 1 degrees of freedom
-    (size - 2 for the distance, which is never 0).
-    """
-    first, last, distance = np.zeros((3, size))
-    for seed in range(keys):
-        permutation = Permutation(size, keyed_hash(seed, "positions", size))
-        images = permutation(np.array([0, 1]))
-        first[images[0]] += 1
-        distance[(images[1] - images[0]) % size] += 1
-        last[permutation.inverse(size - 1)] += 1
-    for name, counts in (("first", first), ("last", last), ("distance", distance[1:])):
-        freedom = len(counts) - 1
-        assert chi_square(counts) < freedom + 5 * (2 * freedom) ** 0.5, f"{name} of {size}"
-
-
 def test_a_large_permutation_spreads_consecutive_positions_over_the_whole() -> None:
     """4,096 positions of 10^9 over 64 equal parts of the blocks; df = 63, 5 sigma about 119."""
     size = 10**9

@@ -46,24 +46,16 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(prepare, "shard_range", lambda estimate: 8000)
 
 
-@pytest.mark.parametrize(
-    ("workers", "kind", "kills"),
-    [
-        (1, "plain.jsonl", (3, 15)),
-        pytest.param(1, "plain.jsonl", (0,), marks=pytest.mark.deep),
-        pytest.param(2, "array.json.bz2", (15,), marks=pytest.mark.deep),
-    ],
-)
 def test_a_killed_build_resumes_and_ends_in_the_same_bytes(
-    tmp_path, texts, write_source, settings, small_shards, workers, kind, kills
+    tmp_path, source, settings, small_shards
 ):
-    path = write_source(tmp_path, kind, texts(1500))
+    path = source(1500)
     whole = settings(path, tokenizer="train:400", store=str(tmp_path / "whole"))
     reference = digests(prepare_store(whole).dir)
-    cfg = settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers)
+    cfg = settings(path, tokenizer="train:400", store=str(tmp_path / "killed"))
     records = tmp_path / "killed" / "shards"
     seen = []
-    for wanted in kills:
+    for wanted in (3, 15):
         process = start(cfg)
         while process.poll() is None:
             if records.is_dir() and len(list(records.glob("*.json"))) >= wanted:

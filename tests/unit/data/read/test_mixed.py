@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.order.mixed import MixedOrder, MixtureTable
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.corpus import Corpus, proportions
-from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.open import open_corpus
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 
@@ -96,27 +94,6 @@ def test_each_source_is_read_once_per_epoch_of_its_own(mixed, packing):
             start = order.sources[k].start
             assert sorted(read) == list(range(start, start + size - 1))
     assert order.targets_between(100, 2000) == sum(map(len, samples[100:2000]))
-
-
-def test_same_global_batches_for_every_world_and_number_of_workers(mixed):
-    store = open_corpus(mixed(a=5, b=2))
-    order = store.order(T, 3)
-
-    def batches(world: int, micro: int, workers: int = 0) -> np.ndarray:
-        rows: dict[tuple[int, int], np.ndarray] = {}
-        for rank in range(world):
-            shape = BatchShape(micro, 16 // micro // world, world, rank)
-            loader = train_loader(store.train, order, shape, total_steps=3, workers=workers)
-            for i, batch in enumerate(loader):
-                columns = [batch["input_ids"].numpy(), batch["labels"].numpy()]
-                rows[i, rank] = np.concatenate(columns, axis=1)
-        return np.concatenate([rows[key] for key in sorted(rows)])
-
-    whole = batches(1, 16)
-    assert np.array_equal(batches(2, 4), whole) and np.array_equal(batches(4, 4), whole)
-    assert np.array_equal(batches(2, 8, workers=2), whole)
-    copy = pickle.loads(pickle.dumps(store.train))
-    assert np.array_equal(copy.read(5, 900), store.train.read(5, 900))
 
 
 def test_joined_streams_are_the_streams_one_after_the_other(mixed):

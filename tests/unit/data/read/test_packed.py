@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wikillm.core.errors import DataError
 from wikillm.data.order.best_fit import PackedOrder, PackedWindow, best_fit
 from wikillm.data.order.blocks import IGNORED
-from wikillm.data.read.loader import BatchShape, DocumentMask, Samples, train_loader
+from wikillm.data.read.loader import DocumentMask, Samples
 from wikillm.data.read.packed import FOLDER, packed_order
 from wikillm.data.store.store import TokenStream
 
@@ -154,22 +154,6 @@ def test_positions_restart_with_each_document_and_rows_end_with_padding(tmp_path
     assert positions[:7] == [0, 0, 1, 2, 0, 0, 1]
     bounds = batch["cu_seq_lens_q"].tolist()
     assert bounds[0] == 0 and bounds[-1] == batch["labels"].numel()
-
-
-def test_every_world_reads_the_same_global_batches(tmp_path: Path) -> None:
-    stream = Stream([[5, 9, 3, 8] * 10] * 4)
-    order = order_of(stream, 16, tmp_path)
-
-    def batches(micro: int, accumulation: int, world: int, workers: int) -> list[list[list[int]]]:
-        steps: list[list[list[int]]] = [[], [], []]
-        for rank in range(world):
-            shape = BatchShape(micro, accumulation, world, rank)
-            loader = train_loader(stream, order, shape, total_steps=3, workers=workers)
-            for i, batch in enumerate(loader):
-                steps[i // accumulation] += batch["labels"].tolist()
-        return [sorted(step) for step in steps]
-
-    assert batches(8, 1, 1, 0) == batches(2, 2, 2, 0) == batches(1, 2, 4, 1)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])

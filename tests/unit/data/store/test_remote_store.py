@@ -111,13 +111,6 @@ def test_a_damaged_shard_never_reaches_a_batch(local, server, section, tmp_path)
         batches(prepare_store(section()))
 
 
-def test_a_shard_comes_through_cut_connections(local, server, section):
-    server.faults["store/train/00000.tok"] = [("cut", 1000), ("status", 502), ("cut", 500)]
-    assert np.array_equal(batches(prepare_store(section())), batches(local))
-    ranges = ["", "bytes=1000-", "bytes=1000-", "bytes=1500-"]
-    assert server.fetched("store/train/00000.tok") == ranges
-
-
 def test_without_the_server_what_is_cached_can_be_read(local, tmp_path):
     cfg = DataSection(cache=str(tmp_path / "cache"), min_val_tokens=1, window_shards=2)
     with serve(local.dir.parent) as gone:
