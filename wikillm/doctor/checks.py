@@ -1,17 +1,16 @@
 """What a check is: a pure function of facts. So each judgement is tested with recorded facts.
 
 Name, group and help sentence of a check are the function's name, the group it is declared in, and
-its docstring. What follows from a finding, and how to fix it, is in `texts.py`.
+its docstring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.texts import TEXTS
 
 Level = Literal["ok", "warn", "fail", "skip"]
 GROUPS = (
@@ -33,32 +32,23 @@ class Verdict:
     node: str = ""
 
 
-class Finding(NamedTuple):
-    """The answer of a check. `case` selects its text, `values` fill it."""
-
-    level: Level
-    found: str
-    case: str = ""
-    values: dict[str, object] = {}
+def ok(found: str) -> Verdict:
+    return Verdict("ok", found)
 
 
-def ok(found: str) -> Finding:
-    return Finding("ok", found)
-
-
-def skip(found: str) -> Finding:
+def skip(found: str) -> Verdict:
     """The question does not arise, or cannot be answered; `found` says which."""
-    return Finding("skip", found)
+    return Verdict("skip", found)
 
 
-def warn(found: str, case: str = "", /, **values: object) -> Finding:
+def warn(found: str, why: str, fix: str = "") -> Verdict:
     """The run can work, but slower, or not for long."""
-    return Finding("warn", found, case, values)
+    return Verdict("warn", found, why, fix)
 
 
-def fail(found: str, case: str = "", /, **values: object) -> Finding:
+def fail(found: str, why: str, fix: str = "") -> Verdict:
     """The run would not work."""
-    return Finding("fail", found, case, values)
+    return Verdict("fail", found, why, fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +58,18 @@ class Check:
     name: str
     group: str
     about: str
-    look: Callable[[Any, Needs], Finding]
+    look: Callable[[Any, Needs], Verdict]
     section: str = ""
 
     def judge(self, facts: object, needs: Needs, node: str = "") -> Verdict:
         if self.section and getattr(facts, self.section) is None:
-            return self.verdict(skip(f"{self.section} is not known"), node)
-        return self.verdict(self.look(facts, needs), node)
-
-    def verdict(self, finding: Finding, node: str = "") -> Verdict:
-        level, found, case, values = finding
-        why = fix = ""
-        if level in ("warn", "fail"):
-            texts = TEXTS[f"{self.name}/{case}" if case else self.name]
-            why, fix = (text.format(**values) for text in texts)
-        return Verdict(level, found, why, fix, self.name, self.group, node)
+            found = skip(f"{self.section} is not known")
+        else:
+            found = self.look(facts, needs)
+        return replace(found, name=self.name, group=self.group, node=node)
 
 
-def check(group: str, section: str = "") -> Callable[[Callable[[Any, Needs], Finding]], Check]:
+def check(group: str, section: str = "") -> Callable[[Callable[[Any, Needs], Verdict]], Check]:
     """Declare a check: of a node with its `section`, of all nodes without."""
     return lambda look: Check(
         look.__name__.replace("_", "-"), group, look.__doc__ or "", look, section

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from wikillm.core.files import nearest_existing
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import CompilerFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import read, run_tool
@@ -57,39 +57,45 @@ def compiles(facts: NodeFacts, needs: Needs) -> bool:
 
 
 @check("compiler", "compiler")
-def toolchain(facts: NodeFacts, needs: Needs) -> Finding:
+def toolchain(facts: NodeFacts, needs: Needs) -> Verdict:
     """C++, Python's headers and ninja are there where an op has to be compiled."""
     compiler = facts.compiler
     tools = {"C++": compiler.cxx, "Python.h": compiler.has_headers, "ninja": compiler.ninja}
     missing = [name for name, found in tools.items() if not found]
     if missing:
         answer = fail if compiles(facts, needs) else warn
-        return answer(f"missing: {', '.join(missing)}")
+        return answer(
+            f"missing: {', '.join(missing)}",
+            "DeepSpeed compiles its ops at first use",
+            "apt-get install g++ python3-dev (dnf: gcc-c++ python3-devel); pip install ninja",
+        )
     return ok(f"{compiler.cxx}, {compiler.ninja}")
 
 
 @check("compiler", "compiler")
-def nvcc(facts: NodeFacts, needs: Needs) -> Finding:
+def nvcc(facts: NodeFacts, needs: Needs) -> Verdict:
     """The CUDA toolkit fits torch where offload compiles an op on a machine with GPUs."""
     wheel = facts.software.torch_cuda if facts.software else None
     if not (needs.offload and facts.gpu_count and wheel):
         return skip("nothing is compiled for CUDA")
     compiler = facts.compiler
+    fix = f"CUDA {wheel} toolkit, set CUDA_HOME"
     if not compiler.nvcc:
-        return fail("no nvcc", "missing", cuda=wheel)
+        return fail("no nvcc", "DeepSpeed's CPU optimizer needs it", fix)
     found = f"nvcc {compiler.nvcc_cuda or '?'}, torch for CUDA {wheel}"
     if compiler.nvcc_cuda and Version(compiler.nvcc_cuda).major != Version(wheel).major:
-        return fail(found, "major", cuda=wheel)
+        return fail(found, "DeepSpeed refuses another major version", fix)
     return ok(found)
 
 
 @check("compiler", "compiler")
-def op_folder(facts: NodeFacts, needs: Needs) -> Finding:
+def op_folder(facts: NodeFacts, needs: Needs) -> Verdict:
     """Compiled ops can be stored and loaded."""
     compiler = facts.compiler
     answer = fail if compiles(facts, needs) else warn
+    fix = "export TORCH_EXTENSIONS_DIR=FOLDER"
     if not compiler.is_writable:
-        return answer(f"{compiler.folder} cannot be written", "read-only")
+        return answer(f"{compiler.folder} cannot be written", "compiled ops are stored there", fix)
     if not compiler.is_executable:
-        return answer(f"{compiler.folder} is mounted noexec", "noexec")
+        return answer(f"{compiler.folder} is mounted noexec", "compiled ops cannot be loaded", fix)
     return ok(compiler.folder)

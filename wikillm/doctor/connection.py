@@ -17,22 +17,14 @@ from wikillm.doctor.facts import NodeFailure
 from wikillm.doctor.node import MARK
 from wikillm.remote.ssh import ssh_argv
 
-_KINDS = (
-    ("could not resolve hostname", "name"),
-    ("host key verification failed", "changed-key"),
-    ("identification has changed", "changed-key"),
-    ("permission denied (", "key"),
-    ("too many authentication failures", "key"),
-    ("connection refused", "refused"),
-    ("connection timed out", "timeout"),
-    ("no route to host", "timeout"),
-    ("network is unreachable", "timeout"),
-    ("cd: ", "folder"),
-    ("no module named", "python"),
-    ("python: not found", "python"),
-    ("python: command not found", "python"),
-    ("traceback", "python"),
-)
+_KINDS = {
+    "host key verification failed": "changed-key",
+    "permission denied (": "key",
+    "cd: ": "folder",
+    "python: ": "python",
+    "traceback": "python",
+}
+"""Words in the errors of ssh, the shell and Python that have a fix of their own."""
 
 
 def agent_command(workdir: str) -> str:
@@ -44,7 +36,7 @@ def agent_command(workdir: str) -> str:
 def classify(text: str, code: int | None) -> NodeFailure:
     """The error of ssh, the shell or Python before the node could answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for words, kind in _KINDS:
+    for words, kind in _KINDS.items():
         found = [line for line in lines if words in line.lower()]
         if found:
             return NodeFailure(kind, lines[-1] if kind == "python" else found[0])

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Mapping
 from functools import partial
 
-from wikillm.doctor.checks import Check, Finding, ok, skip, warn
+from wikillm.doctor.checks import Check, Verdict, ok, skip, warn
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import run_in_time
@@ -37,16 +37,31 @@ def _reach(address: str) -> str:
     return ""
 
 
-def _reach_check(name: str, about: str) -> Check:
-    def look(facts: NodeFacts, needs: Needs) -> Finding:
+def _reach_check(name: str, about: str, why: str, fix: str) -> Check:
+    def look(facts: NodeFacts, needs: Needs) -> Verdict:
         if name not in facts.connectivity:
             return skip("not asked: this run is offline")
-        return warn(facts.connectivity[name]) if facts.connectivity[name] else ok("answers")
+        error = facts.connectivity[name]
+        return warn(error, why, fix) if error else ok("answers")
 
     return Check(f"reach-{name}", "connectivity", about, look, "connectivity")
 
 
-HUGGINGFACE = _reach_check("huggingface", "Hugging Face answers.")
-MIRROR = _reach_check("hf-mirror", "The mirror of Hugging Face (HF_ENDPOINT) answers.")
-MODELSCOPE = _reach_check("modelscope", "ModelScope answers.")
-SWANLAB = _reach_check("swanlab", "SwanLab answers.")
+_LOCAL = "data.tokenizer=FOLDER, data.path=FILE"
+_NOT_NEEDED = "not needed where files are local"
+HUGGINGFACE = _reach_check(
+    "huggingface",
+    "Hugging Face answers.",
+    "tokenizers and models may come from it",
+    f"HF_ENDPOINT, or {_LOCAL}",
+)
+MIRROR = _reach_check(
+    "hf-mirror", "The mirror of Hugging Face (HF_ENDPOINT) answers.", _NOT_NEEDED, _LOCAL
+)
+MODELSCOPE = _reach_check("modelscope", "ModelScope answers.", _NOT_NEEDED, _LOCAL)
+SWANLAB = _reach_check(
+    "swanlab",
+    "SwanLab answers.",
+    "tracking stays offline",
+    "observe.swanlab.mode=offline; `swanlab sync` later",
+)

@@ -19,12 +19,14 @@ from wikillm.data.prepare.plan import predicted_store_bytes
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.store.manifest import MANIFEST_NAME
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import DiskFacts, FolderFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 
 LEAST_INODES = 10_000
 _EDGE = 1 << 20
+_LARGER = "run.dir=FOLDER on a larger disk"
+_FEWER = f"train.save_total_limit=1, or {_LARGER}"
 
 
 def gather_disk(request: Request) -> DiskFacts:
@@ -88,22 +90,26 @@ def quick_digest(path: Path) -> str:
 
 
 @check("disk", "disk")
-def run_folder(facts: NodeFacts, needs: Needs) -> Finding:
+def run_folder(facts: NodeFacts, needs: Needs) -> Verdict:
     """The run directory can be written, and lies on a disk that outlives the run."""
     run = facts.disk.run
     if not run.is_writable:
-        return fail(f"{run.existing} cannot be written", "read-only")
+        what = f"{run.existing} cannot be written"
+        return fail(what, "checkpoints and logs are stored there", "run.dir=FOLDER")
     if run.inodes_free is not None and run.inodes_free < LEAST_INODES:
-        return warn(f"{run.inodes_free} inodes free on {run.existing}", "inodes")
+        found = f"{run.inodes_free} inodes free on {run.existing}"
+        return warn(found, "no new file can be created, whatever the room", "df -i")
     if run.kind in ("tmpfs", "ramfs"):
-        return warn(f"{run.existing} is {run.kind}", "memory")
+        why = "a reboot deletes it, and it takes memory"
+        return warn(f"{run.existing} is {run.kind}", why, "run.dir=FOLDER on a disk")
     if run.kind == "overlay":
-        return warn(f"{run.existing} is the container's own layer", "overlay")
+        found = f"{run.existing} is the container's own layer"
+        return warn(found, "it is lost with the container", "run.dir=FOLDER on a mounted volume")
     return ok(f"{run.path}, {run.kind or 'unknown kind'}")
 
 
 @check("disk", "disk")
-def checkpoint_room(facts: NodeFacts, needs: Needs) -> Finding:
+def checkpoint_room(facts: NodeFacts, needs: Needs) -> Verdict:
     """The checkpoints that are kept fit on the disk."""
     disk = facts.disk
     total = needs.checkpoint * needs.checkpoints_kept - disk.checkpoints_stay
@@ -116,13 +122,15 @@ def checkpoint_room(facts: NodeFacts, needs: Needs) -> Finding:
     if disk.checkpoints_stay:
         found += f" of which {format_size(disk.checkpoints_stay)} are there"
     if free < needs.least_checkpoint:
-        case = "none-fewer" if disk.checkpoints_stay and needs.checkpoints_kept > 2 else "none"
-        return fail(found, case, least=format_size(needs.least_checkpoint))
-    return warn(found, "some") if free < wanted else ok(found)
+        fix = _FEWER if disk.checkpoints_stay and needs.checkpoints_kept > 2 else _LARGER
+        return fail(found, f"not one fits: at least {format_size(needs.least_checkpoint)}", fix)
+    if free < wanted:
+        return warn(found, "saving fails when the disk is full", _FEWER)
+    return ok(found)
 
 
 @check("disk", "disk")
-def store_room(facts: NodeFacts, needs: Needs) -> Finding:
+def store_room(facts: NodeFacts, needs: Needs) -> Verdict:
     """The token store fits on the disk."""
     disk = facts.disk
     if disk.has_store or not disk.data_bytes:
@@ -130,22 +138,28 @@ def store_room(facts: NodeFacts, needs: Needs) -> Finding:
     need = format_size(disk.data_bytes)
     free = format_size(disk.store.free)
     found = f"{free} free on {disk.store.existing}, about {need} for the store"
-    return warn(found) if disk.store.free < disk.data_bytes else ok(found)
+    if disk.store.free < disk.data_bytes:
+        why = "building it stops when the disk is full"
+        return warn(found, why, "data.store=FOLDER on a larger disk")
+    return ok(found)
 
 
 @check("run", "disk")
-def data_source(facts: NodeFacts, needs: Needs) -> Finding:
+def data_source(facts: NodeFacts, needs: Needs) -> Verdict:
     """The files of data.path are there and readable."""
     disk = facts.disk
     if not disk.data_error and disk.data:
         return ok(f"{len(disk.data)} files")
     if not disk.data_error:
         return skip("addresses or finished stores are named; the doctor opens neither")
-    return skip(f"the store exists; {disk.data_error}") if disk.has_store else fail(disk.data_error)
+    if disk.has_store:
+        return skip(f"the store exists; {disk.data_error}")
+    why = "the token store is built from it"
+    return fail(disk.data_error, why, "data.path=FILE, as this node sees it")
 
 
 @check("run", "disk")
-def batch(facts: NodeFacts, needs: Needs) -> Finding:
+def batch(facts: NodeFacts, needs: Needs) -> Verdict:
     """The batch divides over the processes."""
     found = f"{needs.ranks} processes"
-    return fail(found, why=needs.batch_error) if needs.batch_error else ok(found)
+    return fail(found, needs.batch_error) if needs.batch_error else ok(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wikillm.config.environment_variables import NAMES, RunNeeds, find_conflicts
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.observe.redact import environment_secrets, names_a_secret, redact_text
@@ -25,25 +25,28 @@ def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @check("environment", "environment")
-def foreign_variables(facts: NodeFacts, needs: Needs) -> Finding:
+def foreign_variables(facts: NodeFacts, needs: Needs) -> Verdict:
     """No variable of another launcher changes the run behind its configuration."""
     asked = RunNeeds(needs.precision, needs.compiles, bool(facts.gpu_count))
     found = find_conflicts(facts.environment, asked)
     if not found:
         return ok("none")
     first = next(iter(found))
+    instead = found[first].instead.format(value=facts.environment[first])
     return fail(
         ", ".join(f"{name}={facts.environment[name]}" for name in found),
-        why="; ".join(f"{name} {rule.does}" for name, rule in found.items()),
-        names=" ".join(found),
-        instead=found[first].instead.format(value=facts.environment[first]),
+        "; ".join(f"{name} {rule.does}" for name, rule in found.items()),
+        f"unset {' '.join(found)}; {instead}",
     )
 
 
 @check("environment", "environment")
-def forwarded(facts: NodeFacts, needs: Needs) -> Finding:
+def forwarded(facts: NodeFacts, needs: Needs) -> Verdict:
     """Variables that are set here and that a run reads also reach the other nodes."""
     if needs.nodes == 1:
         return skip("one node")
-    kept = needs.not_forwarded
-    return warn(f"not forwarded: {', '.join(kept)}") if kept else ok("all that are set")
+    if needs.not_forwarded:
+        found = f"not forwarded: {', '.join(needs.not_forwarded)}"
+        why = "the other nodes run without them"
+        return warn(found, why, "set them in the nodes' shell start-up")
+    return ok("all that are set")

@@ -204,7 +204,7 @@ def facts_from_json(value: dict[str, Any]) -> NodeFacts:
 
 
 class NodeFailure(Exception):
-    """Why a node gave no answer; `kind` is a case in the texts of the check `reach`."""
+    """Why a node gave no answer; `kind` is a key of `nodes._UNREACHED`."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)

@@ -12,7 +12,7 @@ import psutil
 
 from wikillm.core.memory import cgroup_memory
 from wikillm.core.units import format_size
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import UNLIMITED, HostFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import number, read
@@ -76,18 +76,21 @@ def _limit(kind: int) -> int:
 
 
 @check("host", "host")
-def cores(facts: NodeFacts, needs: Needs) -> Finding:
+def cores(facts: NodeFacts, needs: Needs) -> Verdict:
     """Every process has a core, and nothing else keeps the cores busy."""
     host = facts.host
     usable = float(host.cores if host.cpu_quota is None else min(host.cores, host.cpu_quota))
     found = f"{usable:g} cores, load {host.load:.1f}, {needs.slots} processes"
     if usable < needs.slots:
-        return warn(found, "few")
-    return warn(found, "busy") if host.load > host.cores else ok(found)
+        why = "processes wait for each other at every step"
+        return warn(found, why, "more cores (a container: --cpus; Slurm: --cpus-per-task)")
+    if host.load > host.cores:
+        return warn(found, "other work slows the run down", "top")
+    return ok(found)
 
 
 @check("host", "host")
-def memory(facts: NodeFacts, needs: Needs) -> Finding:
+def memory(facts: NodeFacts, needs: Needs) -> Verdict:
     """Offloaded states and the processes fit in the memory of the node or its container."""
     host = facts.host
     limit = host.cgroup_limit or host.memory
@@ -96,41 +99,52 @@ def memory(facts: NodeFacts, needs: Needs) -> Finding:
     need = needs.host_memory + needs.slots * MEMORY_PER_RANK
     found = f"{format_size(have)}, {format_size(free)} of it free; about {format_size(need)} needed"
     if needs.host_memory > have + host.swap:
-        size = format_size(needs.host_memory)
-        return fail(found, "offload", recipe=needs.recipe, size=size)
-    return warn(found, "short") if need > free else ok(found)
+        why = f"{needs.recipe} keeps {format_size(needs.host_memory)} on the host"
+        return fail(found, why, "no offload, or more nodes")
+    if need > free:
+        fix = "end other programs, or use fewer processes"
+        return warn(found, "the kernel may end the run", fix)
+    return ok(found)
 
 
 @check("host", "host")
-def open_files(facts: NodeFacts, needs: Needs) -> Finding:
+def open_files(facts: NodeFacts, needs: Needs) -> Verdict:
     """A process may open enough files and sockets."""
     limit = facts.host.open_files
     found = _limit_text(limit)
     if 0 <= limit < LEAST_OPEN_FILES:
-        return fail(found, "few")
-    return warn(found, "nccl") if 0 <= limit < WANTED_OPEN_FILES else ok(found)
+        return fail(found, "shards, workers and sockets need more", "ulimit -n 65536")
+    if 0 <= limit < WANTED_OPEN_FILES:
+        return warn(found, "NCCL opens a socket for each channel and peer", "ulimit -n 65536")
+    return ok(found)
 
 
 @check("host", "host")
-def locked_memory(facts: NodeFacts, needs: Needs) -> Finding:
+def locked_memory(facts: NodeFacts, needs: Needs) -> Verdict:
     """Memory may be locked where InfiniBand needs it."""
     if not (facts.network and facts.network.infiniband):
         return skip("no InfiniBand")
     found = _limit_text(facts.host.locked_memory)
-    return ok(found) if facts.host.locked_memory == UNLIMITED else fail(found)
+    if facts.host.locked_memory == UNLIMITED:
+        return ok(found)
+    return fail(found, "RDMA cannot register its buffers: NCCL fails", "ulimit -l unlimited")
 
 
 @check("host", "host")
-def shared_memory(facts: NodeFacts, needs: Needs) -> Finding:
+def shared_memory(facts: NodeFacts, needs: Needs) -> Verdict:
     """/dev/shm has room for the buffers of all processes."""
     host = facts.host
     if host.shm_free is None:
-        return warn("there is no /dev/shm", "missing")
+        why = "processes exchange data through it"
+        return warn("there is no /dev/shm", why, "mount -t tmpfs tmpfs /dev/shm")
     per_rank = SHM_PER_GPU_RANK if facts.gpu_count else SHM_PER_CPU_RANK
     uses_it = needs.slots > 1 or (bool(needs.recipe) and not facts.gpu_count)
     need = needs.slots * per_rank if uses_it else 0
     found = f"{format_size(host.shm_free)} free, {format_size(need)} needed"
-    return fail(found, "full") if host.shm_free < need else ok(found)
+    if host.shm_free < need:
+        fix = "a container: --shm-size=1g; else: mount -o remount,size=1g /dev/shm"
+        return fail(found, "processes die with SIGBUS, or NCCL refuses", fix)
+    return ok(found)
 
 
 def _limit_text(value: int) -> str:

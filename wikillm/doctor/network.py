@@ -7,13 +7,15 @@ from pathlib import Path
 
 import psutil
 
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NetworkCard, NetworkFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 from wikillm.doctor.probe import read
 from wikillm.supervise.network import is_loopback, own_address, why_port_is_taken
 
 SLOW_LINK = 10_000
+SLOWER = "several nodes are then slower than one"
+FASTER = "a faster card: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
 IFNAME = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -83,52 +85,59 @@ def infiniband_ports(root: Path = Path("/sys/class/infiniband")) -> tuple[tuple[
 
 
 @check("network", "network")
-def hostname(facts: NodeFacts, needs: Needs) -> Finding:
+def hostname(facts: NodeFacts, needs: Needs) -> Verdict:
     """The node's own name leads to an address that other nodes reach."""
     net = facts.network
     found = f"{net.hostname} is {', '.join(net.hostname_addresses) or 'unknown'}"
     if needs.nodes == 1:
-        return ok(found) if net.hostname_addresses else warn(found, "alone", name=net.hostname)
+        if net.hostname_addresses:
+            return ok(found)
+        why = "some tools look it up at every start"
+        return warn(found, why, f"127.0.1.1 {net.hostname} in /etc/hosts")
     if "GLOO_SOCKET_IFNAME" in (facts.environment or {}):
         return ok(f"{found}; GLOO_SOCKET_IFNAME names the card")
     card = net.outer_card.name if net.outer_card else "CARD"
+    fix = f"export GLOO_SOCKET_IFNAME={card}, or the node's address in /etc/hosts"
     if not net.hostname_addresses:
-        return fail(found, "unknown", card=card)
-    return (
-        fail(found, "loopback", card=card) if is_loopback(net.hostname_addresses[0]) else ok(found)
-    )
+        return fail(found, "gloo looks its own name up to find its card", fix)
+    if is_loopback(net.hostname_addresses[0]):
+        return fail(found, "gloo gives the others this address: the start hangs", fix)
+    return ok(found)
 
 
 @check("network", "network")
-def master_name(facts: NodeFacts, needs: Needs) -> Finding:
+def master_name(facts: NodeFacts, needs: Needs) -> Verdict:
     """The name of the host of rank 0 can be resolved on this node."""
     if needs.nodes == 1:
         return skip("one node")
     net = facts.network
     found = f"{net.master} is {', '.join(net.master_addresses) or 'unknown'}"
     if not net.master_addresses:
-        return fail(found, "unknown")
-    return fail(found, "loopback") if is_loopback(net.master_addresses[0]) else ok(found)
+        return fail(found, "ranks on this node cannot join", "--master-addr ADDRESS")
+    if is_loopback(net.master_addresses[0]):
+        return fail(found, "ranks here would wait for this node", "--master-addr ADDRESS")
+    return ok(found)
 
 
 @check("network", "network")
-def card(facts: NodeFacts, needs: Needs) -> Finding:
+def card(facts: NodeFacts, needs: Needs) -> Verdict:
     """The card that leads to the other nodes is up and fast."""
     net = facts.network
     if needs.nodes == 1:
         return skip("one node")
     outer = net.outer_card
     if outer is None:
-        return fail(f"no route to {net.master}", "none")
+        why = "the nodes do not reach each other"
+        return fail(f"no route to {net.master}", why, "ip route get ADDRESS")
     found = f"{outer.name}, {', '.join(outer.addresses)}"
     has_fabric = any(state == "ACTIVE" for _, state in net.infiniband)
     if outer.speed is not None and outer.speed < SLOW_LINK and not has_fabric:
-        return warn(f"{found}: {outer.speed} Mbit/s", "slow")
+        return warn(f"{found}: {outer.speed} Mbit/s", SLOWER, FASTER)
     return ok(found)
 
 
 @check("network", "network")
-def card_named(facts: NodeFacts, needs: Needs) -> Finding:
+def card_named(facts: NodeFacts, needs: Needs) -> Verdict:
     """NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name cards that this node has."""
     env = facts.environment or {}
     net = facts.network
@@ -142,13 +151,15 @@ def card_named(facts: NodeFacts, needs: Needs) -> Finding:
         ]
         if needs.nodes > 1 and len(usable) > 1 and net.outer_card:
             found = f"{len(usable)} cards ({', '.join(usable[:6])}), none chosen"
-            return warn(found, "none", card=net.outer_card.name)
+            why = "NCCL and gloo may take one that the other nodes do not reach"
+            card = net.outer_card.name
+            return warn(found, why, f"export NCCL_SOCKET_IFNAME={card} GLOO_SOCKET_IFNAME={card}")
         return ok("not set; one card") if usable else skip("no card but loopback")
     wrong = [name for name, value in chosen.items() if not names_a_card(name, value, names)]
     if wrong:
         found = ", ".join(f"{name}={chosen[name]}" for name in wrong)
         card = net.outer_card.name if net.outer_card else names[-1]
-        return fail(found, "absent", cards=", ".join(names), variable=wrong[0], card=card)
+        return fail(found, f"this node has {', '.join(names)}", f"export {wrong[0]}={card}")
     return ok(", ".join(f"{name}={value}" for name, value in chosen.items()))
 
 
@@ -166,9 +177,11 @@ def names_a_card(variable: str, value: str, names: list[str]) -> bool:
 
 
 @check("network", "network")
-def master_port(facts: NodeFacts, needs: Needs) -> Finding:
+def master_port(facts: NodeFacts, needs: Needs) -> Verdict:
     """The rendezvous port is free."""
     net = facts.network
     if net.port_error:
-        return warn(f"port {net.master_port}: {net.port_error}", other=net.master_port + 1)
+        found = f"port {net.master_port}: {net.port_error}"
+        why = "on the first node the run cannot start there"
+        return warn(found, why, f"--master-port {net.master_port + 1}")
     return ok(str(net.master_port))

@@ -1,7 +1,6 @@
 """GPUs as nvidia-smi reports them. The parsers take text, so that recorded output can be tested.
 
-Queries are small: nvidia-smi refuses a whole query for one name that its version does not know.
-Names are those of `nvidia-smi --help-query-gpu`.
+Names are those of `nvidia-smi --help-query-gpu`; drivers for CUDA 12 know them all.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import csv
 import io
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from wikillm.doctor.facts import GpuCard, GpuFacts
 from wikillm.doctor.probe import read, run_tool
 
 _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "index": ("index", int),
     "name": ("name", str),
     "memory.total": ("memory_total", int),
     "memory.used": ("memory_used", int),
@@ -27,10 +26,6 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ecc.errors.uncorrected.volatile.total": ("ecc", int),
     "mig.mode.current": ("mig", lambda cell: cell == "Enabled"),
 }
-QUERIES = (
-    ("name", "memory.total", "memory.used", "compute_mode"),
-    *((n,) for n in list(_FIELDS)[4:]),
-)
 NVIDIA = "0x10de"
 DISPLAY = "0x03"
 
@@ -38,19 +33,13 @@ DISPLAY = "0x03"
 def gather_gpus() -> GpuFacts:
     hardware = count_hardware()
     text, error = run_tool("nvidia-smi")
+    if not error:
+        query = f"--query-gpu={','.join(_FIELDS)}"
+        rows, error = run_tool("nvidia-smi", query, "--format=csv,noheader,nounits")
     if error:
         return GpuFacts(hardware, error)
-    queries = [f"--query-gpu=index,{','.join(names)}" for names in QUERIES]
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(_smi, queries))
     driver, cuda = parse_head(text)
-    return GpuFacts(
-        hardware=hardware,
-        smi="",
-        driver=driver,
-        driver_cuda=cuda,
-        cards=parse_cards(dict(zip(QUERIES, answers, strict=True))),
-    )
+    return GpuFacts(hardware, "", driver, cuda, parse_cards(rows))
 
 
 def count_hardware(devices: Path = Path("/sys/bus/pci/devices")) -> int:
@@ -61,11 +50,6 @@ def count_hardware(devices: Path = Path("/sys/bus/pci/devices")) -> int:
     )
 
 
-def _smi(query: str) -> str:
-    text, error = run_tool("nvidia-smi", query, "--format=csv,noheader,nounits")
-    return "" if error else text
-
-
 def parse_head(text: str) -> tuple[str, str]:
     """(driver, newest CUDA that it can run) from the head of plain `nvidia-smi`."""
     driver = re.search(r"Driver Version:\s*([\d.]+)", text)
@@ -73,20 +57,15 @@ def parse_head(text: str) -> tuple[str, str]:
     return driver[1] if driver else "", cuda[1] if cuda else ""
 
 
-def parse_cards(texts: dict[tuple[str, ...], str]) -> tuple[GpuCard, ...]:
-    """Cards from the answers to `QUERIES`; a refused query is "" and leaves its fields unknown."""
-    found: dict[int, dict[str, Any]] = {}
-    for names, text in texts.items():
-        for row in _rows(text):
-            if len(row) == len(names) + 1 and row[0].isdigit():
-                card = found.setdefault(int(row[0]), {"name": "?"})
-                for name, cell in zip(names, row[1:], strict=True):
-                    field, convert = _FIELDS[name]
-                    with suppress(ValueError):  # [N/A], [Not Supported] and the like
-                        if not cell.startswith("["):
-                            card[field] = convert(cell)
-    return tuple(GpuCard(index=index, **found[index]) for index in sorted(found))
-
-
-def _rows(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+def parse_cards(text: str) -> tuple[GpuCard, ...]:
+    """Cards from the answer to a query of `_FIELDS`; [N/A] and the like leave a number unknown."""
+    cards = []
+    for row in csv.reader(io.StringIO(text), skipinitialspace=True):
+        if len(row) != len(_FIELDS) or not row[0].isdigit():
+            continue  # a warning
+        card: dict[str, Any] = {}
+        for cell, (field, convert) in zip(row, _FIELDS.values(), strict=True):
+            with suppress(ValueError):
+                card[field] = convert(cell)
+        cards.append(GpuCard(**card))
+    return tuple(cards)

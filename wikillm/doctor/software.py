@@ -13,11 +13,12 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NodeFacts, SoftwareFacts
 from wikillm.doctor.needs import Needs
 from wikillm.supervise.facts import PACKAGE, code_digest, installed_version
 
+INSTALL = "make env in a checkout; without one: pip install --upgrade wikillm"
 SUPPORTED_PYTHON = SpecifierSet(">=3.11,<3.13")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.\-]+)\s*(?:\[[^\]]*\])?\s*([^;]*)")
 _CODE = (".py", ".json", ".yaml")
@@ -64,47 +65,54 @@ def torch_cuda() -> str | None:
 
 
 @check("python", "software")
-def python_version(facts: NodeFacts, needs: Needs) -> Finding:
+def python_version(facts: NodeFacts, needs: Needs) -> Verdict:
     """Python is one of the supported versions."""
     found = facts.software.python
     is_supported = SUPPORTED_PYTHON.contains(found, prereleases=True)
-    return ok(found) if is_supported else fail(found, supported=SUPPORTED_PYTHON)
+    if is_supported:
+        return ok(found)
+    why = f"WikiLLM runs on {SUPPORTED_PYTHON}"
+    return fail(found, why, "PYTHON=python3.12 make env in a checkout")
 
 
 @check("python", "software")
-def packages_there(facts: NodeFacts, needs: Needs) -> Finding:
+def packages_there(facts: NodeFacts, needs: Needs) -> Verdict:
     """Every package that WikiLLM needs is installed."""
     missing = [name for name, version in facts.software.packages.items() if version is None]
     if missing:
-        return fail(f"missing: {', '.join(missing)}", python=facts.software.executable)
+        why = f"not installed for {facts.software.executable}"
+        return fail(f"missing: {', '.join(missing)}", why, INSTALL)
     return ok(f"{len(facts.software.packages)} packages")
 
 
 @check("python", "software")
-def packages_fit(facts: NodeFacts, needs: Needs) -> Finding:
+def packages_fit(facts: NodeFacts, needs: Needs) -> Verdict:
     """Installed versions are within the supported ranges."""
     wrong = []
     for name, version in facts.software.packages.items():
         if version is not None and not _fits(version, facts.software.ranges.get(name, "")):
             wrong.append(f"{name} {version} (wanted {facts.software.ranges[name]})")
-    return fail(", ".join(wrong)) if wrong else ok("all within their ranges")
+    if wrong:
+        return fail(", ".join(wrong), "the tests ran with other versions", INSTALL)
+    return ok("all within their ranges")
 
 
 @check("python", "software")
-def torch_build(facts: NodeFacts, needs: Needs) -> Finding:
+def torch_build(facts: NodeFacts, needs: Needs) -> Verdict:
     """torch is the build for GPUs where there are GPUs."""
     cuda = facts.software.torch_cuda
     if cuda is None:
-        return fail("torch is not installed", "missing")
+        return fail("torch is not installed", "nothing can be trained", INSTALL)
     if not cuda and facts.gpu_count:
-        return fail(f"a CPU build of torch, {facts.gpu_count} GPUs", "cpu")
+        found = f"a CPU build of torch, {facts.gpu_count} GPUs"
+        return fail(found, "the run would train on the CPU", "install torch from its CUDA index")
     if cuda and not facts.gpu_count:
-        return warn(f"CUDA {cuda}, no GPU is seen", "no-gpu")
+        return warn(f"CUDA {cuda}, no GPU is seen", "the run trains on the CPU")
     return ok(f"CUDA {cuda}" if cuda else "CPU build, no GPU")
 
 
 @check("gpu", "gpus")
-def driver_cuda(facts: NodeFacts, needs: Needs) -> Finding:
+def driver_cuda(facts: NodeFacts, needs: Needs) -> Verdict:
     """The driver runs the CUDA version that torch was built for."""
     wheel = facts.software.torch_cuda if facts.software else None
     driver = facts.gpus.driver_cuda
@@ -112,8 +120,11 @@ def driver_cuda(facts: NodeFacts, needs: Needs) -> Finding:
         return skip("no GPU, or a CPU build of torch")
     found = f"driver {facts.gpus.driver} up to CUDA {driver}, torch for {wheel}"
     if Version(driver).major < Version(wheel).major:
-        return fail(found, "old")
-    return warn(found, "minor") if Version(driver) < Version(wheel) else ok(found)
+        fix = "a newer driver, or torch for an older CUDA"
+        return fail(found, "torch would not find a GPU", fix)
+    if Version(driver) < Version(wheel):
+        return warn(found, "works, except for kernels compiled at run time", "a newer driver")
+    return ok(found)
 
 
 def _fits(version: str, wanted: str) -> bool:

@@ -109,20 +109,15 @@ def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("ssh: Could not resolve hostname gpu9: Name or service not known", "name"),
-        ("ssh: connect to host gpu2 port 22: Connection timed out", "timeout"),
-        ("ssh: connect to host gpu2 port 22: No route to host", "timeout"),
-        ("ssh: connect to host gpu2 port 22: Connection refused", "refused"),
+        ("ssh: Could not resolve hostname gpu9: Name or service not known", "other"),
         ("ada@gpu2: Permission denied (publickey,password).", "key"),
         (
             "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.",
             "changed-key",
         ),
-        ("sh: 1: cd: can't cd to /srv/wikillm", "folder"),
         ("bash: line 1: cd: /srv/wikillm: No such file or directory", "folder"),
         ("/usr/bin/python: No module named wikillm", "python"),
         ("bash: line 1: exec: python: not found", "python"),
-        ("something else", "other"),
         ("", "other"),
     ],
 )

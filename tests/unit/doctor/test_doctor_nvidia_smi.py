@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from wikillm.doctor.nvidia_smi import (
-    QUERIES,
-    count_hardware,
-    parse_cards,
-    parse_head,
-)
+from wikillm.doctor.facts import GpuCard
+from wikillm.doctor.nvidia_smi import count_hardware, parse_cards, parse_head
 
 HEAD = """\
 +-----------------------------------------------------------------------------------------+
 | NVIDIA-SMI 580.95.05              Driver Version: 580.95.05      CUDA Version: 13.0     |
 +-----------------------------------------+------------------------+----------------------+
 """
-ANSWERS = (
-    "0, NVIDIA H100 80GB HBM3, 81559, 4, Default\n"
-    "1, NVIDIA H100 80GB HBM3, 81559, 70312, Default\n",
-    "0, 9.0\n1, 9.0\n",
-    "0, 0\n1, 2\n",
-    "0, Disabled\n1, Enabled\n",
-)
-OLD = (
-    "0, Tesla T4, 15360, 2, [Unknown Error]\n",
-    "",  # a driver before 510 does not know compute_cap
-    "0, [N/A]\n",
-    "0, [N/A]\n",
-)
+CARDS = """\
+WARNING: infoROM is corrupted at gpu 0000:3B:00.0
+0, NVIDIA H100 80GB HBM3, 81559, 4, Default, 9.0, 0, Disabled
+1, NVIDIA H100 80GB HBM3, 81559, 70312, Default, 9.0, 2, Enabled
+2, Tesla T4, 15360, 2, [Unknown Error], 7.5, [N/A], [N/A]
+"""
 
 
 def test_head() -> None:
@@ -37,17 +27,11 @@ def test_head() -> None:
 
 
 def test_cards() -> None:
-    first, second = parse_cards(dict(zip(QUERIES, ANSWERS, strict=True)))
-    assert (first.name, first.memory_total) == ("NVIDIA H100 80GB HBM3", 81559)
-    assert (first.ecc, first.mig, first.compute_mode) == (0, False, "Default")
-    assert (second.index, second.memory_used, second.compute_capability) == (1, 70312, 9.0)
-    assert (second.ecc, second.mig) == (2, True)
-
-
-def test_an_old_driver_leaves_fields_unknown() -> None:
-    (card,) = parse_cards(dict(zip(QUERIES, OLD, strict=True)))
-    assert (card.compute_capability, card.ecc, card.mig, card.compute_mode) == (None,) * 4
-    assert card.memory_total == 15360
+    first, second, third = parse_cards(CARDS)
+    h100 = GpuCard(0, "NVIDIA H100 80GB HBM3", 81559, 4, 9.0, 0, False, "Default")
+    assert first == h100
+    assert second == replace(h100, index=1, memory_used=70312, ecc=2, mig=True)
+    assert (third.compute_capability, third.ecc, third.mig) == (7.5, None, False)
 
 
 def test_hardware_on_the_bus(tmp_path: Path) -> None:
