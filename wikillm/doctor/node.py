@@ -27,6 +27,7 @@ CONNECT_SECONDS = 4.0
 LOOK_SECONDS = 5.0
 COMMANDS = ("hello", "facts", "write", "look", "listen", "connect", "all_reduce", "clean")
 ALL_REDUCE_SECONDS = 18.0
+MEASURED_SECONDS = 1.0
 
 
 class NodeServer:
@@ -96,13 +97,13 @@ class NodeServer:
     def all_reduce(
         self, rank: int, world: int, address: str, port: int, card: str
     ) -> dict[str, Any]:
-        """One rank of the measurement. An error is part of the answer."""
+        """One rank of the measurement: its result, on rank 0, or its error."""
         rendezvous = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
         own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **rendezvous, **place}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "wikillm.doctor.allreduce"],
+                [sys.executable, "-m", "wikillm.measure.collective", str(MEASURED_SECONDS)],
                 env={"GLOO_SOCKET_IFNAME": card, **os.environ, **own},
                 capture_output=True,
                 text=True,
@@ -114,7 +115,7 @@ class NodeServer:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             return {"error": lines[-1].strip() if lines else f"ended with {done.returncode}"}
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        return dict(json.loads(done.stdout.splitlines()[-1])) if rank == 0 else {}
 
     def clean(self) -> None:
         """Close the listeners and remove the files."""

@@ -7,7 +7,6 @@ or ~/.swanlab. Its machine is the address, its password the key, used for that a
 
 from __future__ import annotations
 
-import ipaddress
 import netrc
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from wikillm.core.errors import ConfigError
+from wikillm.supervise.network import is_loopback
 
 DEFAULT_HOST = "https://api.swanlab.cn/api"
 
@@ -58,7 +58,9 @@ def _base(host: str) -> str:
     if parts.scheme not in ("https", "http") or not parts.hostname or has_more:
         fix = f"SWANLAB_API_HOST={DEFAULT_HOST}"
         raise ConfigError("SWANLAB_API_HOST is not an address.", fix=fix)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not (
+        parts.hostname == "localhost" or is_loopback(parts.hostname)
+    ):
         raise ConfigError(
             "The key would travel unencrypted.",
             got=f"SWANLAB_API_HOST={host}",
@@ -73,13 +75,6 @@ def _with_scheme(host: str) -> str:
 
 def _netloc(host: str) -> str:
     return urlsplit(_with_scheme(host)).netloc.lower()
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
 
 
 def _from_netrc(environ: Mapping[str, str]) -> tuple[str, str]:

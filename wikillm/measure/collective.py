@@ -1,8 +1,8 @@
 """All-reduce between processes of this machine: NCCL between its GPUs, else gloo between two.
 
 `python -m wikillm.measure.collective SECONDS` is one rank, with torch's usual variables; rank 0
-writes one JSON line. The figure is the bus bandwidth, 2 (n - 1) / n x bytes / time, comparable over
-numbers of ranks n.
+writes one JSON line. `wikillm doctor --hostfile` starts one on each node. The figure is the bus
+bandwidth, 2 (n - 1) / n x bytes / time, comparable over numbers of ranks n.
 """
 
 from __future__ import annotations

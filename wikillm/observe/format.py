@@ -57,15 +57,17 @@ class LogTable:
         cells = [
             _cell(values.get(key), write).rjust(width) for _, width, key, write in self._columns
         ]
-        left = _cell(self._seconds_left(values), format_seconds)
+        left = _cell(seconds_left(values, self._total_tokens), format_seconds)
         return " ".join([step.rjust(self._step_width), *cells, left.rjust(7)])
 
-    def _seconds_left(self, values: Mapping[str, float | None]) -> float | None:
-        rate = values.get(names.TOKENS_PER_SECOND)
-        tokens = values.get(names.TOKENS)
-        if not rate or tokens is None:
-            return None
-        return max(0.0, (self._total_tokens - tokens) / rate)
+
+def seconds_left(values: Mapping[str, float | None], total_tokens: int) -> float | None:
+    """Seconds until `total_tokens`, at the speed in `values`; None where that is not known."""
+    rate = values.get(names.TOKENS_PER_SECOND)
+    tokens = values.get(names.TOKENS)
+    if not rate or tokens is None:
+        return None
+    return max(0.0, (total_tokens - tokens) / rate)
 
 
 def _cell(value: float | None, write: Callable[[float], str]) -> str:

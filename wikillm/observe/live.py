@@ -25,6 +25,7 @@ from wikillm.core.log import show_status_with
 from wikillm.core.printable import PrintableStream, printable
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.observe import names
+from wikillm.observe.format import seconds_left
 
 REFRESH_SECONDS = 0.25
 LOSSES = 48
@@ -146,19 +147,12 @@ class LiveView:
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
         done = f"step {self._step:,}/{self._max_steps:,}"
-        left = self._seconds_left()
+        left = seconds_left(self._values, self._total_tokens)
         when = f"{share:.0%}" if left is None else f"{share:.0%}  {format_seconds(left)} left"
         bar = ProgressBar(total=max(1, self._max_steps), completed=self._step)
         head.add_row(Text(done), bar, Text(when))
         lines = [self._loss_line(), self._speed_line(), printable(self._status)]
         return Group(head, *(_line(text) for text in lines if text))
-
-    def _seconds_left(self) -> float | None:
-        rate = self._values.get(names.TOKENS_PER_SECOND)
-        tokens = self._values.get(names.TOKENS)
-        if not rate or tokens is None:
-            return None
-        return max(0.0, (self._total_tokens - tokens) / rate)
 
     def _loss_line(self) -> str:
         if not self._losses:

@@ -16,6 +16,7 @@ from wikillm.core.errors import ConfigError, Problems
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+_SLOTS = re.compile(r"slots=([0-9]{1,9})")
 MOST_SLOTS = 64
 
 
@@ -54,12 +55,12 @@ def check_destination(text: str) -> str:
     user, at, host = text.rpartition("@")
     if is_host(bare_host(host)) and (not at or _USER.fullmatch(user)):
         return f"{user}{at}{bare_host(host)}"
-    fix = "a name or an IP address, such as user@gpu1.example.org or user@[2001:db8::1]"
-    if "%" in host:
-        fix = "an address without a zone, or a name that ~/.ssh/config gives that address"
-    elif re.fullmatch(r"(\[.*\]|[^:]+):[0-9]+", host):
-        fix = f"--host {user}{at}{host.rpartition(':')[0]}, and the port in ~/.ssh/config"
-    raise ConfigError("This is not a host.", got=repr(text), fix=fix)
+    raise ConfigError(
+        "This is not a host.",
+        got=repr(text),
+        fix="a name or an IP address, such as user@gpu1.example.org or user@[2001:db8::1]; "
+        "a port or a zone belongs in ~/.ssh/config",
+    )
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
@@ -81,50 +82,23 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         words = raw.split("#", 1)[0].split()
         if not words:
             continue
-        where = f"{path}:{number}"
-        host = _read_line(words, where, raw.strip(), problems)
-        if host is None:
+        name = bare_host(words[0])
+        slots = _SLOTS.fullmatch(" ".join(words[1:]))
+        if not is_host(name) or slots is None or not 1 <= int(slots[1]) <= MOST_SLOTS:
+            what = f"A line of a hostfile must be a host and its slots, 1 to {MOST_SLOTS}."
+            problems.add(what, got=f"{path}:{number}  {raw.strip()!r}", fix="node1 slots=8")
             continue
-        if host.name in lines:
+        if name in lines:
             problems.add(
-                f"The host {host.name} appears twice.",
-                got=f"{where} and {path}:{lines[host.name]}",
-                fix=f"one line with all its GPUs: {host.name} slots=N",
+                f"The host {name} appears twice.",
+                got=f"{path}:{number} and {path}:{lines[name]}",
+                fix=f"one line with all its GPUs: {name} slots=N",
             )
-        lines.setdefault(host.name, number)
-        hosts.append(host)
+        lines.setdefault(name, number)
+        hosts.append(Host(name, int(slots[1])))
     if not hosts and not len(problems):
         problems.add(
             "The hostfile names no host.", got=str(path), fix="one line per node: node1 slots=8"
         )
     problems.raise_if_any()
     return tuple(hosts)
-
-
-def _read_line(words: list[str], where: str, raw: str, problems: Problems) -> Host | None:
-    name = bare_host(words[0])
-    rest = words[1:]
-    if not is_host(name):
-        problems.add(
-            "This is not a host.",
-            got=f"{where}  {raw!r}",
-            fix="a name or an IP address, then slots=N: node1 slots=8",
-        )
-        return None
-    match = re.fullmatch(r"slots=([0-9]{1,9})", rest[0]) if len(rest) == 1 else None
-    if match is None:
-        problems.add(
-            "A line of a hostfile must be a host and its slots.",
-            got=f"{where}  {raw!r}",
-            fix=f"{name} slots=8",
-        )
-        return None
-    slots = int(match[1])
-    if not 1 <= slots <= MOST_SLOTS:
-        problems.add(
-            f"slots={slots} is not a number of GPUs (1 to {MOST_SLOTS}).",
-            got=f"{where}  {raw!r}",
-            fix=f"{name} slots=8, or remove the line to leave the node out",
-        )
-        return None
-    return Host(name, slots)

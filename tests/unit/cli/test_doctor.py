@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from harness.stand_ins import StandIns
 from harness.tiny_run import Words
 
 from wikillm.cli.main import main
@@ -64,32 +60,6 @@ def test_a_problem_is_expanded_and_the_code_is_3(
 def test_wrong_arguments_are_refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *line]) == 2
     assert "ConfigError" in capsys.readouterr().err
-
-
-def test_two_names_of_one_machine_over_a_stand_in_for_ssh(
-    words: Words, repo: Path, tmp_path: Path
-) -> None:
-    """The whole way without namespaces: agents, files, ports, verdicts. The second cannot have the
-    first one's port."""
-    StandIns(tmp_path / "bin", "ssh")
-    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    argv = [sys.executable, "-m", "wikillm", "doctor", "--json"]
-    argv += ["--hostfile", str(tmp_path / "hosts")]
-    folders = (tmp_path / "bin", Path(sys.executable).parent, os.environ["PATH"])
-    path = os.pathsep.join(map(str, folders))
-    done = subprocess.run(
-        [*argv, *words(tmp_path / "run")],
-        cwd=repo,
-        env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 3, done.stderr
-    said = {(check["name"], check["node"]): check for check in json.loads(done.stdout)["checks"]}
-    assert said["distinct-machines", ""]["found"] == "node1 and node2 are one machine"
-    assert said["reach", "node1"]["level"] == said["reach", "node2"]["level"] == "ok"
-    assert said["shared-folder", ""]["level"] == said["code-equal", ""]["level"] == "ok"
 
 
 def refused(line: list[str], world: World) -> str:

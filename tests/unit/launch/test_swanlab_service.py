@@ -211,12 +211,6 @@ def test_a_certificate_that_nobody_signed_is_refused(service, swanlab, monkeypat
     assert service.asked == []
 
 
-def test_nobody_there(service, swanlab, monkeypatch):
-    monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:1/api")
-    code, text = swanlab("task", "list")
-    assert code == 3 and "does not answer" in text
-
-
 def test_flags_that_do_not_fit(service, swanlab):
     submit = ("--submit --to x", "--submit --every 0", "--submit train.max_steps=1")
     for words in ("--follow", "--go", *submit, "task list --every nan"):

@@ -34,18 +34,14 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("", "names no host", "hostfile"),
         ("# only words\n", "names no host", "hostfile"),
         ("node1 slots=8\nnode1 slots=8\n", "node1 appears twice", "hostfile:2 and "),
-        ("node1 slots=0\n", "slots=0 is not a number of GPUs", "hostfile:1"),
-        ("node1 slots=9999\n", "slots=9999", "hostfile:1"),
-        ("node1 slots=-1\n", "a host and its slots", "hostfile:1"),
-        ("node1\n", "a host and its slots", "hostfile:1"),
-        ("node1 slots=8 extra\n", "a host and its slots", "hostfile:1"),
-        ("\n-oProxyCommand=touch${IFS}x slots=1\n", "not a host", "hostfile:2"),
-        ("node1;reboot slots=8\n", "not a host", "hostfile:1"),
-        ("$(reboot) slots=8\n", "not a host", "hostfile:1"),
-        ("`reboot` slots=8\n", "not a host", "hostfile:1"),
-        ("node|x slots=8\n", "not a host", "hostfile:1"),
-        ("me@node1 slots=8\n", "not a host", "hostfile:1"),
-        ("节点 slots=8\n", "not a host", "hostfile:1"),
+        *(
+            (f"\n{line} slots=8\n", "a host and its slots", "hostfile:2")
+            for line in ("-oProxyCommand=x${IFS}", "node1;reboot", "$(reboot)", "me@node1", "节点")
+        ),
+        *(
+            (f"node1 {slots}\n", "a host and its slots", "hostfile:1")
+            for slots in ("", "slots=0", "slots=65", "slots=-1", "slots=8 extra")
+        ),
     ],
 )
 def test_each_mistake_has_its_line(text: str, what: str, where: str, tmp_path: Path) -> None:
@@ -86,36 +82,19 @@ def test_an_ipv6_address_in_brackets_is_that_address(zero: str, tmp_path: Path) 
     assert read_hostfile(written(tmp_path, "[2001:db8::1] slots=2\n")) == (Host("2001:db8::1", 2),)
 
 
-@pytest.mark.parametrize(
-    ("bad", "hint"),
-    [
-        ("me@[fe80::1%eth0]", "without a zone"),
-        ("fe80::1%eth0", "without a zone"),
-        ("me@gpu1:2222", "--host me@gpu1, and the port in ~/.ssh/config"),
-        ("[::1]:22", "--host [::1], and the port in ~/.ssh/config"),
-        ("[gpu1]", "user@[2001:db8::1]"),
-        ("[10.0.0.1]", "user@[2001:db8::1]"),
-        ("[::1", "user@[2001:db8::1]"),
-        ("[]", "user@[2001:db8::1]"),
-        ("[::1]]", "user@[2001:db8::1]"),
-        ("me@[-oX]", "user@[2001:db8::1]"),
-    ],
-)
-def test_invalid_addresses_are_refused_with_a_hint(bad: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match="not a host") as refused:
-        check_destination(bad)
-    assert hint in (refused.value.fix or "")
-
-
 @pytest.mark.parametrize("good", ["gpu1", "me@gpu1", "a.b@10.0.0.1", "me@fe80::1"])
 def test_destinations(good: str) -> None:
     assert check_destination(good) == good
 
 
-@pytest.mark.parametrize(
-    "bad",
-    ["", "@gpu1", "me@", "-l@gpu1", "me@-oX", "a b@c", "me@gpu1;ls", "me@gpu1\n", "fe80::1%eth0"],
-)
+NO_HOSTS = """
+    @gpu1 me@ -l@gpu1 me@-oX me@gpu1;ls fe80::1%eth0 me@[fe80::1%eth0] me@gpu1:2222 [::1]:22
+    [gpu1] [10.0.0.1] [::1 [] [::1]] me@[-oX]
+"""
+
+
+@pytest.mark.parametrize("bad", ["", "a b@c", "me@gpu1\n", *NO_HOSTS.split()])
 def test_no_destinations(bad: str) -> None:
-    with pytest.raises(ConfigError, match="not a host"):
+    with pytest.raises(ConfigError, match="not a host") as refused:
         check_destination(bad)
+    assert "a port or a zone" in (refused.value.fix or "")
