@@ -15,8 +15,8 @@ from wikillm.cli.main import main
 from wikillm.cli.prepare import wiki_settings
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters import settings as filter_settings
-from wikillm.data.sources import bz2_streams
-from wikillm.data.sources.streams import pieces
+from wikillm.data.sources import decompress_bz2
+from wikillm.data.sources.decompress import pieces
 from wikillm.data.store.store import Store
 from wikillm.data.types import SourceFile
 
@@ -76,7 +76,7 @@ def dump(tmp_path: Path) -> Path:
 def test_one_command_from_a_dump_to_a_store(
     dump, tmp_path, settings, tokenizer_dir, capsys, monkeypatch
 ):
-    monkeypatch.setattr(bz2_streams, "CHUNK", 2000)  # several tasks for the threads
+    monkeypatch.setattr(decompress_bz2, "CHUNK", 2000)  # several tasks for the threads
     common = [f"data.tokenizer={tokenizer_dir}", "data.min_val_tokens=1", "data.val_fraction=0.2"]
     found = []
     for workers in (1, 2):
@@ -183,8 +183,8 @@ def read(content: bytes, path: Path, threads: int) -> tuple[bytes, str, int]:
     "damage", ["none", "padding", "flipped bit", "cut off", "one stream", "bomb", "no bz2 behind"]
 )
 def test_threads_give_the_bytes_and_the_errors_of_one(tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(bz2_streams, "CHUNK", 3000)
-    monkeypatch.setattr(bz2_streams, "MAX_STREAM", 20_000)
+    monkeypatch.setattr(decompress_bz2, "CHUNK", 3000)
+    monkeypatch.setattr(decompress_bz2, "MAX_STREAM", 20_000)
     rng = random.Random(1)
     parts = [rng.randbytes(rng.randrange(4000)).hex().encode() for _ in range(60)]
     streams = [bz2.compress(part) for part in parts]
@@ -208,11 +208,11 @@ def test_threads_give_the_bytes_and_the_errors_of_one(tmp_path, monkeypatch, dam
     if damage in ("none", "padding"):
         assert alone[0] == b"".join(parts)
         with open(tmp_path / "x.bz2", "rb") as file:  # by the threads alone
-            assert b"".join(bz2_streams.decompress_in_threads(file, 3)) == alone[0]
+            assert b"".join(decompress_bz2.decompress_in_threads(file, 3)) == alone[0]
 
 
 def test_a_single_stream_is_told_from_many(tmp_path, dump):
     single = tmp_path / "single.bz2"
     single.write_bytes(bz2.compress(b"x" * 1000))
-    assert not bz2_streams.has_many_streams(single)
-    assert bz2_streams.has_many_streams(dump)
+    assert not decompress_bz2.has_many_streams(single)
+    assert decompress_bz2.has_many_streams(dump)

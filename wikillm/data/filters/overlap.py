@@ -20,10 +20,10 @@ import orjson
 from wikillm.core.errors import DataError
 from wikillm.data.filters.characters import Hashes, grams_of, units_of
 from wikillm.data.filters.settings import PinnedFile
+from wikillm.data.sources.decompress import pieces
 from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.read import items_of
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.streams import pieces
 from wikillm.data.sources.tables import parse_row
 
 MIN_UNITS = 5

@@ -28,7 +28,7 @@ from wikillm.data.prepare.plan import BuildPlan, predicted_store_bytes
 from wikillm.data.prepare.quarantine import bad_examples
 from wikillm.data.prepare.tokenizer import store_tokenizer
 from wikillm.data.prepare.tokenizer_report import report_on_trained
-from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
+from wikillm.data.sources.decompress_bz2 import MAX_STREAM, has_many_streams
 from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes
 from wikillm.data.sources.shard_loop import run_shards

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.files import write_atomic
+from wikillm.data.sources.decompress import file_and_line
 from wikillm.data.sources.read import LINES
-from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.writer import shard_record_path
 from wikillm.data.types import DroppedItem, SourceFile

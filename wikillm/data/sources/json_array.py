@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from wikillm.core.errors import DataError
-from wikillm.data.sources.streams import BOM
+from wikillm.data.sources.decompress import BOM
 from wikillm.data.types import Item
 
 _BETWEEN = re.compile(rb"[\s,]*+")

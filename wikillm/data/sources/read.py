@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from wikillm.data.sources import parquet
+from wikillm.data.sources.decompress import TYPICAL_RATIO, file_and_line, pieces
 from wikillm.data.sources.json_array import split_array
 from wikillm.data.sources.lines import split_blocks, split_lines, split_runs, split_whole
 from wikillm.data.sources.mediawiki import split_pages
 from wikillm.data.sources.record_batches import RecordBatch, batches_of_items, batches_of_runs
-from wikillm.data.sources.streams import TYPICAL_RATIO, file_and_line, pieces
 from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
 from wikillm.data.types import Item, SourceFile
 
@@ -86,7 +86,9 @@ def items_of(
         return split_blocks(stream, start, limit)
     if source.format == "csv":
         return _rows_of(source, stream, start, limit)
-    return split_pages(stream, start, limit, source.path)
+    if source.format == "mediawiki":
+        return split_pages(stream, start, limit, source.path)
+    raise ValueError(f"no splitter for the format {source.format!r} of {source.path}")
 
 
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from wikillm.core.errors import DataError
 from wikillm.data.sources import parquet
+from wikillm.data.sources.decompress import BOM, head
 from wikillm.data.sources.fixes import HOW_TO_WRITE_JSON, converted, plain_format
 from wikillm.data.sources.foreign import LONGEST_MARK, cannot_be_read, refuse_binary, refuse_foreign
 from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.mediawiki import read_site, refuse_dump_index
-from wikillm.data.sources.streams import BOM, head
 from wikillm.data.types import SourceFile
 
 HEAD_BYTES = 1 << 18

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from wikillm.core.errors import DataError
-from wikillm.data.sources.streams import BOM
+from wikillm.data.sources.decompress import BOM
 from wikillm.data.types import Item
 
 DELIMITERS = (",", "\t", ";", "|", "\x01")

@@ -12,10 +12,10 @@ from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.data.sources import parquet
+from wikillm.data.sources.decompress import BOM, head
 from wikillm.data.sources.fixes import HOW_TO_WRITE_JSON, plain_format, setting
 from wikillm.data.sources.json_value import KINDS, parse_json
 from wikillm.data.sources.read import csv_header, items_of
-from wikillm.data.sources.streams import BOM, head
 from wikillm.data.sources.tables import columns_of
 from wikillm.data.types import SourceFile
 

@@ -19,9 +19,9 @@ from functools import partial
 
 import orjson
 
+from wikillm.data.sources.decompress import BOM
 from wikillm.data.sources.json_value import KINDS, parse_json
 from wikillm.data.sources.mediawiki import with_newest_revision
-from wikillm.data.sources.streams import BOM
 from wikillm.data.sources.tables import parse_row
 from wikillm.data.text.namespaces import prefix_of, site_names
 from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext
@@ -42,7 +42,11 @@ def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
         return partial(_clean_page, site=site)
     if format in ("text", "blocks", "lines", "parquet"):
         return _clean_plain
-    return partial(_clean_row if format == "csv" else _clean_json, text_key=text_key)
+    if format == "csv":
+        return partial(_clean_row, text_key=text_key)
+    if format in ("json", "jsonl"):
+        return partial(_clean_json, text_key=text_key)
+    raise ValueError(f"no cleaner for the format {format!r}")
 
 
 def title_of(page: bytes) -> str:

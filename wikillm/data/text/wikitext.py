@@ -27,6 +27,7 @@ from mwparserfromhell.wikicode import Wikicode
 
 from wikillm.data.text.language_variants import resolve_variants, without_unpaired
 from wikillm.data.text.namespaces import SiteNames, prefix_of, site_names
+from wikillm.data.text.wikitext_leftovers import remove_leftovers, without_switches
 from wikillm.data.text.wikitext_names import (
     INTERLANGUAGE_PREFIXES,
     LITERALS,
@@ -36,7 +37,6 @@ from wikillm.data.text.wikitext_names import (
 from wikillm.data.text.wikitext_regions import NOWIKI, Regions, is_marked, set_apart
 from wikillm.data.text.wikitext_scripts import subscript, superscript
 from wikillm.data.text.wikitext_templates import text_of_template
-from wikillm.data.text.wikitext_tidy import tidy, without_switches
 from wikillm.data.types import WikiSite
 
 # The tags of `wikitext_regions` are gone before parsing.
@@ -117,7 +117,7 @@ class _Article:
     def _heading(self, node: Heading) -> None:
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
-        title = tidy(self._renderer.text(node.title)).replace("\n", " ")
+        title = remove_leftovers(self._renderer.text(node.title)).replace("\n", " ")
         is_tail = title.casefold().rstrip(":：") in TAIL_SECTIONS
         self._skipped_level = node.level if is_tail else None
         if self._skipped_level is None:
@@ -127,7 +127,7 @@ class _Article:
         kept: list[str] = []
         deeper = 99  # the level of the nearest following heading that is kept
         for section in reversed(self._sections):
-            body = tidy("".join(section.parts))
+            body = remove_leftovers("".join(section.parts))
             # A heading without text is kept only above a deeper section that is kept.
             if not body and (deeper == 99 or deeper <= section.level):
                 continue

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wikillm.data.filters.documents import CleanJob
-from wikillm.data.sources import streams
+from wikillm.data.sources import decompress
 from wikillm.data.sources.lines import split_lines, split_run, split_runs, trimmed
 from wikillm.data.sources.read import Cursor, RawShard, read_shards
 from wikillm.data.sources.record_batches import BATCH_BYTES, ItemBatch, LineBatch, batches_of_items
@@ -111,7 +111,7 @@ def test_shards_do_not_depend_on_pieces(tmp_path_factory, files, range_bytes, si
         sources.append(SourceFile(str(path), path.stat().st_size, "jsonl", "none"))
     whole = list(read_shards(sources, range_bytes, LIMIT))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "PIECE_BYTES", size)
+        patch.setattr(decompress, "PIECE_BYTES", size)
         again = list(read_shards(sources, range_bytes, LIMIT))
         assert what_came_of(again) == what_came_of(whole)
         for raw in whole:

@@ -15,10 +15,10 @@ from pyarrow import parquet
 from wikillm.core.errors import DataError
 from wikillm.data.filters.documents import TOO_LONG, CleanJob
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.sources import streams
+from wikillm.data.sources import decompress
+from wikillm.data.sources.decompress import file_and_line, pieces
 from wikillm.data.sources.read import Cursor, items_of, read_shards
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.streams import file_and_line, pieces
 from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped, SourceFile
@@ -49,6 +49,13 @@ def texts_of(path, text_key="text", wanted="auto") -> list[str | Dropped]:
 
 
 # --- formats
+
+
+def test_an_unknown_format_is_neither_read_nor_cleaned_as_another(tmp_path):
+    with pytest.raises(ValueError, match="'yaml'"):
+        items_of(SourceFile(str(tmp_path / "x"), 1, "yaml", "none"), 0, LIMIT)
+    with pytest.raises(ValueError, match="'yaml'"):
+        cleaner("yaml", "text")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,7 +175,7 @@ def test_pieces_of_a_highly_compressed_file_stay_small(tmp_path, name):
 
 
 def test_a_decompression_bomb_is_refused_early(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(decompress, "BOMB_BYTES", 1 << 20)
     path = tmp_path / "x.jsonl.xz"
     path.write_bytes(lzma.compress(b'{"text": "a"}' + b"\n" * (32 << 20), preset=0))
     with pytest.raises(DataError, match="expands more than text does") as caught:
@@ -177,7 +184,7 @@ def test_a_decompression_bomb_is_refused_early(tmp_path, monkeypatch):
 
 
 def test_an_xz_header_that_asks_for_gigabytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "_XZ_MEMORY", 1 << 20)
+    monkeypatch.setattr(decompress, "_XZ_MEMORY", 1 << 20)
     path = tmp_path / "x.jsonl.xz"
     path.write_bytes(lzma.compress(b'{"text": "a"}\n', preset=9))
     with pytest.raises(DataError, match="Memory usage limit"):

@@ -1,4 +1,4 @@
-"""White space as in plain text, and nothing left of markup that the parser could not pair."""
+"""Remove what the parser leaves: unpaired markup, quotes, switches, empty brackets, spaces."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _is_switch(word: str) -> bool:
     return word in CASED_SWITCHES or word.casefold() in SWITCHES
 
 
-def tidy(text: str) -> str:
+def remove_leftovers(text: str) -> str:
     """`text` with single spaces, one blank line between paragraphs, and no unpaired marks."""
     text = _SPACES.sub(" ", text.translate(_INVISIBLE))
     for _ in range(_NESTED):

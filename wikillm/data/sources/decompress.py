@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
-from wikillm.data.sources.bz2_streams import decompress_in_threads
+from wikillm.data.sources.decompress_bz2 import decompress_in_threads
 from wikillm.data.types import SourceFile
 
 BOM = codecs.BOM_UTF8
