@@ -162,7 +162,7 @@ def _best_fit(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     import wikillm.data.read.loader  # noqa: F401 as above
-    from wikillm.data.order.best_fit import PackedOrder, PackedWindow
+    from wikillm.data.order.packing import PackedOrder, PackedWindow
     from wikillm.data.read.packed import packed_order
 
     def order_of(tokens: Any, shards: list[Any]) -> PackedOrder:

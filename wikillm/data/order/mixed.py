@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
-from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges
+from wikillm.data.order.packing import PackedOrder
 from wikillm.data.order.permutation import Ints
 
 

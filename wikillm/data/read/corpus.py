@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
-from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges, window_ends
+from wikillm.data.order.packing import PackedOrder
 from wikillm.data.read.packed import packed_order
 from wikillm.data.store.manifest import Manifest, ShardInfo
 from wikillm.data.store.store import Store, TokenStream

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError, WikiLLMError
 from wikillm.core.units import format_seconds
-from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges
+from wikillm.data.order.packing import PackedOrder
 from wikillm.data.prepare.background import Builder
 from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan

@@ -13,7 +13,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from wikillm.core.log import logger
-from wikillm.data.order.best_fit import PackedOrder, PackedWindow
+from wikillm.data.order.packing import PackedOrder, PackedWindow
 from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.store import TokenStream
 from wikillm.data.workers.exclusive import exclusive

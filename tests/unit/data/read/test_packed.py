@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.order.best_fit import PackedOrder, PackedWindow, best_fit
 from wikillm.data.order.blocks import IGNORED
+from wikillm.data.order.packing import PackedOrder, PackedWindow, best_fit
 from wikillm.data.read.loader import DocumentMask, Samples
 from wikillm.data.read.packed import FOLDER, packed_order
 from wikillm.data.store.store import TokenStream
