@@ -15,7 +15,7 @@ from wikillm.core.units import format_size
 from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import UNLIMITED, HostFacts, NodeFacts
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.probe import number, read
+from wikillm.doctor.probe import read
 
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_OPEN_FILES = 256
@@ -56,9 +56,8 @@ def _cpu_quota() -> float | None:
     if not period:
         quota = read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
         period = read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    granted = number(quota)
-    of = number(period)
-    return granted / of if granted and of and granted > 0 else None
+    is_limited = quota.isdecimal() and period.isdecimal()  # not "max" or -1
+    return int(quota) / int(period) if is_limited else None
 
 
 def _identity() -> str:

@@ -47,13 +47,6 @@ def read(path: Path | str) -> str:
         return ""
 
 
-def number(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
 def run_in_time(
     functions: Mapping[str, Callable[[], Any]], seconds: float
 ) -> tuple[dict[str, Any], dict[str, str]]:

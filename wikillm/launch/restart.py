@@ -12,7 +12,6 @@ train the same.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from wikillm.checkpoints.lineage import Position, arrange, read_ancestry
 from wikillm.core.errors import CheckpointError, ConfigError, ExitCode, MachineError
+from wikillm.core.files import read_object
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_seconds
 from wikillm.launch.description import Launch
@@ -154,10 +154,9 @@ def _one_start(
         warn(str(error))
         code = int(error.exit_code)
     _wait_for_ranks(run)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if code and file_identity(record) not in (None, before):
-            return int(json.loads(record.read_text(encoding="utf-8"))["code"]) or code
-    return code
+    is_written = file_identity(record) not in (None, before)
+    recorded = read_object(record).get("code") if code and is_written else None
+    return recorded if type(recorded) is int and recorded else code
 
 
 def _wait_for_ranks(run: Path) -> None:
