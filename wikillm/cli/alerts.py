@@ -36,5 +36,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{channel:<10} {'sent' if why is None else f'not sent: {why}'}")
     if any(outcome.values()):
         failed = ", ".join(channel for channel, why in outcome.items() if why is not None)
-        raise MachineError(f"Alerts would not arrive through {failed}.", fix="see the lines above")
+        raise MachineError(
+            f"The test message did not arrive through {failed}.",
+            fix="correct the channel; its error is printed above",
+        )
     return 0

@@ -31,7 +31,7 @@ def _checked(
 
 
 any_integer = _checked(int, lambda value: abs(value) < 2**63, "a whole number of at most 63 bits")
-"""What `type=int` means in every command: torch and numpy take no larger ones."""
+"""What `type=int` means in every command: torch and numpy take no larger integers."""
 any_number = _checked(float, lambda value: abs(value) < float("inf"), "a finite number")
 """What `type=float` means in every command."""
 positive = _checked(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
@@ -85,7 +85,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="run the code that a checkpoint's pickles may hold: only if you know who wrote it",
+        help="allow pickles, which can run code: only for checkpoints whose author you trust",
     )
 
 

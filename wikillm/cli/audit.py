@@ -20,8 +20,8 @@ Exit codes: 0 proven, 4 not proven, 6 there is no ledger, or it is damaged.
 examples:
   wikillm audit runs/wiki                              every step, every token
   wikillm audit runs/wiki --steps 1000:2000            these steps alone
-  wikillm audit runs/wiki --no-tokens                  only the samples: no store is needed
-  wikillm audit copies/wiki --store copies/store       run and store were copied here
+  wikillm audit runs/wiki --no-tokens                  only the samples; needs no store
+  wikillm audit copies/wiki --store copies/store       for copies of a run and its store
 """
 
 
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PLACE",
-        help="where the token store is now; of a mixture NAME=PLACE, once per source",
+        help="where the token store is now; for a mixture NAME=PLACE, once per source",
     )
     add_json(parser)
 
@@ -91,10 +91,10 @@ def _text(found: Audit) -> list[str]:
             lines.append(f"wrong      step {wrong.step:,}, {wrong.kind}: {wrong.text}")
         if len(found.wrong) > 5:
             lines.append(f"           and {len(found.wrong) - 5} more")
-        return [*lines, f"not proven {steps}: the first wrong one is {found.wrong[0].step:,}"]
-    but = f", but for {len(found.skipped)} skipped windows" if found.skipped else ""
+        return [*lines, f"not proven {steps}: the first wrong step is {found.wrong[0].step:,}"]
+    but = f", except {len(found.skipped)} skipped windows" if found.skipped else ""
     epochs = f" ({found.epochs})" if found.epochs else ""
     lines.append(f"proven     {steps}: {samples} in their order, each once per epoch{but}{epochs}")
     if not found.seconds:
-        lines.append("           of the samples alone: digests and store were not compared")
+        lines.append("           only the samples: digests were not compared with the store")
     return lines

@@ -23,10 +23,10 @@ EPILOG = """
 examples:
   wikillm chat exports/wiki-zh-120m-500
   echo "从前" | wikillm chat runs/demo --temperature 0
-A folder with a chat template (wikillm export --chat-template) answers messages and remembers them.
-Any other is a base model: it continues each line, and an empty line continues the last text.
+A model with a chat template (wikillm export --chat-template) answers messages and remembers them.
+A model without one is a base model: it continues each line; an empty line continues the last text.
 Each line is one message. /reset forgets the conversation; /exit or Ctrl-D leaves. Ctrl-C stops an
-answer, twice leaves.
+answer; a second Ctrl-C leaves.
 """
 _BASE = "This is a base model: it continues your text; it does not answer questions."
 
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     folder = "an exported model, a run directory or a checkpoint"
     parser.add_argument("folder", metavar="MODEL", help=folder)
-    add_sampling(parser, most=256)
+    add_sampling(parser, default_new_tokens=256)
     add_device(parser)
     add_trust(parser)
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.folder)
     loaded = open_model(folder, args.device, trust=args.trust_checkpoint)
-    # A run was trained on plain text, whatever template its tokenizer brought along.
+    # A run was trained on plain text, so the chat template of its tokenizer is not used.
     template = read_chat_template(folder) if is_model_folder(folder) else None
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     conversation = Conversation(loaded, sampling, template)
@@ -68,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
             break
         if line == "/reset":
             conversation.reset()
-            _note("The conversation is forgotten.")
+            _note("Started a new conversation.")
         elif not _say(conversation, line, is_terminal):
             break
     return 0
 
 
 def _lines(prompt: str) -> Iterator[str]:
-    """Lines of the user until the input ends; a second Ctrl-C at an empty prompt ends it too."""
+    """Lines of the user until the input ends, or until a second Ctrl-C at the prompt."""
     is_warned = False
     while True:
         try:
@@ -116,13 +116,14 @@ def _say(conversation: Conversation, line: str, is_terminal: bool) -> bool:
         _note(str(error))
         return True
     if answer.left_out:
-        _note(f"The {answer.left_out} oldest messages no longer fit the model and are left out.")
+        _note(f"Left out the {answer.left_out} oldest messages: they exceed the model's context.")
     return True
 
 
 @contextmanager
 def _stoppable() -> Iterator[list[int]]:
-    """The first SIGINT inside is added to the list; the second is a KeyboardInterrupt."""
+    """Inside the block, append the first SIGINT to the list; raise KeyboardInterrupt on the
+    second."""
     stopped: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:

@@ -18,14 +18,16 @@ YAML file that names it in its first line: # yaml-language-server: $schema=wikil
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     parser.epilog = EPILOG
-    # `show` is read from the other words: a positional argument would take the 5 of `--max_steps 5
-    # show`.
+    # `show` is read from `args.rest`: argparse would take the 5 of `--max_steps 5 show` as a
+    # positional argument.
     parser.usage = (
         "wikillm config show [--origin] [--json] [--config NAME|FILE] [KEY=VALUE | --KEY VALUE ...]"
         "\n       wikillm config schema"
     )
     parser.add_argument("--origin", action="store_true", help="also show where each value is set")
-    parser.add_argument("--json", action="store_true", help="print key -> value, layer, where")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: key -> value, layer, where"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

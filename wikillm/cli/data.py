@@ -18,7 +18,7 @@ examples:
   wikillm data stats                                    documents, tokens, lengths, funnel
   wikillm data show 17 --split val                      a document, with its place in the source
   wikillm data show 17 --sample --sequence-length 512   the parts of sample 17 of training
-  wikillm data verify --store stores/0123456789ab       every sha256
+  wikillm data verify --store stores/0123456789ab       every sha256 against the manifest
   wikillm data export --to megatron --out exports/tokens
   wikillm data import --from megatron old_document.bin --tokenizer qwen2-tokenizer --out stores/old
   wikillm data tokenizer                                how the tokenizer splits the held-out text
@@ -51,9 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _configure_show(show: argparse.ArgumentParser) -> None:
     show.add_argument("number", metavar="N", type=index, help="counted from 0")
     show.add_argument(
-        "--split", choices=("train", "val"), default="train", help="of the document (default train)"
+        "--split", choices=("train", "val"), default="train", help="its split (default train)"
     )
-    show.add_argument("--sample", action="store_true", help="show a sample of training instead")
+    show.add_argument("--sample", action="store_true", help="show training sample N instead")
     show.add_argument(
         "--sequence-length", type=positive, metavar="T", help="train.sequence_length of the run"
     )
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "verify":
         checked = verify(store)
         size = f"{checked['files']} files, {checked['bytes']:,} bytes"
-        text = f"{store.dir}: {size}, every sha256 is that of the manifest"
+        text = f"{store.dir}: {size}, every sha256 matches the manifest"
         print(_json(checked) if args.json else text)
     elif args.action == "tokenizer":
         from wikillm.data.prepare.tokenizer_report import report_of_store, report_text

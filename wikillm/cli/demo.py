@@ -1,5 +1,5 @@
-"""`wikillm demo`: every step from a dump to generated text; each is a command that you can run
-yourself.
+"""`wikillm demo`: every step from a dump to generated text. Each step is a command that you can
+run yourself.
 
 A MediaWiki dump (or any other source) -> documents -> tokenizer -> tokens -> a small model trained
 under DeepSpeed ZeRO-2 -> validation loss against the unigram baseline -> a Hugging Face folder ->
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     say("== 2/5  training")
     train(words, args.processes)
     say()
-    say("== 3/5  the same text, a unigram model, and this one")
+    say("== 3/5  held-out loss of this model and of a unigram model")
     run_command("eval", str(run_dir))
     say()
     say("== 4/5  export")
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_source(asked: str | None) -> Path:
-    """The user's file, else Chinese Wikipedia in its usual place, else the dump in gensim's
-    wheel."""
+    """Return the user's file, else Chinese Wikipedia in its usual folders, else the dump in
+    gensim's wheel."""
     import importlib.util
 
     if asked:
@@ -104,7 +104,7 @@ def find_source(asked: str | None) -> Path:
         "There is no text for the demo.",
         got="neither data/ nor WIKI_CN/ has Chinese Wikipedia, and the package gensim (whose tests "
         "have a real dump) is not installed",
-        fix="pip install 'wikillm[demo]', or name a file: wikillm demo --data FILE",
+        fix="pip install 'wikillm[demo]', or wikillm demo --data FILE",
     )
 
 
@@ -119,7 +119,7 @@ def free_run_dir(base: Path) -> Path:
 
 
 def quoted(path: Path) -> str:
-    """A path as a YAML scalar: names with spaces, commas or brackets stay one name."""
+    """A path as a quoted YAML scalar, so that spaces, commas and brackets do not split it."""
     return json.dumps(str(path), ensure_ascii=False)
 
 
@@ -131,7 +131,7 @@ def prepare(words: list[str]) -> Store:
     store = prepare_store(load("demo", words).config.data)
     say(store.manifest.funnel.table())
     if store.manifest.stopped_at_text_limit:
-        say(f"read the first part only: {words[1]} (DEMO_MB sets it)")
+        say(f"only the first part of the text was read: {words[1]} (set by DEMO_MB)")
     return store
 
 
@@ -143,7 +143,7 @@ def train(words: list[str], processes: int | None) -> None:
 
     from wikillm.core.world import free_port
 
-    # One process per GPU; without one, two ranks on the CPU show that the ranks agree.
+    # One process per GPU; on a machine without a GPU, two ranks on the CPU.
     on_gpu = torch.cuda.is_available()
     count = processes or (torch.cuda.device_count() if on_gpu else min(2, os.cpu_count() or 1))
     count, micro_batch = share_out(count)
@@ -163,12 +163,12 @@ def train(words: list[str], processes: int | None) -> None:
         raise MachineError(
             "The training processes failed.",
             got=f"exit code {code}; see above, and exit.json and logs/ in the run directory",
-            fix="correct that, then run the demo again",
+            fix="correct the cause, then run the demo again",
         )
 
 
 def share_out(processes: int) -> tuple[int, int]:
-    """Processes to use, and sequences for each, so that a step always has 8 sequences."""
+    """(processes, sequences per micro-batch), such that each step has 8 sequences in total."""
     count = max(n for n in (1, 2, 4, 8) if n <= max(1, processes))
     return count, min(4, SEQUENCES // count)
 
@@ -193,7 +193,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
 def generate(folder: Path, prompt: str) -> None:
-    """Show and run what a user of the exported folder needs, in a process without WikiLLM."""
+    """Print a program that uses the exported folder, and run it in a process without WikiLLM."""
     import subprocess
 
     program = PLAIN.replace("FOLDER", repr(str(folder)), 2).replace("PROMPT", repr(prompt))
@@ -218,7 +218,7 @@ def prompts_for(store: Store) -> tuple[str, ...]:
 
 
 def close(run_dir: Path, target: Path) -> None:
-    """Print where everything is, and what to run next."""
+    """Print the results, where the files are, and the next commands."""
     from wikillm.observe.sinks import read_metrics
 
     metrics = read_metrics(run_dir / "metrics.jsonl")

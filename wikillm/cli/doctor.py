@@ -1,4 +1,5 @@
-"""`wikillm doctor`: is this machine, or every node of a hostfile, fit for the run?"""
+"""`wikillm doctor`: check whether this machine, or every node of a hostfile, can run a
+configuration."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def _print_list(*, as_json: bool) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     if args.hostfile is not None and args.gpus is not None:
-        what = "--gpus is for this machine; a hostfile has slots."
+        what = "--gpus describes this machine; a hostfile gives the slots of its nodes."
         raise ConfigError(what, got=str(args.gpus), fix="slots=N in the hostfile")
     if args.workdir is not None and args.hostfile is None:
         what = "--workdir is for the nodes of a hostfile."

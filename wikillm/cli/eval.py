@@ -1,5 +1,5 @@
-"""`wikillm eval MODEL`: held-out loss, perplexity and bits per byte beside the unigram baseline; of
-any text with `--text`; multiple-choice tasks with `--tasks`."""
+"""`wikillm eval MODEL`: print held-out loss, perplexity and bits per byte next to the unigram
+baseline. `--text` scores files instead, `--tasks` multiple-choice tasks."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ EPILOG = """
 examples:
   wikillm eval runs/demo                                    on the held-out text of its own run
   wikillm eval exports/wiki-zh-120m-500 data.path=other.jsonl   on the held-out part of another text
-  wikillm eval runs/demo --text news.jsonl poems.txt        all of these texts, by source and script
+  wikillm eval runs/demo --text news.jsonl poems.txt    broken down by source and writing system
   wikillm eval runs/demo --tasks ceval:data/ceval,choices:own.jsonl --shots 5
-A model from elsewhere needs data.path; the text is tokenized by the model's own tokenizer.
+A model that is not in a run directory needs data.path or --text. Its own tokenizer is used.
 """
 
 
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model = "a run directory, a checkpoint or an exported folder"
     parser.add_argument("model", metavar="MODEL", help=model)
     add_file_arguments(parser)
-    split = "which part of the text (default val)"
+    split = "which split of the text to score (default val)"
     parser.add_argument("--split", choices=("val", "train"), default="val", help=split)
     size = "sequences at a time (default 8)"
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help=size)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.models.fused_loss import fused_loss
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        resolved = describe(args)
+        resolved = resolve_eval_config(args)
         corpus = open_corpus(resolved.config.data)
         check_tokenizer(Path(args.model), corpus)
         loaded = open_model(Path(args.model), args.device, trust=args.trust_checkpoint)
@@ -126,23 +126,24 @@ def _print_scores(
     return 0
 
 
-def describe(args: argparse.Namespace) -> Resolved:
-    """The configuration of the run that MODEL belongs to, or of the command line."""
+def resolve_eval_config(args: argparse.Namespace) -> Resolved:
+    """Resolve the configuration of the run that MODEL belongs to, or else of the command line."""
     from wikillm.config.load import load
 
     model = Path(args.model)
     own = [folder / "config.resolved.yaml" for folder in (model, *model.resolve().parents[:2])]
     found = next((path for path in own if path.is_file()), None)
     if args.config is None:
-        # The limit is for training; here the number of tokens is shown beside the loss.
+        # `data.min_val_tokens` guards training. Evaluation accepts fewer tokens, because it prints
+        # how many it scored.
         args.rest = ["data.min_val_tokens=1", *args.rest]
     if args.config is None and found is not None:
-        return load(str(found), [*_store_instead_of_signed(found), *args.rest])
+        return load(str(found), [*_use_store_if_url_was_signed(found), *args.rest])
     names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
     names_text = any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest)
     if not names_text and args.config is None:
         raise ConfigError(
-            "The text to evaluate on is not known.",
+            "There is no text to evaluate on.",
             got=f"{model} is neither a run directory nor a checkpoint in one",
             fix=f"wikillm eval {model} --text FILE",
         )
@@ -151,8 +152,9 @@ def describe(args: argparse.Namespace) -> Resolved:
     return resolve_run_config(args)
 
 
-def _store_instead_of_signed(config: Path) -> list[str]:
-    """A run does not keep signed addresses: its text is then read from its store."""
+def _use_store_if_url_was_signed(config: Path) -> list[str]:
+    """Settings that read the run's store where its saved configuration has a redacted, signed URL:
+    the URL without its signature cannot be fetched."""
     if "?***" not in config.read_text(encoding="utf-8"):
         return []
     from wikillm.core.files import read_object
@@ -162,20 +164,20 @@ def _store_instead_of_signed(config: Path) -> list[str]:
 
 
 def check_tokenizer(model: Path, corpus: Corpus) -> None:
-    """Raises DataError if the text was tokenized by another tokenizer: the loss would mean
-    nothing."""
+    """Raises DataError if the store's tokenizer is not the model's: the loss would be
+    meaningless."""
     from wikillm.core.files import sha256_file
 
     parents = [parent / "tokenizer" for parent in model.resolve().parents[:2]]
     folders = (model, model / "tokenizer", *parents)
-    folder = next((one for one in folders if (one / "tokenizer.json").is_file()), None)
+    folder = next((path for path in folders if (path / "tokenizer.json").is_file()), None)
     if folder is None:
         return
     path = folder / "tokenizer.json"
     stored = corpus.manifest.tokenizer
     if stored.sha256 not in (sha256_file(path), _trained_with(folder)):
         raise DataError(
-            "The text was tokenized by another tokenizer than the model's.",
+            "The store's tokenizer is not the model's.",
             got=f"the model's is {path}, the store's is {stored.name} in {corpus.tokenizer_dir}",
             fix=f"data.tokenizer={folder}",
         )

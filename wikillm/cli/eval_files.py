@@ -1,4 +1,4 @@
-"""`wikillm eval MODEL --text` and `--tasks`: scores a model on files and records the results."""
+"""`wikillm eval MODEL --text` and `--tasks`: score a model on files and record the results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SETTING = re.compile(r"(--)?[a-z_]+\.\w+=")
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files of your own")
-    text = "score all of these texts: files, folders or globs, in every format of data.path"
+    text = "score these texts: files, folders or globs, in any format of data.path"
     group.add_argument("--text", nargs="+", metavar="FILE", help=text)
-    most = "of --text: read each file until N bytes of text, such as 10MB (default: all)"
-    group.add_argument("--max-bytes", type=size, metavar="N", help=most)
-    tasks = "ceval:FOLDER, cmmlu:FOLDER, choices:FILE or lm_eval:TASK, several with commas"
+    limit = "with --text: read at most N bytes of text per file, such as 10MB (default: all)"
+    group.add_argument("--max-bytes", type=size, metavar="N", help=limit)
+    tasks = "ceval:FOLDER, cmmlu:FOLDER, choices:FILE or lm_eval:TASK, separated by commas"
     group.add_argument("--tasks", metavar="KIND:PATH", help=tasks)
-    folder = "of lm_eval tasks: the folder of their YAML files (default: those lm-eval comes with)"
+    folder = "folder with the YAML files of lm_eval tasks (default: the tasks in lm-eval's package)"
     group.add_argument("--tasks-dir", metavar="FOLDER", help=folder)
     shots = (
         "examples before each question (default: ceval and cmmlu 5, choices 0, lm_eval the task's)"
@@ -38,13 +38,16 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--shots", type=index, metavar="N", help=shots)
     form = "score the answers' text, or list the choices and score their letters (default cloze)"
     group.add_argument("--form", choices=("cloze", "letters"), default="cloze", help=form)
-    questions = "of each task, N questions evenly spaced over it (default: all)"
+    questions = "score N evenly spaced questions of each task (default: all)"
     group.add_argument("--max-questions", type=positive, metavar="N", help=questions)
-    context = "tokens read at once (default: as the run trained, else the positions, at most 4096)"
+    context = (
+        "context length in tokens (default: the run's sequence length; without a run the model's "
+        "maximum, at most 4096)"
+    )
     group.add_argument("--context", type=positive, metavar="N", help=context)
-    name = "write the record to RUN/evals/NAME.json (default: the checkpoint and what was scored)"
+    name = "write the record to RUN/evals/NAME.json (default: named after checkpoint and files)"
     group.add_argument("--name", metavar="NAME", help=name)
-    out = "write the record to this file, as for a model without a run directory"
+    out = "write the record to this file; for a model without a run directory"
     group.add_argument("--out", metavar="FILE", help=out)
 
 
@@ -55,14 +58,14 @@ def evaluate_files(args: argparse.Namespace) -> int:
     from wikillm.evals.results import model_record, write_results
     from wikillm.generate.load import is_model_folder
 
-    # Refused before the model is loaded: files, and the place of the record.
+    # Bad files, tasks and record paths are refused before the model is loaded.
     if args.rest and not args.text:
-        what = "`wikillm eval --tasks` takes no settings of a run."
+        what = "`wikillm eval --tasks` takes no configuration keys."
         raise ConfigError(what, got=" ".join(args.rest))
     specs, harness = split_tasks(args.tasks)
     tasks = read_tasks(specs, args.form)
     if args.tasks_dir is not None and not harness:
-        what = "--tasks-dir is the folder of lm_eval tasks, and --tasks names none."
+        what = "--tasks-dir is for lm_eval tasks, and --tasks names no lm_eval task."
         raise ConfigError(what, got=str(args.tasks), fix="--tasks lm_eval:TASK")
     if harness:
         from wikillm.evals.lm_eval_tasks import check_lm_eval
@@ -100,17 +103,17 @@ def evaluate_files(args: argparse.Namespace) -> int:
 
 
 def text_settings(args: argparse.Namespace) -> DataSection:
-    """The data section for the texts. Raises ConfigError for settings that are not of `data`."""
+    """The data section for the texts. Raises ConfigError for settings outside `data`."""
     from wikillm.config.load import load
     from wikillm.data.fetch.find import find_sources
 
-    # `--text FILE...` takes the words behind it, settings included.
+    # argparse gives `--text` all words that follow it, so settings are separated from files here.
     paths = [word for word in args.text if not _SETTING.match(word)]
     settings = [word for word in args.text if _SETTING.match(word)] + args.rest
     others = [word for word in settings if not word.removeprefix("--").startswith("data.")]
     if others or not paths:
         raise ConfigError(
-            "`wikillm eval --text` takes files, and settings of how they are read.",
+            "`wikillm eval --text` takes files, and data.* settings for reading them.",
             got=" ".join(others) or "no file",
             fix="--text FILE data.format=lines data.text_key=content",
         )
@@ -141,9 +144,9 @@ def score_text(args: argparse.Namespace, data: DataSection, loaded: LoadedModel)
     )
     if not found.parts:
         raise DataError(
-            "The texts have no document.",
+            "There are no documents in the texts.",
             got=", ".join(data.path),
-            fix="data.text_key and data.format say what a document is",
+            fix="set data.format, and data.text_key for JSON",
         )
     files = {source: sha256_file(Path(source)) for source, _ in found.parts}
     return {**found.to_json(), "context": limit, "max_bytes": args.max_bytes, "files": files}
@@ -169,7 +172,10 @@ def score_task(args: argparse.Namespace, task: ChoiceTask, loaded: LoadedModel) 
 
 
 def split_tasks(tasks: str | None) -> tuple[list[str], list[str]]:
-    """The specifications of `--tasks`, and the names of lm-eval's tasks: `lm_eval:a,b` has two."""
+    """(specifications of WikiLLM's own tasks, names of lm-eval tasks) in `--tasks`.
+
+    `lm_eval:a,b` names two lm-eval tasks: a word without a colon is of the kind before it.
+    """
     specs: list[str] = []
     harness: list[str] = []
     is_harness = False
@@ -204,7 +210,8 @@ def score_lm_eval(
 
 
 def trained_length(folder: Path) -> int | None:
-    """Tokens per sequence of the run that a checkpoint lies in: it never read more at once."""
+    """The sequence length of the run that a checkpoint belongs to; the model was trained on no
+    longer context."""
     from wikillm.core.files import read_object
     from wikillm.export.facts import run_of
 
@@ -213,13 +220,14 @@ def trained_length(folder: Path) -> int | None:
 
 
 def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
-    """Where the record is written: --out, or in the run directory of a checkpoint."""
+    """The file for the record: --out, or a file in the checkpoint's run directory; None without
+    either."""
     from wikillm.evals.results import FOLDER
     from wikillm.export.facts import run_of
 
     if args.name is not None and not re.fullmatch(r"[\w][\w.\-]*", args.name):
         fix = "letters, digits, dot, dash and underscore"
-        raise ConfigError("--name is not the name of a file.", got=args.name, fix=fix)
+        raise ConfigError("--name is not a valid file name.", got=args.name, fix=fix)
     if args.out is not None:
         return Path(args.out)
     run = run_of(folder)
@@ -242,7 +250,7 @@ def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
 
 
 def shown(record: dict[str, Any]) -> str:
-    """The tables of a record for the terminal."""
+    """A record as text for the terminal."""
     from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, task_rows, text_rows
 
     lines = []
@@ -261,17 +269,17 @@ def shown(record: dict[str, Any]) -> str:
 
 
 def remarks(overall: dict[str, Any]) -> list[str]:
-    """What happened to questions that are longer than the model reads at once."""
+    """Lines on questions that exceeded the context: shortened, cut or left out."""
     said = {
         "with_fewer_examples": "questions had fewer examples before them, to fit the context",
-        "cut": "questions were cut from the left, to fit the context",
+        "cut": "questions lost their beginning, to fit the context",
         "left_out": "questions were left out: their choices leave no room for the question",
     }
     return [f"{overall[key]:,} {text}" for key, text in said.items() if overall.get(key)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with aligned columns; the first is left, the others right."""
+    """Lines with aligned columns: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

@@ -24,10 +24,10 @@ RUN is a run directory (its newest complete checkpoint is exported) or one check
   wikillm export runs/wiki-zh-120m/checkpoints/checkpoint-500 --to my-model --dtype bfloat16
 The folder loads with plain transformers. Before it is put in place, a process without WikiLLM opens
 it with AutoTokenizer and AutoModelForCausalLM: several hundred texts must get the ids of the
-training tokenizer, and the logits must equal the trained model's. The folder is complete or absent;
-an earlier export at the same place is replaced, anything else is left alone.
+training tokenizer, and the logits must equal the trained model's. The folder is complete or absent.
+An earlier export in the folder is replaced; a folder with other files is refused.
 
-A run or an exported folder is pushed to a hub by its own client, which reads its token from the
+--push uploads a run or an exported folder with the hub's own client, which reads its token from the
 environment (MODELSCOPE_API_TOKEN, HF_TOKEN) or its login:
   wikillm export runs/wiki-zh-120m --licence cc-by-sa-4.0 --push modelscope:ORG/NAME
   wikillm export exports/wiki-zh-120m-500 --push hf:ORG/NAME --private
@@ -42,9 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a run directory, a checkpoint in one, or (with --push) an exported folder",
     )
     parser.add_argument("--to", metavar="DIR", help="folder to write. Default: exports/NAME-STEP")
-    dtype = "float32, bfloat16 or float16. Default: that of the training"
+    dtype = "float32, bfloat16 or float16. Default: the type of the training"
     parser.add_argument("--dtype", metavar="TYPE", help=dtype)
-    average = "the moving average of the weights (train.ema_decay)"
+    average = "export the moving average of the weights (train.ema_decay)"
     parser.add_argument("--ema", action="store_true", help=average)
     tokenizer = "folder with tokenizer.json, for a checkpoint without its run"
     parser.add_argument("--tokenizer", metavar="DIR", help=tokenizer)
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
-    """What a published model says and where it goes."""
+    """The options for the upload and for the model card."""
     parser.add_argument(
         "--push", metavar="HUB:ORG/NAME", help="upload the folder: modelscope:ORG/NAME, hf:ORG/NAME"
     )
@@ -75,13 +75,15 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
         "--licence",
         "--license",
         metavar="ID",
-        help="of the weights, for the model card: apache-2.0, cc-by-sa-4.0. Default: unknown",
+        help="licence of the weights, such as apache-2.0, for the model card. Default: unknown",
     )
     parser.add_argument(
-        "--data-licence", metavar="ID", help="of the training data. Default: data.licence"
+        "--data-licence", metavar="ID", help="licence of the data. Default: data.licence"
     )
     parser.add_argument(
-        "--language", metavar="LIST", help="of the data, as in zh,en. Default: seen in its text"
+        "--language",
+        metavar="LIST",
+        help="languages of the data, as in zh,en. Default: detected in its text",
     )
     parser.add_argument(
         "--audit",
@@ -106,13 +108,13 @@ def run(args: argparse.Namespace) -> int:
     held_out = held_out_texts(checkpoint)
     facts = _published_facts(args, read_facts(checkpoint), checkpoint, held_out)
     if args.ema:
-        weights = "moving average of the run's (train.ema_decay)"
+        weights = "moving average of the run's weights (train.ema_decay)"
         facts = replace(facts, training={**facts.training, "weights": weights})
     default = f"exports/{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
     target = Path(args.to or default)
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
     facts = _with_template(args, facts, tokenizer)
-    # Refuse an occupied target before anything is read.
+    # Refuse a target that holds other files before the checkpoint is read.
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
     if args.dry_run:
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> None:
-    """What was written and proven."""
+    """Print what was written, and what the proof compared."""
     if args.json:
         names = ("parameters", "tensors", "dtype", "architecture")
         written = {name: getattr(done, name) for name in names} | {"bytes": done.size}
@@ -154,8 +156,8 @@ def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> Non
     print(f"checked    {done.tensors} tensors read back equal, bit for bit")
     if done.proof is not None:
         print(
-            f"proved     transformers {done.proof.transformers}, without WikiLLM: the ids of "
-            f"{done.proof.texts} texts are the training tokenizer's, the logits the trained model's"
+            f"proved     transformers {done.proof.transformers}, without WikiLLM: equal ids for "
+            f"{done.proof.texts} texts, and the logits of the trained model"
         )
     if not args.push:
         command = "chat" if args.chat_template not in (None, "none") else "generate"
@@ -164,23 +166,23 @@ def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> Non
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    """Raises ConfigError for what would have no effect, or what a hub would not read."""
+    """Raises ConfigError for flags without effect, and for licences that hubs do not recognise."""
     if (args.private or args.update) and not args.push:
         what = f"{'--private' if args.private else '--update'} has no effect without --push."
         raise ConfigError(what, fix="--push modelscope:ORG/NAME or --push hf:ORG/NAME")
     for flag, value in (("--licence", args.licence), ("--data-licence", args.data_licence)):
         if value is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", value):
             raise ConfigError(
-                f"{flag} {value[:60]!r} is not a short form that hubs read.",
+                f"{flag} {value[:60]!r} is not a licence id that hubs recognise.",
                 fix=f"{flag} apache-2.0, mit, cc-by-sa-4.0, other, unknown",
             )
 
 
 def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path) -> ExportFacts:
-    """Add the chat template that the folder gets.
+    """Add the chat template for the exported folder.
 
-    A model trained from scratch never saw the template of its tokenizer. With it, servers would
-    take messages that the model cannot answer, so it is left out unless asked for.
+    A model trained from scratch never saw its tokenizer's template. With the template, servers
+    would accept messages that the model cannot answer, so it is left out by default.
     """
     from wikillm.data.tokenizer.chat_template import CHATML, read_chat_template
 
@@ -205,7 +207,7 @@ def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        what = f"--chat-template {name} is neither a name nor a readable file."
+        what = f"--chat-template {name} is neither a known name nor a readable file."
         fix = "--chat-template chatml, tokenizer, none or FILE"
         raise ConfigError(what, got=str(error), fix=fix) from error
     return replace(facts, chat_template=text, template_name=Path(name).name)
@@ -214,7 +216,7 @@ def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path
 def _published_facts(
     args: argparse.Namespace, facts: ExportFacts, checkpoint: Path, held_out: list[str]
 ) -> ExportFacts:
-    """What the card says besides the records of the run: licences, languages, curve, audit."""
+    """Add to the run's facts what only the model card shows: licences, languages, curve, audit."""
     from wikillm.export.card import languages_of
     from wikillm.export.facts import run_of
 
@@ -232,7 +234,7 @@ def _published_facts(
 
 
 def _evaluations(run: Path, step: int | None) -> tuple[Grid, ...]:
-    """Tables of what `wikillm eval` recorded of this checkpoint."""
+    """Tables of the results that `wikillm eval` recorded for this step."""
     from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, read_results, task_rows, text_rows
 
     records = [record for record in read_results(run) if record["model"].get("step") == step]
@@ -241,7 +243,7 @@ def _evaluations(run: Path, step: int | None) -> tuple[Grid, ...]:
 
 
 def _curve(run: Path) -> str:
-    """The losses of a run as an SVG; nothing where it logged none."""
+    """The loss curves of a run as SVG; an empty string if the run logged no loss."""
     from wikillm.report.figures import loss_plot
     from wikillm.report.plot import svg_file
     from wikillm.report.run_files import read_run
@@ -253,7 +255,7 @@ def _curve(run: Path) -> str:
 
 
 def _audit(run: Path, step: int | None, *, with_tokens: bool) -> dict[str, str]:
-    """What the ledger proves of the steps up to `step`; nothing where there is none."""
+    """The result of the audit up to `step`, for the card; empty for a run without a ledger."""
     from wikillm.ledger.audit import audit_run
     from wikillm.ledger.record import NAME
 
@@ -265,14 +267,14 @@ def _audit(run: Path, step: int | None, *, with_tokens: bool) -> dict[str, str]:
         return {"audit": f"not possible: {error.what}"}
     steps = f"steps {found.first_step:,} to {found.last_step:,}"
     if not found.is_proven:
-        return {"audit": f"not proven, {steps}: the first wrong one is {found.wrong[0].step:,}"}
+        return {"audit": f"not proven, {steps}: the first wrong step is {found.wrong[0].step:,}"}
     tokens = f"{found.tokens_compared:,} tokens compared" if with_tokens else "tokens not compared"
     samples = f"samples {found.first:,} to {found.stop - 1:,}"
     return {"audit": f"proven, {steps}: {samples}, each once per epoch; {tokens}"}
 
 
 def _push(args: argparse.Namespace, folder: Path) -> int:
-    """Push a finished export. It stays where it is, whatever the hub answers."""
+    """Push a finished export. The local folder stays, also when the push fails."""
     from wikillm.export.push import parse_repository, push_folder
 
     repository = parse_repository(args.push)

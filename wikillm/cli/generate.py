@@ -31,23 +31,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help=folder)
     prompt = "the beginning of the text; can be repeated"
     parser.add_argument("--prompt", action="append", metavar="TEXT", help=prompt)
-    add_sampling(parser, most=64)
+    add_sampling(parser, default_new_tokens=64)
     add_device(parser)
     add_trust(parser)
     add_json(parser, "one JSON object per prompt: prompt, text")
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, most: int) -> None:
-    """The options that choose the next token, with `most` new tokens as default."""
-    limit = f"write at most N tokens (default {most})"
-    parser.add_argument("--max-new-tokens", type=positive, default=most, metavar="N", help=limit)
-    temperature = "0: always the most likely token; higher is more varied (default 0.8)"
+def add_sampling(parser: argparse.ArgumentParser, *, default_new_tokens: int) -> None:
+    """Add the sampling options; `default_new_tokens` is the default of --max-new-tokens."""
+    limit = f"write at most N tokens (default {default_new_tokens})"
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=default_new_tokens, metavar="N", help=limit
+    )
+    temperature = "0 always takes the most likely token; higher values vary more (default 0.8)"
     parser.add_argument(
         "--temperature", type=not_negative, default=0.8, metavar="T", help=temperature
     )
-    top = "choose among the likeliest tokens with joint probability P (default 0.95)"
+    top = (
+        "nucleus sampling: sample from the smallest set of tokens with total probability P "
+        "(default 0.95)"
+    )
     parser.add_argument("--top-p", type=share, default=0.95, metavar="P", help=top)
-    seed = "the same seed gives the same text (default 0)"
+    seed = "random seed; equal seeds give equal text (default 0)"
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
 
 
@@ -75,8 +80,9 @@ def run(args: argparse.Namespace) -> int:
                 streamer=streamer,
             )
         except ValueError as error:
-            what = "The text does not fit the model."
-            raise ConfigError(what, got=str(error), fix="--max-new-tokens N") from error
+            what = "Prompt and new tokens exceed the model's context length."
+            fix = "a smaller --max-new-tokens, or a shorter prompt"
+            raise ConfigError(what, got=str(error), fix=fix) from error
         if args.json:
             print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
         else:
@@ -85,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
-    """Load what `folder` names. ZeRO-3's ungathered shards are merged in a temporary folder."""
+    """Load a model folder, or the newest checkpoint of a run.
+
+    Ungathered ZeRO-3 shards are first merged into a temporary folder.
+    """
     from wikillm.generate.load import has_weights, is_model_folder, load_folder
 
     if is_model_folder(folder):
@@ -103,7 +112,7 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
 
 
 def export_for_reading(run: Path, place: Path, *, trust: bool) -> tuple[Path, str]:
-    """Export a run or a checkpoint into `place`, without the proof; returns folder and name."""
+    """Export a run or a checkpoint below `place`, without the proof. Returns (folder, name)."""
     from wikillm.checkpoints.latest import find_complete
     from wikillm.export.facts import find_tokenizer, read_facts
     from wikillm.export.folder import export_model

@@ -1,4 +1,5 @@
-"""`wikillm ladder`: train small models by the laws of `model.depth`, predict a large one's loss."""
+"""`wikillm ladder`: train small models by the laws of `model.depth`, and predict the loss of a
+large model."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from wikillm.plan.ladder import Prediction, Rung
 
 EPILOG = """
-Every run is kept in FOLDER/depth-N and continues where it was stopped; finished ones are not
-repeated. The data settings and all others are those of a run:
+Every run is kept in FOLDER/depth-N and resumes where it was stopped; finished runs are not
+repeated. All settings of a run can be given:
   wikillm ladder --depths 2 3 4 5 --predict 12 data.path=zhwiki.jsonl
   wikillm ladder --depths 6 8 10 --predict 24 --command "deepspeed train.py --deepspeed zero1"
-With four or more runs the largest is also predicted from the others, and the error is shown.
+With four or more runs, the largest is also predicted from the others, to show the error.
 """
 
 
@@ -35,8 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depths", type=int, nargs="+", default=[2, 3, 4], metavar="N", help=depths
     )
-    parser.add_argument("--predict", type=int, required=True, metavar="N", help="the large depth")
-    ratio = "tokens per parameter of every run, the large one too. Default: by the laws"
+    parser.add_argument(
+        "--predict", type=int, required=True, metavar="N", help="the depth to predict"
+    )
+    ratio = "tokens per parameter, for all runs and the prediction. Default: by the laws"
     parser.add_argument("--tokens-per-parameter", type=float, metavar="R", help=ratio)
     noise = "standard deviation of a run's loss over seeds, in nats (default 0.025)"
     parser.add_argument("--noise", type=float, default=0.025, metavar="X", help=noise)
@@ -53,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     depths = sorted(set(args.depths))
     if args.predict <= depths[-1]:
         raise ConfigError(
-            "--predict must be above the depths that are trained.",
+            "--predict must be greater than every trained depth.",
             got=f"--predict {args.predict}, --depths {' '.join(map(str, depths))}",
         )
-    # Every size is resolved before the first run, so that a mistake costs nothing.
+    # Every depth is resolved before the first run, so that a mistake is found before training.
     target = _planned(args, args.predict)
     planned = {depth: _planned(args, depth) for depth in depths}
     rungs = [_rung(args, depth, *planned[depth]) for depth in depths]
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
-    """The run of a depth, and the rows of its embedding."""
+    """(configuration of the run of a depth, rows of its embedding)."""
     from wikillm.config.dial import horizon
     from wikillm.plan.workload import describe_workload
 
@@ -103,7 +106,8 @@ def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
 
 
 def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -> Rung:
-    """Trains the run of a depth unless it has finished; its last held-out loss."""
+    """Train the run of a depth, unless it has finished. Returns its sizes and last held-out
+    loss."""
     from wikillm.core.files import read_object
     from wikillm.observe.sinks import read_records
     from wikillm.plan.ladder import Rung
@@ -119,9 +123,9 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
         code = subprocess.run(command).returncode
         if code != 0:
             raise MachineError(
-                f"The run of depth {depth} ended with {code}.",
+                f"The run of depth {depth} ended with exit code {code}.",
                 got=shlex.join(command),
-                fix="see its last lines above; the ladder continues where it stopped",
+                fix="correct the error shown above and repeat the command; finished runs are kept",
             )
     losses = [e for e in read_records(folder / "events.jsonl") if "eval_loss" in e]
     if not losses:
@@ -172,6 +176,6 @@ def _lines(depth: int, rungs: list[Rung], found: Prediction, check: Prediction |
     )
     lines.append(
         f"fit        {found.irreducible:.3f} + A C^-{found.exponent:.3f}; an extrapolation, "
-        "as good as the laws hold"
+        "valid only while the laws hold"
     )
     return lines

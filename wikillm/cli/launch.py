@@ -1,4 +1,4 @@
-"""`wikillm launch TARGET`: one description of a run, shown (`--print`) or started (`--go`)."""
+"""`wikillm launch TARGET`: show how a run would be started (`--print`), or start it (`--go`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _TARGETS = """\
 the target, directly after `launch`:
   single     one GPU of this machine (or its CPU), with the deepspeed launcher
-  multi      all GPUs of this machine; --gpus N for some, or for N processes on the CPU
-             (single, multi and hostfile are started again after a failure: --max-restarts)
+  multi      all GPUs of this machine; --gpus N for N of them, or for N processes on the CPU
+             (single, multi and hostfile are restarted after a failure: --max-restarts)
   torchrun   torch's launcher; --max-restarts N restarts the ranks after a failure
   hostfile   several nodes over ssh: --hostfile FILE, --workdir FOLDER shared by all nodes
   ssh        another machine: --host user@machine; copies the checkout, starts in the background
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{parser.prog} TARGET (--print | --go) [options] [--config NAME|FILE] [--deepspeed NAME] "
         "[KEY=VALUE ...]"
     )
-    parser.add_argument("target", metavar="TARGET", help="where the run goes, see above")
+    parser.add_argument("target", metavar="TARGET", help="where to start the run; see above")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print", action="store_true", dest="show", help="show what would run")
     action.add_argument("--go", action="store_true", help="run it")
@@ -97,7 +97,7 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     from wikillm.observe.redact import names_a_secret
     from wikillm.remote.environment import forwarded
 
-    # The words of the run, as train.py gets them; restarted ranks must resume.
+    # The arguments of train.py. Ranks that torchrun restarts must resume.
     words = []
     restarts = args.max_restarts
     if restarts is None:
@@ -108,7 +108,7 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
         words += [f"--{flag}", value] if value else []
     words += ["--allow-change"] if args.allow_change else []
     is_checkout = Path("train.py").is_file() and Path("wikillm").is_dir()
-    # Other machines get the folder of the checkout and the variables that a run needs.
+    # On other machines the checkout has its own path, and the run's variables are passed on.
     runs_here = args.target not in ELSEWHERE
     elsewhere = {"ssh": "wikillm", "k8s": CLOUD_WORKDIR, "sky": CLOUD_WORKDIR}
     variables = {} if runs_here else forwarded()
@@ -145,7 +145,8 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 
 
 def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
-    """Bytes that a pod requests: 32 GiB per GPU, plus the states that offload keeps on the host."""
+    """Bytes that a pod requests: --memory, or 32 GiB per GPU plus the states offloaded to the
+    host."""
     from wikillm.config.precision import resolve_precision
     from wikillm.launch.kubernetes import MEMORY_PER_GPU
     from wikillm.plan.memory import host_bytes_per_rank
@@ -172,7 +173,7 @@ def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
 
 
 def _command(args: argparse.Namespace, words: list[str]) -> str:
-    """The command line in one line, without secrets, for the first lines of every script."""
+    """This command as one line without secrets, for the header of every script."""
     from wikillm.observe.redact import environment_secrets, redact_text
 
     shown = ["wikillm", "launch", args.target]
@@ -204,7 +205,7 @@ def _port(*, is_started_here: bool) -> int:
 
 
 def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
-    """Refuse here what every rank would refuse later: the batch and the DeepSpeed JSON."""
+    """Raises ConfigError for a batch or a DeepSpeed JSON that every rank would refuse later."""
     from wikillm.plan.batch import split_batch
     from wikillm.plan.recipe import check_recipe
     from wikillm.remote.hosts import read_hostfile

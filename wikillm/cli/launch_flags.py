@@ -1,4 +1,4 @@
-"""The flags of `wikillm launch`: which targets read each, and its legal values."""
+"""The flags of `wikillm launch`: the legal values of each flag, and the targets that read it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLOUD_WORKDIR = "/wikillm"
 
 @dataclass(frozen=True, slots=True)
 class MachineFlag:
-    """A flag about the machines. `targets`: those that read it (empty: all)."""
+    """A flag about the machines. `targets` are the targets that read it; empty means all."""
 
     name: str
     help: str
@@ -47,7 +47,7 @@ class MachineFlag:
 
 
 RESTARTS_HERE = ("single", "multi", "hostfile")
-"""Targets whose runs `wikillm launch` itself starts again."""
+"""Targets whose runs `wikillm launch` itself restarts."""
 BATCH_TARGETS = ("slurm", "k8s", "sky")
 MACHINE_FLAGS = (
     MachineFlag(
@@ -72,7 +72,7 @@ MACHINE_FLAGS = (
     ),
     MachineFlag(
         "master_addr",
-        "address of the first node for the others. Default: by target",
+        "address at which the other nodes reach the first. Default: by target",
         "HOST",
         host,
         targets=("torchrun", "hostfile"),
@@ -85,7 +85,7 @@ MACHINE_FLAGS = (
     ),
     MachineFlag(
         "max_restarts",
-        "restarts from the last checkpoint after a failure, as long as no new one is saved "
+        "restarts from the last checkpoint after a failure; each new checkpoint resets the count "
         "(default 3; torchrun: its own restarts, default 0)",
         "N",
         restarts,
@@ -96,7 +96,7 @@ MACHINE_FLAGS = (
     MachineFlag("cpus", "cores per GPU (default 8)", "N", positive, 8, ("slurm", "k8s")),
     MachineFlag(
         "memory",
-        "k8s: memory of a pod. Default: 32GiB per GPU, plus what offload needs",
+        "k8s: memory of a pod. Default: 32GiB per GPU, plus the offloaded states",
         "SIZE",
         memory,
         targets=("k8s",),
@@ -119,11 +119,14 @@ SWANLAB_FLAGS: dict[str, dict[str, Any]] = {
     "zip": {"type": Path, "metavar": "FILE", "help": "write the archive that a job would unpack"},
     "submit": {"action": "store_true", "help": "upload the archive and start it; asks first"},
     "yes": {"action": "store_true", "help": "upload code, data or the key without asking"},
-    "follow": {"action": "store_true", "help": "with --submit: show the task's states to its end"},
+    "follow": {
+        "action": "store_true",
+        "help": "with --submit: show the task's state until it ends",
+    },
     "every": {"type": seconds, "metavar": "SECONDS", "help": "poll interval (default 10)"},
     "to": {"type": Path, "metavar": "FOLDER", "help": "where to save the output of an ended task"},
     "name": {"metavar": "NAME", "help": "data upload: name of the data set (default: the file's)"},
-    "desc": {"metavar": "TEXT", "help": "data upload: one line about it"},
+    "desc": {"metavar": "TEXT", "help": "data upload: one-line description of the data set"},
     "timeout": {"type": seconds, "metavar": "SECONDS", "help": "limit per request (default 30)"},
 }
 
@@ -143,20 +146,20 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
             help=flag.help,
         )
     elastic = (
-        "restart without nodes that do not answer (hostfile), without GPUs that are gone and a "
-        "rank that two starts in a row have lost (multi); the batch stays the same"
+        "restart without nodes that do not respond (hostfile), or without lost GPUs and a rank "
+        "that failed in two consecutive starts (multi); the global batch stays the same"
     )
     machine.add_argument("--elastic", action="store_true", help=elastic)
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse what argparse accepts and a launcher, or a line of a batch file, must not get."""
+    """Raises ConfigError for flags that the target does not read, or that contradict others."""
     problems = Problems(ConfigError)
     for name in SWANLAB_FLAGS:
         if getattr(args, name):
             what = f"--{name} is for the target swanlab."
             problems.add(what, got=args.target, fix="wikillm launch swanlab ...")
-    if args.target == "single" and args.gpus == 1:  # redundant, but not wrong
+    if args.target == "single" and args.gpus == 1:  # redundant, so accepted
         args.gpus = None
     for flag in MACHINE_FLAGS:
         value = getattr(args, flag.name)

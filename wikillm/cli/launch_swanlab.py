@@ -1,9 +1,9 @@
-"""`wikillm launch swanlab`: checks the manifest, lists and writes the archive, submits it, and
-shows the state of tasks and data.
+"""`wikillm launch swanlab`: check the manifest, list and write the archive, submit it, and show
+the state of tasks and data.
 
-Without --submit and the words `task` and `data` nothing leaves the machine. The service's last
-client is of 2024-12-23 and was removed in 0.4.3 (2025-01-17): whether it still answers is unknown,
-and nothing here was run against it.
+Only --submit, `task ...` and `data ...` contact the service. SwanLab's last client for the service
+is of 2024-12-23 and was removed in SwanLab 0.4.3 (2025-01-17). Whether the service still responds
+is unknown; this module was never run against it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _ONE_PART = 2**20
 
 
 def run_swanlab(args: argparse.Namespace) -> int:
-    """One of --init, --zip and --print (the last two also together), --submit, `task ...`, `data
-    ...`."""
+    """Run one action: --init, --print, --zip, --submit, `task ...` or `data ...`. --print and --zip
+    may be combined."""
     if args.rest[:1] in (["task"], ["data"]):
         from wikillm.cli.launch_swanlab_service import run_service
 
@@ -31,7 +31,7 @@ def run_swanlab(args: argparse.Namespace) -> int:
     path = args.file or Path(FILE_NAME)
     if args.init:
         if path.exists():
-            fix = "edit it, or name another: -f FILE"
+            fix = "edit it, or name another file: -f FILE"
             raise ConfigError("There is a manifest already.", got=str(path), fix=fix)
         write_atomic(path, TEMPLATE)
         print(f"wrote {path}; next: wikillm launch swanlab --print")
@@ -47,7 +47,7 @@ def run_swanlab(args: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     if args.zip:
         size = write_zip(manifest, packing, args.zip)
-        parts = "one part" if size <= _ONE_PART else "several parts, being over 1 MiB"
+        parts = "one part" if size <= _ONE_PART else "several parts, because it exceeds 1 MiB"
         files = f"{len(packing.files)} files, {format_size(size)}"
         print(f"wrote {args.zip}: {files} (an upload in {parts})")
     if args.submit:
@@ -72,7 +72,7 @@ def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
         raise ConfigError(
             "A SwanLab Launch job takes no arguments: it runs `python ENTRY`.",
             got=" ".join(words),
-            fix="name a file of your own as spec.entry: "
+            fix="name your own file as spec.entry: "
             "from wikillm.cli.main import main; main(['train', 'train.max_steps=100'])",
         )
 

@@ -1,7 +1,7 @@
 """The part of `wikillm launch swanlab` that talks to the service: --submit, `task ...`, `data ...`.
 
-Before code, data or the key leave the machine it says what would go where, and asks. Not run
-against the real service.
+Before code, data or the key leave the machine, the command lists what would be sent where, and
+asks. This module was never run against the real service.
 """
 
 from __future__ import annotations
@@ -140,20 +140,21 @@ def _describe(task: Task) -> list[str]:
 
 
 def _confirm(args: argparse.Namespace, what: list[str], question: str) -> bool:
-    """List what leaves the machine, and ask. Without a terminal only --yes answers."""
+    """List what would leave the machine, and ask. Without a terminal, --yes is required."""
     print("\n".join(what))
     if args.yes:
         return True
     if not sys.stdin.isatty():
-        missing = "There is no terminal to confirm that this may leave the machine."
+        missing = "The upload must be confirmed, and there is no terminal."
         raise ConfigError(missing, fix="--yes")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _list_data(api: SwanLabApi) -> int:
     found = api.datasets()
-    for one in found:
-        print("  ".join(filter(None, (one.id, one.status, one.name, one.desc))))
+    for dataset in found:
+        facts = (dataset.id, dataset.status, dataset.name, dataset.desc)
+        print("  ".join(filter(None, facts)))
     if not found:
         print("there are no data sets")
     return 0
@@ -165,7 +166,7 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
     files = data_files(path)
     name = args.name or path.resolve().name
     if not name.isprintable() or "/" in name or name in (".", ".."):
-        rule = "A data set's name is one part of a path: it becomes /data/NAME/."
+        rule = "A data set's name must be one path component, because it becomes /data/NAME/."
         raise ConfigError(rule, got=repr(name))
     size = sum(file.stat().st_size for file, _ in files)
     s = "s" if len(files) > 1 else ""
@@ -185,7 +186,7 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
 
 
 class _Progress:
-    """Prints a line for each tenth of the bytes."""
+    """Print a line after each tenth of the bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,12 +1,11 @@
-"""The command line: finds the command, runs it, and turns its errors into a message and an exit
-code.
+"""The command line: find the command, run it, and turn its errors into a message and an exit code.
 
-One module per command (`configure(parser)`, `run(args) -> int`), imported only when it is chosen;
-heavy imports stay inside `run`, so that every `--help` answers without torch. Arguments
-that a command's parser does not know are kept in `args.rest`: run commands read them as
+Each command has a module (`configure(parser)`, `run(args) -> int`), imported only when the command
+is chosen. Heavy imports stay inside `run`, so that no `--help` imports torch. Arguments that a
+command's parser does not know go into `args.rest`: commands in TAKES_CONFIG read them as
 configuration (`train.learning_rate=3e-4`, `--max_steps 50`), all others refuse them. A
-`WikiLLMError` is shown without a traceback, as is what `core.faults` recognises as an error of the
-machine or of a damaged file; anything else is a bug and is reported as one.
+`WikiLLMError` is shown without a traceback, and so are errors that `core.faults` attributes to the
+machine or to a damaged file. Any other exception is reported as a bug.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ COMMANDS = {
     "status": "Show what every node and rank of a run is doing, or how it ended.",
     "report": "Write one page about a run: settings, data, curves, samples, faults, cost.",
     "audit": "Prove from files which tokens a run was trained on, or name the first wrong step.",
-    "replay": "Compute a step of a run again: does its loss follow from its data?",
-    "stop": "Stop a run on all its nodes: with a checkpoint, or --now.",
+    "replay": "Recompute a step of a run, to check that its loss follows from its data.",
+    "stop": "Stop a run on all its nodes: with a checkpoint, or with --now without one.",
     "eval": "Score a model: validation loss, bits per byte of any text, multiple-choice tasks.",
     "generate": "Complete a text with a trained or exported model.",
     "chat": "Talk to a trained or exported model in the terminal.",
-    "serve": "Serve a model to the openai client, with a page to try it.",
+    "serve": "Serve a model over OpenAI's API, with a web page to try it.",
     "export": "Write a run as a standard Hugging Face folder.",
     "config": "Show a run's values and where each comes from, or the JSON Schema of its YAML.",
     "presets": "List the model, data and run presets.",
     "completion": "Print a completion script for bash or zsh.",
     "demo": "Go from a Wikipedia dump to a trained, exported model, in minutes.",
 }
-"""What each command does; `--help` shows it without an import of the command."""
+"""What each command does, here so that `--help` need not import the commands."""
 TAKES_CONFIG = frozenset(
     ["alerts", "config", "doctor", "eval", "ladder", "launch", "plan", "prepare", "train"]
 )
-"""Commands whose unknown arguments are configuration, and not a mistake."""
+"""Commands whose unknown arguments are configuration; other commands refuse them."""
 
 EPILOG = """\
-A run is described by presets, a YAML file and the command line, each over the one before:
+Presets, a YAML file and the command line describe a run; later ones override earlier ones:
   wikillm train --config wiki-zh-120m data.path=zhwiki.jsonl train.learning_rate=3e-4 --max_steps 50
   deepspeed train.py --deepspeed ds_configs/zero2.json data.path=zhwiki.jsonl
 
@@ -88,19 +87,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `main` and end the process with its exit code, whatever its daemon threads do.
+    """Run `main` and end the process with its exit code, even if daemon threads still run.
 
-    At its exit the interpreter ends a daemon thread where that next needs it. Below compiled code,
-    such as pydantic's in SwanLab's start, this aborts the process: -6 instead of 0 or 75.
+    At exit the interpreter ends each daemon thread when the thread next takes the GIL. In a thread
+    inside compiled code, such as pydantic's during SwanLab's start, this aborts the process: -6
+    instead of 0 or 75.
     """
     code: list[int] = []
-    atexit.register(_end_now, code)  # registered first, so it runs after all others
+    atexit.register(_end_now, code)  # registered first, so it runs after all other handlers
     code.append(main(argv))
     sys.exit(code[0])
 
 
 def _end_now(code: list[int]) -> None:
-    """Leave with `code`, if there is one and a daemon thread is left, without a further exit."""
+    """Flush, and exit with `code` at once if `main` has returned and a daemon thread still runs."""
     if code and any(thread.daemon for thread in threading.enumerate()):
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
@@ -110,7 +110,7 @@ def _end_now(code: list[int]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code. Raises only SystemExit and the like."""
+    """Run one command and return the exit code. Raises no `Exception`."""
     make_output_safe()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -219,7 +219,8 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
 
 
 def _failed(error: Exception, debug: bool) -> int:
-    """Report an unexpected error: of the output, of the machine, of a file, or otherwise a bug."""
+    """Report an exception that is not a WikiLLMError: an error of the output, the machine or a
+    file, else a bug."""
     is_output = isinstance(error, OSError) and not error.filename
     if is_output and (lost := _output_failure()) is not None:
         drop_output(1)
@@ -238,7 +239,7 @@ def _failed(error: Exception, debug: bool) -> int:
 
 
 def _output_failure() -> OSError | None:
-    """The error of writing an empty line to standard output, or None."""
+    """Write an empty line to standard output; the error if that fails, else None."""
     try:
         print(flush=True)
     except OSError as error:
@@ -247,7 +248,7 @@ def _output_failure() -> OSError | None:
 
 
 def _print_error(text: str) -> None:
-    """Print to standard error if possible; the exit code carries the result anyway."""
+    """Print to standard error if possible; the exit code reports the result in any case."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -255,7 +256,7 @@ def _print_error(text: str) -> None:
 
 
 def _bug(error: Exception) -> int:
-    """Report a bug: the traceback (also in the run's log file), and what to do with it."""
+    """Report a bug: the traceback (also in the run's log file), and how to report it."""
     logging.getLogger("wikillm").critical("unexpected error", exc_info=error)
     _print_error("".join(traceback.format_exception(error)))
     _print_error(

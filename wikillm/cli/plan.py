@@ -36,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machine")
     gpu = (
-        "kind of GPU: h100 (default), a100, 8x4090, ...; cpu: this one; any name with --gpu-memory "
-        "and --tflops"
+        "GPU: h100 (default), a100, 8x4090, ...; cpu for this machine's CPU; any other name with "
+        "--gpu-memory and --tflops"
     )
     group.add_argument("--gpu", default="h100", metavar="NAME", help=gpu)
     usable = "usable memory of a GPU, such as 79GiB. Default: by kind"
@@ -54,24 +54,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs in a node (default 8)",
     )
-    host = "memory of a node for offload. Default: 128GiB per GPU"
+    host = "host memory of a node, for offload. Default: 128GiB per GPU"
     group.add_argument("--host-memory", type=memory, metavar="SIZE", help=host)
     storage = "GB/s that a node writes to and reads from its storage (default 2)"
     group.add_argument("--storage", type=above_0, default=2.0, metavar="N", help=storage)
-    mfu = "assumed MFU, 0 to 1. Default: a roofline of the GPU, 0.2 to 0.55 by size of the model"
+    mfu = "assumed MFU, 0 to 1. Default: 0.2 to 0.55 by model size, from a roofline of the GPU"
     group.add_argument("--mfu", type=share, help=mfu)
-    group.add_argument("--price", type=not_negative, help="price of a GPU hour, in your currency")
+    group.add_argument("--price", type=not_negative, help="price per GPU-hour, in any currency")
     parser.add_argument(
         "--tokens", type=count, metavar="N", help="training tokens in the corpus, such as 1.2B"
     )
-    hours = "propose the size, or with --size the tokens, that fit into so many hours"
+    hours = "propose the model size, or with --size the tokens, that fit into N hours"
     parser.add_argument("--hours", type=above_0, metavar="N", help=hours)
-    every = "every model preset on 1, 8, 64 and 512 GPUs"
+    every = "plan every model preset on 1, 8, 64 and 512 GPUs"
     parser.add_argument("--all", action="store_true", help=every)
     add_json(parser)
     calibrate = "measure this machine (under a minute) and store the result"
     parser.add_argument("--calibrate", action="store_true", help=calibrate)
-    report = "predicted against measured for finished runs, or those below a folder (default runs/)"
+    report = (
+        "compare prediction and measurement of finished runs, or all in a folder (default runs/)"
+    )
     parser.add_argument("--report", nargs="*", type=Path, metavar="RUN", help=report)
 
 
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    """The only part of this command that imports torch."""
+    """Measure this machine. Only this part of the command imports torch."""
     from dataclasses import asdict
 
     from wikillm.measure.calibrate import calibrate
@@ -110,9 +112,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     print(made.describe())
     if made.load > 0.5 * made.cpus:
         print(
-            f"warning: the load was {made.load:g} on {made.cpus} cores: an idle machine is faster"
+            f"warning: the load was {made.load:g} on {made.cpus} cores; repeat on an idle machine"
         )
-    use = "this CPU: --gpu cpu" if made.kind == "cpu" else "such a GPU"
+    use = "this CPU: --gpu cpu" if made.kind == "cpu" else "GPUs of this kind"
     print(f"wrote {path}; `wikillm plan` uses it for {use}")
     return 0
 
@@ -127,8 +129,8 @@ def _report(args: argparse.Namespace) -> int:
     if not outcomes:
         raise ConfigError(
             "There is no finished run with a prediction.",
-            got=f"looked for {FILE_NAME} in and one below {', '.join(map(str, places))}",
-            fix="wikillm plan --report RUN; a run writes it when it reaches its horizon",
+            got=f"looked for {FILE_NAME} in {', '.join(map(str, places))}, and one level below",
+            fix=f"wikillm plan --report RUN; a run writes {FILE_NAME} when it reaches its horizon",
         )
     print(json.dumps(to_rows(outcomes), indent=2) if args.json else "\n".join(table(outcomes)))
     return 0
@@ -164,12 +166,12 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
 
 
 def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str], dict[str, Any]]:
-    """(words that set the run, its plan) for `args.hours` on this machine.
+    """(settings to add to the run, its plan) for `args.hours` on this machine.
 
-    A run with a size (`model.depth` or `model.size`) gets a horizon: as many tokens as the hours
-    pay for. A run without one gets the deepest model whose horizon by the laws fits.
+    With `model.depth` or `model.size` set, the horizon becomes the tokens that fit into the hours.
+    Otherwise `model.depth` becomes the deepest model whose horizon by the laws fits.
 
-    Raises ConfigError where not even one layer fits, or the run names a model of its own.
+    Raises ConfigError when not even one layer fits, or the run sets a model in another way.
     """
     from wikillm.config.dial import DEEPEST
 
@@ -189,7 +191,7 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
         tokens = plan["total_tokens"] * args.hours / plan["choices"][0]["hours"]
         words = [f"train.max_tokens={float(f'{tokens:.2e}'):.0f}"]
         return words, planned(words) or plan
-    # Hours grow with the depth: bisection between one that fits and one that does not.
+    # Hours grow with depth: bisect between a depth that fits and a depth that does not.
     fits = 0
     too_deep = DEEPEST + 1
     best: dict[str, Any] | None = None
@@ -207,7 +209,7 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
         raise ConfigError(
             "No model fits into these hours with a horizon by the laws.",
             got=f"--hours {args.hours:g}; one layer needs {smallest['choices'][0]['hours']:.2g}",
-            fix="more hours or GPUs, or name a size: --size 20m",
+            fix="more hours or GPUs, or a given size: --size 20m",
         )
     return [f"model.depth={fits}"], best
 
@@ -231,7 +233,7 @@ def _run_all(args: argparse.Namespace) -> int:
     names = preset_names("models")
     by_size = sorted(names, key=lambda name: load_preset("models", name).parameters or 0)
     rows: list[dict[str, Any]] = []
-    # Each model under its run preset, or under the default run if it has none.
+    # Each model is planned with its run preset; a model without one, with the default run.
     for name in by_size:
         run_name = f"pretrain-{name}"
         known = run_name in preset_names("runs")
@@ -296,13 +298,13 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    # 8x4090: eight of them in a node.
+    # 8x4090 means eight of these GPUs in a node.
     number, times, name = args.gpu.partition("x")
     if times and number.isdecimal() and name:
         args.gpus_per_node = int(number)
         args.gpu = name
     if args.tflops is not None and args.gpu.lower() == "cpu":
-        what = "--tflops is for a GPU; a CPU is measured."
+        what = "--tflops describes a GPU; a CPU's speed is measured."
         raise ConfigError(what, got="--gpu cpu", fix="wikillm plan --calibrate")
     if not args.gpu.strip() or not args.gpu.isprintable():
         raise ConfigError("--gpu must be a name.", got=repr(args.gpu), fix="--gpu h100")

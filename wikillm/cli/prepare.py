@@ -1,4 +1,4 @@
-"""`wikillm prepare`: build the token store of a run, or find it built, and show what is in it."""
+"""`wikillm prepare`: build the token store of a run, unless it exists, and show its contents."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     add_json(parser, "print only a summary as JSON")
     wiki = (
-        "MediaWiki dumps (pages-articles*.xml.bz2), with suitable settings: quality rules, "
-        "duplicates dropped, Chinese in simplified characters"
+        "read MediaWiki dumps (pages-articles*.xml.bz2) with settings for them: quality rules, "
+        "no duplicates, Chinese in simplified characters"
     )
     parser.add_argument("--wiki", nargs="+", metavar="DUMP", help=wiki)
     drops = (
-        "with data.dedup: find the duplicates and write their list, for data.drop_list here or on "
-        "another machine; no store"
+        "only write the list of duplicates that data.dedup finds, without building a store. Any "
+        "machine can read it as data.drop_list"
     )
     parser.add_argument("--drop-list-only", metavar="FILE", help=drops)
     many = parser.add_argument_group(
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     executor = "who builds the shards: this machine, or a Slurm array"
     kinds = ("local", "slurm")
     many.add_argument("--executor", choices=kinds, default="local", help=executor)
-    shards = "build only the shards A to B - 1, or the I-th of N parts"
+    shards = "build only the shards A to B-1, or part I of N"
     many.add_argument("--shards", metavar="A:B|I/N", help=shards)
     show = "slurm: print the batch file; nothing is submitted"
     many.add_argument("--print", action="store_true", help=show)
@@ -63,12 +63,12 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.text.attribution import ATTRIBUTION_NAME
     from wikillm.export.predict import predict_export
 
-    # Settings for dumps come before the configuration is resolved, so that the user's own win.
+    # Settings for dumps precede the user's arguments, so that the user's values win.
     said = _take_dumps(args) if args.wiki else []
     whole = resolve_run_config(args).config
     cfg = whole.data
     _refuse_contradictions(args)
-    # Commands that build no whole store.
+    # These options build no complete store.
     if args.drop_list_only is not None:
         return _make_drop_list(args, cfg)
     if args.executor == "slurm":
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         for line in said:
             print(line)
         corpus = open_corpus(cfg)
-        # An export that would fail is reported now, not after the training.
+        # If the export would fail, report it now and not after the training.
         predict_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
     if args.json:
         print(json.dumps(summary_json(corpus), indent=2, ensure_ascii=False))
@@ -122,8 +122,9 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
 
 
 def _take_dumps(args: argparse.Namespace) -> list[str]:
-    """Put the settings for `--wiki` before the user's own. Returns lines to print about them."""
-    settings = [word for word in args.wiki if _SETTING.match(word)]  # argparse took them for dumps
+    """Insert the settings for `--wiki` before the user's arguments. Returns lines to print."""
+    # argparse gives `--wiki` all words that follow it, settings included.
+    settings = [word for word in args.wiki if _SETTING.match(word)]
     dumps = [word for word in args.wiki if word not in settings]
     args.rest = [*settings, *args.rest]
     words, notes = wiki_settings(dumps, args.rest)
@@ -132,10 +133,10 @@ def _take_dumps(args: argparse.Namespace) -> list[str]:
 
 
 def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The settings for these dumps, without those the user set, and notes on what was not possible.
+    """(settings for these dumps except those the user set, notes on missing packages).
 
-    Quality rules are on; duplicates are dropped, near ones if rensa is installed; a Chinese dump is
-    converted to simplified characters if OpenCC is installed.
+    Quality rules are on. Exact duplicates are dropped, and near duplicates if rensa is installed. A
+    Chinese dump is converted to simplified characters if OpenCC is installed.
 
     Raises ConfigError for dumps with the same text, DataError for a file that is not a dump.
     """
@@ -147,9 +148,10 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
 
     taken = {setting.key for setting in parse_arguments(user, Problems(ConfigError))}
     if "data.path" in taken:
-        what = "--wiki names the sources, and data.path does too."
+        what = "--wiki and data.path both name the sources."
         raise ConfigError(what, fix="leave one of them out")
-    addresses = [dump for dump in dumps if scheme_of(dump)]  # fetched later: only the name is known
+    # Addresses are fetched later; now only their names are known.
+    addresses = [dump for dump in dumps if scheme_of(dump)]
     local = [dump for dump in dumps if dump not in addresses]
     paths = [str(path) for path in locate(local)] if local else []
     _refuse_same_dump([*paths, *addresses])
@@ -161,7 +163,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
                 got=f"{source.path} is {source.format}",
                 fix=f"wikillm prepare data.path={source.path} data.quality=basic data.dedup=exact",
             )
-    # Everything that a dump needs, reduced to what is installed here.
+    # The best settings for a dump, as far as their packages are installed here.
     wanted = {"data.quality": "basic", "data.dedup": "minhash", "data.convert": "none"}
     notes = {}
     install = "is not installed (pip install 'wikillm[wiki]')"
@@ -174,7 +176,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
         wanted["data.convert"] = "t2s" if has_opencc() else "none"
         if not has_opencc():
             notes["data.convert"] = f"traditional characters stay: OpenCC {install}"
-    if "data.drop_list" in taken:  # the list records how its duplicates were found
+    if "data.drop_list" in taken:  # the duplicates are already found
         wanted["data.dedup"] = "none"
         notes.pop("data.dedup", None)
     words = ["data.path=" + ",".join([*paths, *addresses])]
@@ -183,7 +185,8 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
 
 
 def _refuse_same_dump(paths: Sequence[str]) -> None:
-    """`pages-articles` and `pages-articles-multistream` of one dump have the same text."""
+    """Raises ConfigError for `pages-articles` and `pages-articles-multistream` of the same dump:
+    both have the same text."""
     seen: dict[str, str] = {}
     for path in paths:
         plain = path.rpartition("/")[2].replace("-multistream", "")
@@ -192,7 +195,7 @@ def _refuse_same_dump(paths: Sequence[str]) -> None:
             raise ConfigError(
                 "Two files of --wiki are the same dump in two forms.",
                 got=f"{seen[plain]} and {path}",
-                fix=f"--wiki {best} (multistream is read by several cores)",
+                fix=f"--wiki {best} (several cores can read a multistream dump)",
             )
         seen[plain] = path
 
@@ -205,12 +208,12 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             fix="leave out --executor, --shards and --print; use them to build with data.drop_list",
         )
     if args.shards is not None and args.executor != "local":
-        what = "--shards builds a part on this machine; --executor makes the parts itself."
+        what = "--shards builds a part on this machine; --executor splits the work itself."
         raise ConfigError(what)
     if args.executor == "slurm" and not args.print:
         raise ConfigError(
-            "--executor slurm submits nothing by itself.",
-            fix="add --print, and > prepare.sbatch; the file says how it is submitted",
+            "--executor slurm only prints a batch file.",
+            fix="add --print > prepare.sbatch; the file says how to submit it",
         )
     if args.print and args.executor != "slurm":
         raise ConfigError("--print is for --executor slurm.", got=f"--executor {args.executor}")

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
-    """{axis: {name: facts}}; models and runs have `parameters`, models in the order of their
-    size."""
+    """{axis: {name: facts}}. The facts of models and runs include `parameters`, by which they are
+    sorted."""
     from wikillm.config.load import load
     from wikillm.config.presets import Axis, load_preset, preset_names
     from wikillm.plan.params import count_parameters

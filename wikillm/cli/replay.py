@@ -1,4 +1,5 @@
-"""`wikillm replay RUN --step N`: compute a step again, and say whether its data explains it."""
+"""`wikillm replay RUN --step N`: recompute a step, and check that its loss follows from its
+data."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 EPILOG = """
 Trains from the last checkpoint before the step, in a folder that is removed afterwards; the run
-directory is only read. A run of several ranks is compared bit by bit when a launcher starts as
-many:
+directory is only read. A run of several ranks is compared bit by bit if a launcher starts the same
+number of ranks:
   wikillm replay runs/wiki --step 1342
   torchrun --nproc_per_node 8 -m wikillm replay runs/wiki --step 1342
-Exit codes: 0 the step follows from its data, 3 hardware or nondeterminism, 4 other tokens.
+Exit codes: 0 the step follows from its data, 3 hardware or nondeterminism, 4 different tokens.
 """
 _SHOWN = 8  # documents
 
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("run", type=Path, metavar="RUN", help="the run directory")
     parser.add_argument("--step", type=positive, required=True, metavar="N", help="counted from 1")
-    work = "a new folder to train in; of several nodes, one that all share"
+    work = "a new folder to train in; with several nodes, a folder that all share"
     parser.add_argument("--work", type=Path, metavar="FOLDER", help=work)
     add_json(parser)
 
@@ -60,7 +61,7 @@ def _text(found: Replayed) -> list[str]:
         f"computed from {found.checkpoint or 'the first step on'}",
         f"logged     at step {logged.step:,}: {_shown(logged)}",
         *(f"now        {_shown(each)}" for each in found.passes),
-        f"tokens     {'those' if found.same_tokens else 'NOT those'} of the ledger",
+        f"tokens     {'equal to' if found.same_tokens else 'NOT equal to'} the ledger's",
         f"verdict    {found.verdict}{_why(found)}",
     ]
     for document in found.documents[:_SHOWN]:
@@ -76,9 +77,9 @@ def _shown(computed: Computed) -> str:
 
 
 def _why(found: Replayed) -> str:
-    """What the passes say about this machine, where the step did not come out as logged."""
+    """What the passes show about this machine, if the step differs from the log."""
     if found.verdict != "hardware or nondeterminism":
-        return "" if found.is_exact else " (another number of ranks: compared within 1e-3)"
+        return "" if found.is_exact else " (different number of ranks: compared within 1e-3)"
     if not found.repeats:
         return ": two passes on this machine differ"
-    return ": this machine repeats itself, and the run had computed something else"
+    return ": passes on this machine agree with each other, but not with the run"

@@ -1,4 +1,4 @@
-"""`wikillm report RUN...`: one page about a run, or about several over one another."""
+"""`wikillm report RUN...`: a page about one run, or about several runs overlaid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from wikillm.core.errors import MachineError
 
 EPILOG = """
 examples:
-  wikillm report runs/demo                        RUN/report.html, as each run writes it itself
-  wikillm report runs/a runs/b --out ab.html      curves over one another, settings that differ
-  wikillm report runs/demo --price 2.50 --open    with the cost, and shown in a browser
+  wikillm report runs/demo                        RUN/report.html, which each run also writes
+  wikillm report runs/a runs/b --out ab.html      overlaid curves, and settings that differ
+  wikillm report runs/demo --price 2.50 --open    with the cost, opened in a browser
 """
 
 
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     out = "the page (default: RUN/report.html, or report.html for several runs)"
     parser.add_argument("--out", metavar="FILE", type=Path, help=out)
     parser.add_argument("--open", action="store_true", help="show it in the browser")
-    price = "price of a device for an hour, in your currency"
+    price = "price per device-hour, in any currency"
     parser.add_argument("--price", metavar="PRICE", type=not_negative, help=price)
 
 
@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
         import webbrowser
 
         if not webbrowser.open(page.resolve().as_uri()):
-            raise MachineError("No browser could be started.", fix=f"open {page} in one")
+            raise MachineError("No browser could be started.", fix=f"open {page} in a browser")
     return 0

@@ -1,8 +1,8 @@
-"""The arguments that describe a run, shared by every command that takes one.
+"""The arguments that describe a run, shared by every command that takes a run's configuration.
 
 `add_run_config_arguments` declares `--config`, `--deepspeed` and `--help-all`; all other words are
-configuration and reach `resolve_run_config` through `args.rest`. The lists of keys under `--help`
-come from the schema, which is imported only when they are shown.
+configuration and reach `resolve_run_config` through `args.rest`. The key lists of `--help` come
+from the schema, which is imported only when a list is shown.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SPELLINGS = """
 Values come from defaults < presets < YAML file < command line. On the command line, in any mix:
   data.path=a.jsonl,b.jsonl   train.learning_rate=3e-4   run.dir=null   any key; null unsets a value
   --max_steps 50   --per_device_train_batch_size 4   --bf16             Hugging Face's names
-`wikillm presets` lists what --config, model.preset and data.preset may name; `wikillm config show
---origin` with the same words shows every value and where it comes from.
+`wikillm presets` lists the names for --config, model.preset and data.preset; `wikillm config show
+--origin` with the same arguments shows every value and where it is set.
 """
 
 
@@ -60,13 +60,13 @@ def add_run_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_run_config(args: argparse.Namespace) -> Resolved:
-    """The configuration that a command line describes. Raises ConfigError with everything that is
-    wrong."""
+    """The configuration that a command line describes. Raises ConfigError with all problems
+    found."""
     from wikillm.config.load import load
 
     for flag in ("config", "deepspeed"):
         if getattr(args, flag) == "":  # an unset variable of a shell does not mean the default
-            fix = f"name one, or leave --{flag} out"
+            fix = f"give --{flag} a name, or leave it out"
             raise ConfigError(f"--{flag} is empty.", got=f"--{flag} ''", fix=fix)
     return load(args.config, args.rest, args.deepspeed)
 

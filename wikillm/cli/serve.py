@@ -1,4 +1,4 @@
-"""`wikillm serve MODEL`: the model behind OpenAI's interface, and a page to try it."""
+"""`wikillm serve MODEL`: serve the model over OpenAI's API, with a web page to try it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ EPILOG = """
 examples:
   wikillm serve exports/wiki-zh-120m-500
   wikillm serve runs/wiki-zh-120m --port 0
-The server is that of transformers: /v1/completions, /v1/chat/completions (for a model with a chat
-template), /v1/responses, /v1/models, /health; a page at /. It has no password and no encryption, so
-it listens on this machine alone unless --host names another address. Ctrl-C ends it.
-It needs packages of its own: pip install 'wikillm[serve]'
+The server is part of transformers: /v1/completions, /v1/chat/completions (for a model with a chat
+template), /v1/responses, /v1/models, /health, and a page at /. It has no password and no
+encryption, so it accepts connections from this machine only, unless --host names another address.
+Ctrl-C ends it. It needs more packages: pip install 'wikillm[serve]'
 """
 
 
@@ -34,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     folder = "an exported model; or a run directory or a checkpoint, which is exported first"
     parser.add_argument("folder", metavar="MODEL", help=folder)
-    port = "port to listen on; 0 takes a free one (default 8000)"
+    port = "port to listen on; 0 for any free port (default 8000)"
     parser.add_argument("--port", type=index, default=8000, metavar="N", help=port)
-    host = "address to listen on (default 127.0.0.1, which only this machine reaches)"
+    host = "address to listen on (default 127.0.0.1, reachable from this machine only)"
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
     add_device(parser)
     add_trust(parser)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("There is no such port.", got=str(args.port), fix="--port 0 to 65535")
     check_can_serve(args.host, args.port)
     if not is_loopback(args.host):
-        warning = f"warning: {args.host} is reached from other machines, without a password"
+        warning = f"warning: other machines can reach {args.host} without a password"
         print(warning, file=sys.stderr, flush=True)
     # SIGTERM ends the server as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""`wikillm status RUN`: what each node and rank of a run is doing, or how it ended."""
+"""`wikillm status RUN`: show what each node and rank of a run is doing, or how the run ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     follow = "show the run as it trains, until it ends (Ctrl-C leaves it running)"
     parser.add_argument("--follow", action="store_true", help=follow)
 
@@ -55,7 +55,7 @@ def _lines(status: RunStatus) -> list[str]:
         end = f"{status.exit.get('code')} at step {status.exit.get('step')}"
         lines.append(f"exit       {end}: {reason}")
     if not status.ranks:
-        return [*lines, "ranks      none has reported yet"]
+        return [*lines, "ranks      no rank has reported yet"]
     head = f"{'rank':>5} {'host':<20} {'pid':>8} {'phase':<11} {'step':>9}"
     lines += ["", f"{head} {'standing':>9} {'seen':>9}  state"]
     for record, alive in zip(status.ranks, status.running, strict=True):
@@ -70,10 +70,10 @@ def _lines(status: RunStatus) -> list[str]:
 
 
 def _follow(run: Path) -> None:
-    """Show a run as it trains, from its files, until no rank runs any more.
+    """Show a run as it trains, from its files, until no rank is running.
 
-    On a terminal it is the live view that the run itself would show; elsewhere the run's log lines.
-    A run that has not started yet is waited for.
+    A terminal gets the live view that the run itself shows; other outputs get the run's log lines.
+    If the run has not started yet, wait for it.
     """
     from wikillm.observe import names
     from wikillm.observe.format import LogTable
@@ -85,7 +85,7 @@ def _follow(run: Path) -> None:
     view: LiveView | None = None
     table: LogTable | None = None
     offsets = {"metrics.jsonl": 0, "events.jsonl": 0}
-    lines = 0
+    printed_rows = 0
     try:
         while True:
             status = read_status(run)
@@ -96,16 +96,17 @@ def _follow(run: Path) -> None:
                 if wants_live_view():
                     view = LiveView(*horizon, every)
                     view.start()
-            for name in offsets if table else ():
+            names_to_read = list(offsets) if table is not None else []
+            for name in names_to_read:
                 records, offsets[name] = read_new_records(run / name, offsets[name])
                 for record in records:
                     if view is not None:
                         _show_record(view, record)
                     elif table is not None and names.LOSS in record:
-                        if lines % HEADER_EVERY == 0:
+                        if printed_rows % HEADER_EVERY == 0:
                             print(table.header())
                         print(table.line(record), flush=True)
-                        lines += 1
+                        printed_rows += 1
             if status.state not in ("starting", "running", "stopping"):
                 return
             if view is not None:

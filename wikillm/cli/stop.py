@@ -1,4 +1,4 @@
-"""`wikillm stop RUN`: end a run on all its nodes, with a checkpoint, or at once."""
+"""`wikillm stop RUN`: stop a run on all its nodes, after a checkpoint or (`--now`) without one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
     )
     parser.add_argument(
-        "--now", action="store_true", help="without a checkpoint; on this machine also what hangs"
+        "--now",
+        action="store_true",
+        help="save no checkpoint; kill ranks of this machine that do not respond",
     )
     parser.add_argument(
         "--wait",
         type=not_negative,
         default=600.0,
         metavar="SECONDS",
-        help="how long it may take to save (default 600)",
+        help="time to wait for the ranks to save and end (default 600)",
     )
 
 
@@ -42,18 +44,19 @@ def run(args: argparse.Namespace) -> int:
             print(f"waiting for {_ranks(len(running))} on {hosts}")
 
     result = stop(args.run, at_once=args.now, timeout=args.wait, on_wait=on_wait)
-    if result.left:
+    if result.remaining:
         places = [
             f"rank {r.rank}: pid {r.process.pid} on {r.process.host}, {r.phase}"
-            + (f"; left alone: {result.not_ended[r.rank]}" if r.rank in result.not_ended else "")
-            for r in result.left
+            + (f"; not killed: {result.spared[r.rank]}" if r.rank in result.spared else "")
+            for r in result.remaining
         ]
+        total = len(result.remaining) + len(result.ended)
         raise MachineError(
-            f"{len(result.left)} of {len(result.left) + len(result.over)} ranks have not ended.",
+            f"{len(result.remaining)} of {total} ranks have not ended.",
             got="\n".join(places),
             fix=_fix(args.run, args.now, result),
         )
-    print(f"ended: {_ranks(len(result.over))} of {args.run}")
+    print(f"ended: {_ranks(len(result.ended))} of {args.run}")
     return 0
 
 
@@ -62,9 +65,9 @@ def _ranks(count: int) -> str:
 
 
 def _fix(run: Path, now: bool, result: Stopped) -> str:
-    left = [record for record in result.left if record.rank in result.not_ended]
-    pids = ",".join(str(record.process.pid) for record in left if record.process.is_here())
+    spared = [record.process for record in result.remaining if record.rank in result.spared]
+    pids = ",".join(str(process.pid) for process in spared if process.is_here())
     if not pids:
         return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")
-    others = f"if it is not of this run: rm {run}/ranks/rank_*.json"
-    return f"look at what the record names: ps -fp {pids}\n{others}"
+    hint = f"if it does not belong to this run: rm {run}/ranks/rank_*.json"
+    return f"check the process: ps -fp {pids}\n{hint}"

@@ -1,5 +1,5 @@
-"""`wikillm train`, which is also `deepspeed train.py`, `torchrun train.py` and `python
-train.py`."""
+"""`wikillm train`; `deepspeed train.py`, `torchrun train.py` and `python train.py` run the same
+command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="auto|never|PATH",
         help="resume from the newest complete checkpoint of run.dir (auto), or from PATH",
     )
-    change = "on resume, accept another horizon or batch than the checkpoint's"
+    change = "on resume, accept a horizon or batch that differs from the checkpoint's"
     parser.add_argument("--allow-change", action="store_true", help=change)
     add_trust(parser)
     dry = "build the token store, show the plan, and stop"
@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.supervise.signals import installed
 
     adopt_open_mpi()
-    with installed() as signals:  # before the imports, which take seconds
+    with installed() as signals:  # before the slow imports, so that a stop works during them
         try:
             with signals.as_error():
                 return _train(args, signals)
         except WikiLLMError as error:
-            # Rank 0 reports a stop. On other ranks the signal may come from the launcher, because
-            # rank 0 has failed.
+            # Only rank 0 reports a stop. Other ranks may get the launcher's signal because rank 0
+            # has failed.
             if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
                 return int(error.exit_code)
             let_rank_0_report_first(error)
@@ -88,7 +88,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
 
 def check_machine(resolved: Resolved, world: World) -> None:
-    """Raises MachineError if a check finds what would end the run. (local rank 0; others wait)"""
+    """Raises MachineError if a check fails that would end the run. (only local rank 0 checks)"""
     from wikillm.doctor.needs import needs_of, request_of
     from wikillm.doctor.preflight import DRIVER, refuse_broken_machine
 
@@ -97,7 +97,7 @@ def check_machine(resolved: Resolved, world: World) -> None:
     has_gpu = DRIVER.exists()
     try:
         needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size, has_gpu=has_gpu)
-    except ConfigError:  # the plan, made from the data, refuses it with the right numbers
+    except ConfigError:  # refused later by the plan, which knows the size of the data
         return
     master = os.environ.get("MASTER_ADDR", "")
     refuse_broken_machine(request_of(resolved, master=master, master_port=0), needs)
@@ -111,7 +111,7 @@ def _pretrain(
 ) -> int:
     from wikillm.core.held_output import held_output
 
-    with held_output():  # until the rank's log is open, which then has what libraries printed
+    with held_output():  # keeps what libraries print, for the rank's log once that is open
         with timed("starting   importing torch, transformers and DeepSpeed"):
             from wikillm.train.run import pretrain
 
@@ -127,5 +127,5 @@ def _pretrain(
 
 
 def _resume(text: str) -> str:
-    """HF's spelling takes a boolean too: `--resume_from_checkpoint True`."""
+    """Accept a boolean, as Hugging Face does: `--resume_from_checkpoint True`."""
     return {"true": "auto", "false": "never"}.get(text.lower(), text)

@@ -30,14 +30,17 @@ SILENT_AFTER = 6  # record intervals
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """`over` have ended, `left` still run or cannot be seen.
+    """The ranks after a stop.
 
-    `not_ended`: by rank, why its process was not ended.
+    Attributes:
+        ended: ranks whose process has ended.
+        remaining: ranks that still run, or whose process cannot be observed from this machine.
+        spared: rank -> why `--now` did not kill its process.
     """
 
-    over: tuple[RankRecord, ...]
-    left: tuple[RankRecord, ...]
-    not_ended: dict[int, str] = field(default_factory=dict)
+    ended: tuple[RankRecord, ...]
+    remaining: tuple[RankRecord, ...]
+    spared: dict[int, str] = field(default_factory=dict)
 
 
 def is_running(record: RankRecord, now: float | None = None) -> bool:
@@ -73,21 +76,21 @@ def stop(
     deadline = time.monotonic() + timeout
     grace = time.monotonic() + GRACE
     by_file = time.monotonic() + FILE_AFTER
-    not_ended: dict[int, str] = {}
+    spared: dict[int, str] = {}
     while (running := _running(run, running)) and time.monotonic() < deadline:
         on_wait(running)
         if not at_once and time.monotonic() > by_file:
             by_file = deadline
             stop_file(run).touch()
         if at_once and time.monotonic() > grace:
-            not_ended = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
-            if len(not_ended) == len(running):
+            spared = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
+            if len(spared) == len(running):
                 break  # this command can end none of them
         time.sleep(POLL)
     ids = {record.rank for record in running}
-    over = tuple(record for record in read_records(run) if record.rank not in ids)
+    ended = tuple(record for record in read_records(run) if record.rank not in ids)
     return Stopped(
-        over, tuple(running), {rank: why for rank, why in not_ended.items() if rank in ids}
+        ended, tuple(running), {rank: why for rank, why in spared.items() if rank in ids}
     )
 
 

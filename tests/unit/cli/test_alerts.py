@@ -20,7 +20,7 @@ def test_each_channel_is_tried(
         assert main(["alerts", "alerts.webhook=GOOD", "alerts.wecom=GONE"]) == 3
     said = capsys.readouterr()
     assert 'wecom      not sent: HTTP 404: "no such hook"' in said.out
-    assert "would not arrive through wecom" in said.err and "canary" not in said.out + said.err
+    assert "did not arrive through wecom" in said.err and "canary" not in said.out + said.err
     tests = [body for _, body in hooks.heard if body.get("event") == "test"]
     assert len(tests) == 2 and len(hooks.heard) == 3 and tests[0]["run"] == "mine"
 

@@ -42,7 +42,7 @@ def test_lines_of_a_pipe_are_continued_as_generate_does(
     assert pipe("从前\n/reset\n\n/exit\nnever", str(folder), monkeypatch=monkeypatch) == 0
     shown = capsys.readouterr()
     assert shown.out == generated and shown.out.startswith("从前")
-    assert shown.err.splitlines()[-2:] == [BASE, "The conversation is forgotten."]
+    assert shown.err.splitlines()[-2:] == [BASE, "Started a new conversation."]
 
 
 def test_a_template_answers_without_the_question(

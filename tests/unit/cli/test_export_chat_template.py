@@ -89,7 +89,7 @@ def test_a_template_that_cannot_work_is_refused(
         "chatml": "<|im_end|>, <|im_start|>",
         "tokenizer": "The tokenizer has no chat template.",
         str(broken): "The chat template cannot be applied.",
-        "chatlm": "neither a name nor a readable file",
+        "chatlm": "neither a known name nor a readable file",
     }
     for name, told in cases.items():
         words = ["export", str(run), "--to", str(tmp_path / "m"), "--chat-template", name]

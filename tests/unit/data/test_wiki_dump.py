@@ -158,7 +158,7 @@ def test_what_is_no_dump_or_the_same_dump_twice_is_refused(dump, tmp_path):
     other.write_text('{"text": "x"}\n')
     with pytest.raises(DataError, match="not a MediaWiki dump"):
         wiki_settings([str(other)], [])
-    with pytest.raises(ConfigError, match=r"data\.path does too"):
+    with pytest.raises(ConfigError, match=r"--wiki and data\.path both"):
         wiki_settings([str(dump)], ["data.path=x"])
 
 

@@ -86,4 +86,4 @@ def test_finished_runs_are_read_and_not_repeated(
 
 def test_a_target_among_the_trained_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ladder", "--depths", "2", "3", "4", "--predict", "3"]) == 2
-    assert "above the depths" in capsys.readouterr().err
+    assert "greater than every trained depth" in capsys.readouterr().err

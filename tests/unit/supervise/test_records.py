@@ -110,7 +110,7 @@ def test_a_planted_record_ends_no_process_that_is_not_the_runs(
         assert main(["stop", str(tmp_path), "--wait", "5", "--now"]) == 3
         said = capsys.readouterr().err
         assert f"pid {process.pid}" in said and f"ps -fp {process.pid}" in said
-        assert "left alone: it does not have this run's log file open" in said
+        assert "not killed: it does not have this run's log file open" in said
         assert process.poll() is None
 
 
@@ -238,7 +238,7 @@ def test_stop_asks_through_the_directory_and_waits(
     finally:
         writer.close(record(here, exit={"code": 75, "reason": "asked"}))
     assert asked == [False] and json.loads(stop_path(tmp_path).read_text())["now"] is False
-    assert [r.rank for r in result.over] == [0] and not result.left and mark.exists()
+    assert [r.rank for r in result.ended] == [0] and not result.remaining and mark.exists()
     with pytest.raises(ConfigError, match="Nothing runs"):
         stop(tmp_path, at_once=False, timeout=1, on_wait=lambda running: None)
 
@@ -273,7 +273,7 @@ def test_a_rank_whose_agent_does_not_pass_the_request_on_gets_a_file(
 
     with watched_requests(tmp_path, react, is_main=True):
         result = stop(tmp_path, at_once=False, timeout=20, on_wait=lambda running: None)
-    assert said == [str(tmp_path / "stop")] and not result.left
+    assert said == [str(tmp_path / "stop")] and not result.remaining
     # A recorder that comes late leaves the stop to the file: a second signal would end it at once.
     late: list[bool] = []
     Recorder(tmp_path, lambda: record(Process.here(os.getpid())), late.append)._look()
