@@ -10,9 +10,10 @@ from wikillm.data.types import CleanedDocuments, Dropped
 
 @dataclass(frozen=True, slots=True)
 class FunnelLine:
-    """Records that were dropped for one reason.
+    """The number of records that were dropped for one reason.
 
-    `characters` counts the raw records (in bytes if they are bad); for filters, the clean text.
+    `characters` is the size of the raw records (in bytes for bad records); of the clean text for
+    records that a filter dropped.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
@@ -24,7 +25,7 @@ class FunnelLine:
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """`kept_characters` counts the clean text."""
+    """Counts of kept and dropped records. `kept_characters` is the size of the clean text."""
 
     __pydantic_config__ = {"extra": "forbid"}
     kept_records: int = 0
@@ -41,11 +42,11 @@ class Funnel:
 
     @property
     def bad_bytes(self) -> int:
-        """Size of the bad records in the decompressed sources."""
+        """Bytes of the bad records in the decompressed sources."""
         return sum(line.characters for line in self.dropped if line.is_bad)
 
     def table(self) -> str:
-        """One line per reason, the most frequent first, then what was kept."""
+        """One line per reason, the most frequent first, then the kept records."""
         rows = [("read", self.read_records, "")]
         for line in sorted(self.dropped, key=lambda line: (-line.records, line.reason)):
             name = f"- {line.reason}" + (" (bad)" if line.is_bad else "")

@@ -1,1 +1,1 @@
-"""Which tokens are the n-th sample: pure functions of the seed and the numbers of tokens."""
+"""The order of samples: which tokens make up the n-th sample, as a pure function of the seed."""

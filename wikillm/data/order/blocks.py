@@ -1,19 +1,19 @@
-"""Which tokens are the n-th sample: a pure function of seed, number of tokens, length and n.
+"""Find the tokens of the n-th sample, a pure function of seed, number of tokens, length and n.
 
 Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t
 and what comes before it. A block is T consecutive targets; every target is in exactly one block of
 an epoch. Each epoch has its own phase (where the cutting starts; the stream is a ring) and its own
 permutation of the blocks.
 
-The first epoch goes through windows, groups of consecutive shards, in order; each window is a ring
+The first epoch reads windows (groups of consecutive shards) in order; each window is a ring
 with its own phase and permutation. So the samples of a window depend only on the shards up
 to its end: a run that trains while the store is being built reads the same samples as from the
-finished store. Every later epoch permutes all blocks, and so does the first one of a store with a
-single window.
+finished store. Every later epoch permutes the blocks of the whole stream. In a store with a single
+window the first epoch does so too.
 
-Nothing is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples
-is found in microseconds, and the state of a run is one integer, the number of samples consumed.
-Ranks and workers do not occur here; who reads which sample is decided in `read.loader` alone.
+No table is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples
+is found in microseconds. The state of a run is one integer, the number of samples consumed.
+The order knows no ranks or workers; `read.loader` assigns samples to ranks.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ IGNORED = -100  # the label that torch's cross entropy skips
 TargetRanges = list[tuple[int, int]]
 """The targets [start, stop) of a sample, in order."""
 
-_CHUNK = 1024  # samples whose ranges are kept after two requests in the same chunk
+_CHUNK = 1024  # samples per cached chunk; the second request in a chunk fills the cache
 
 
 class RecentRanges:
-    """The ranges of the chunk of samples that was asked for last.
+    """A cache of target ranges for the most recently requested chunk of samples.
 
-    Training reads in order, and looking samples up one by one costs more than a chunk at once.
+    Training reads in order, and finding a whole chunk at once is cheaper than sample by sample.
     """
 
     def __init__(self) -> None:
@@ -48,14 +48,15 @@ class RecentRanges:
     def look_up(
         self, samples: npt.ArrayLike, find: Callable[[Ints], list[TargetRanges]]
     ) -> list[TargetRanges]:
-        """`find` of these samples; of a whole chunk from the second request within it on."""
+        """Return `find(samples)`; from the second request in a chunk on, from the cache."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         if not n.size:
             return []
         chunk = int(n.min()) // _CHUNK
         if int(n.max()) // _CHUNK != chunk:
             return find(n)
-        if chunk != self._chunk:  # one rank among a thousand, or a lookup of a single sample
+        # The first request may be the only one: one rank of a thousand, or a single look-up.
+        if chunk != self._chunk:
             self._chunk = chunk
             self._known = []
             return find(n)
@@ -66,7 +67,7 @@ class RecentRanges:
 
 @dataclass(frozen=True, slots=True)
 class SourceUse:
-    """What a run takes of one source of a mixture. `epochs`: passes over its training tokens."""
+    """How much a run reads of one source of a mixture. `epochs`: passes over its training split."""
 
     name: str
     share: float
@@ -76,7 +77,7 @@ class SourceUse:
 
 
 def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> tuple[int, ...]:
-    """Positions in a stream where its windows end; `shard_tokens` includes empty shards."""
+    """Token positions at which a stream's windows end; `shard_tokens` includes empty shards."""
     ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
     picked = ends[shards_per_window - 1 :: shards_per_window].tolist()
     if len(ends) % shards_per_window:
@@ -86,13 +87,13 @@ def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class _Ring:
-    """Targets that are cut and permuted on their own: a window of epoch 1, or a later epoch."""
+    """Targets that are cut and permuted together: a window of epoch 1, or a whole later epoch."""
 
-    first: int  # its first target
+    first: int  # first target of the ring
     targets: int
-    sample: int  # index of its first sample
-    before: int  # targets in all samples before that one
-    key: tuple[int | str, ...]  # of its phase and permutation
+    sample: int  # index of the first sample of the ring
+    before: int  # targets in all samples before `sample`
+    key: tuple[int | str, ...]  # key of the ring's phase and permutation
 
     def blocks(self, length: int) -> int:
         return -(-self.targets // length)
@@ -107,9 +108,9 @@ class _Ring:
 
 
 class WindowedOrder:
-    """Which samples of the first epoch belong to which window.
+    """Assigns the samples of the first epoch to windows.
 
-    `_samples`: the first sample of each window, and the end.
+    `_samples`: the first sample of each window, then the number of samples in all.
     """
 
     __slots__ = ()
@@ -117,7 +118,7 @@ class WindowedOrder:
 
     @property
     def blocks_of_first_epoch(self) -> int:
-        """Samples of the first epoch: each window may have a short block."""
+        """Samples of the first epoch, in which each window may end with a short block."""
         return int(self._samples[-1])
 
     def end_of_window(self, sample: int) -> int:
@@ -125,24 +126,24 @@ class WindowedOrder:
         return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
 
     def windows_before(self, sample: int) -> int:
-        """Windows of epoch 1 that the samples before `sample` come from; all in later epochs."""
+        """Number of epoch-1 windows that the samples before `sample` read; all of them later on."""
         return int(np.searchsorted(self._samples[:-1], sample, side="left"))
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first samples take of each source of a mixture: this is none."""
+        """What the first `samples` samples read of each source of a mixture; () without one."""
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOrder(WindowedOrder):
-    """The order of a stream, or of its first windows: their samples are the same.
+    """The order of a stream, or of its first windows, whose samples do not depend on the rest.
 
     Args:
         n_tokens: tokens in the stream (N).
         sequence_length: inputs, and targets, per sample (T).
-        seed: of the phases and permutations.
+        seed: seed of the phases and permutations.
         shuffle: False reads front to back, for validation.
-        windows: where each window of epoch 1 ends (`window_ends`); () means a single window.
+        windows: position at which each window of epoch 1 ends (`window_ends`); () is one window.
     """
 
     n_tokens: int
@@ -150,7 +151,7 @@ class SampleOrder(WindowedOrder):
     seed: int
     shuffle: bool = True
     windows: tuple[int, ...] = ()
-    # the first target and the first sample of each window, and the end
+    # First target, and first sample, of each window; the last entry is the total.
     _targets: Ints = field(init=False, repr=False, compare=False)
     _samples: Ints = field(init=False, repr=False, compare=False)
     _recent: RecentRanges = field(init=False, repr=False, compare=False)
@@ -165,7 +166,7 @@ class SampleOrder(WindowedOrder):
         ends = np.asarray(windows, dtype=np.int64)
         if ends[-1] != self.n_tokens or (np.diff(ends) < 0).any():
             raise ValueError(
-                f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens"
+                f"windows that end at {ends.tolist()[-3:]} do not cover {self.n_tokens} tokens"
             )
         targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
         blocks = -(-np.diff(targets) // self.sequence_length)
@@ -183,12 +184,12 @@ class SampleOrder(WindowedOrder):
         return -(-self.targets_per_epoch // self.sequence_length)
 
     def locate(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """First target of each sample, and how many it has: T, or fewer in a ring's short block."""
+        """First target and number of targets of each sample: T, or fewer in a short block."""
         starts, counts, _, _ = self._place(samples)
         return starts, counts
 
     def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
-        """The targets [start, stop) of each sample: one range, or two round the end of its ring."""
+        """The targets [start, stop) of each sample: two ranges where it wraps round its ring."""
         return self._recent.look_up(samples, self._ranges)
 
     def _ranges(self, samples: Ints) -> list[TargetRanges]:
@@ -203,7 +204,7 @@ class SampleOrder(WindowedOrder):
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop), in O(log windows).
 
-        A global batch's loss is divided by it.
+        The loss of a global batch is divided by this number.
         """
         return self._targets_before(stop) - self._targets_before(first)
 
@@ -213,7 +214,8 @@ class SampleOrder(WindowedOrder):
         index = sample - ring.sample
         if index == 0:
             return ring.before
-        # All blocks but the last hold T targets; the inverse permutation says when it is read.
+        # Only the last block may hold fewer than T targets; the inverse permutation says when
+        # that block is read.
         blocks = ring.blocks(length)
         last = blocks - 1
         if self.shuffle:
@@ -222,7 +224,7 @@ class SampleOrder(WindowedOrder):
         return ring.before + index * length - (short if last < index else 0)
 
     def _place(self, samples: npt.ArrayLike) -> tuple[Ints, ...]:
-        """Per sample: first target, number of targets, first and last + 1 target of its ring."""
+        """Per sample: first target, number of targets, first target and end of its ring."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         first_epoch = self.blocks_of_first_epoch
         rings = np.searchsorted(self._samples, n, side="right") - 1
@@ -244,7 +246,7 @@ class SampleOrder(WindowedOrder):
         return starts, counts, firsts, ends
 
     def _ring_of(self, sample: int) -> int:
-        """The number of a sample's ring: w for window w of epoch 0, -e for all of epoch e."""
+        """The number of a sample's ring: w for window w of epoch 0, -e for the whole of epoch e."""
         beyond = sample - self.blocks_of_first_epoch
         if beyond >= 0:
             return -1 - beyond // self.blocks_per_epoch
@@ -253,7 +255,7 @@ class SampleOrder(WindowedOrder):
     def _ring(self, number: int) -> _Ring:
         if number >= 0:
             first, stop = self._targets[number : number + 2].tolist()
-            # A store of one window has the order of a later epoch.
+            # Window 0 has the key of a whole epoch, so one window reads like any later epoch.
             key = (0, number) if number else (0,)
             return _Ring(first, stop - first, int(self._samples[number]), first, key)
         epoch = -number

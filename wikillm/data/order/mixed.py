@@ -1,9 +1,9 @@
 """The order of a mixture: sample n of the mixture is sample m of source s, a pure function of n.
 
-A table of 4096 places says which source gives which sample. It repeats without end, and source k
-has exactly `counts[k]` places in it, spread evenly. With the counts up to each place, the way from
-n to (s, m) is one division and two lookups, so shares never drift. Each source keeps an order and
-epochs of its own, so a small source with a large weight is read more often. The state of a run is
+A table of 4096 places says which source each sample comes from. The table repeats without end, and
+source k has exactly `counts[k]` places in it, spread evenly, so shares never drift. With the counts
+up to each place, finding (s, m) from n takes one division and two look-ups. Each source has its own
+order and epochs, so a small source with a large weight is read more often. The state of a run is
 still one integer.
 """
 
@@ -22,37 +22,40 @@ from wikillm.data.order.permutation import Ints
 
 
 class MixtureTable:
-    """Which source gives sample n: source k gives `counts[k]` of every `sum(counts)` samples."""
+    """Assigns each sample to a source: source k gets `counts[k]` of every `sum(counts)` samples."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.period = int(self.counts.sum())
         sources = np.repeat(np.arange(len(counts)), self.counts)
-        # The i-th of c samples belongs at (2i + 1) / 2c of the period; equal places go by source.
-        # Quotients of whole numbers below 2^13 are equal as floats exactly when they are equal.
+        # The i-th of c samples belongs at (2i + 1) / 2c of the period; ties go by source number.
+        # Floats are exact enough: quotients of integers below 2^13 are equal only in a real tie.
         places = np.concatenate([(2 * np.arange(c) + 1) / c for c in self.counts.tolist()])
         self.sources = sources[np.lexsort((sources, places))]
         chosen = self.sources[:, None] == np.arange(len(counts))
-        # samples of each source before a place
+        # before[p, k]: samples of source k in the places before p
         self.before = np.zeros((self.period + 1, len(counts)), dtype=np.int64)
         np.cumsum(chosen, axis=0, out=self.before[1:])
 
     def locate(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """(source, sample within it) for each of `samples`, an array of one dimension."""
+        """The source of each sample, and its number within that source; `samples` has shape [n]."""
         rounds, places = np.divmod(np.asarray(samples, dtype=np.int64), self.period)
         sources = self.sources[places]
         return sources, rounds * self.counts[sources] + self.before[places, sources]
 
     def samples_before(self, sample: int) -> Ints:
-        """How many of the samples [0, sample) each source gives."""
+        """Number of samples in [0, sample) that come from each source, shape [sources]."""
         rounds, place = divmod(sample, self.period)
         return rounds * self.counts + self.before[place]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOrder:
-    """The order of one source. `count`: its samples among every 4096; `start`: where its stream
-    begins in the joined one; `targets`: of an epoch."""
+    """The order of one source.
+
+    `count`: samples of the source in every 4096; `start`: position of its first token in the
+    joined stream; `targets`: targets in one epoch.
+    """
 
     name: str
     count: int
@@ -97,10 +100,10 @@ class MixedOrder:
         )
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first samples take of each source; tokens are targets, without padding.
+        """What the first `samples` samples read of each source; tokens are targets, not padding.
 
-        Packed sequences count with their average filling, which is exact at the end of an epoch:
-        looking at each of them again would take longer with every log line.
+        A packed sequence counts with the average number of targets, which is exact at the end of
+        an epoch: counting each sequence again would take longer with every log line.
         """
         found = []
         for source, count in zip(

@@ -1,13 +1,13 @@
-"""Best-fit packing: which documents share a sequence, so that none is cut that fits into one.
+"""Best-fit packing: documents share sequences so that no document is cut that fits into a sequence.
 
-The targets of a document are its own tokens, EOS included; the first of them is predicted from the
-EOS before it, so every token but the stream's first is a target here too, once per epoch. A
-document longer than a sequence gives whole sequences and a rest. Documents and rests, the longest
-first, go where the least room is left that holds them (best-fit decreasing; arXiv:2404.10830 for
-language models), and what stays free at the end of a sequence is padding.
+The targets of a document are its own tokens, EOS included; its first token is predicted from the
+EOS before it. So every token but the stream's first is a target once per epoch, as without packing.
+A document longer than a sequence is cut into whole sequences and a rest. Documents and rests,
+longest first, go into the sequence with the least room that still holds them (best-fit decreasing;
+arXiv:2404.10830 for language models). The room that stays free at the end of a sequence is padding.
 
-What is packed together is a window of shards, so the samples of a window depend on it alone, as in
-`order.blocks`; the later epochs permute the sequences of all windows. `read.packed` keeps packings
+Each window of shards is packed separately, so its samples depend on that window alone, as in
+`order.blocks`; later epochs permute the sequences of all windows. `read.packed` stores packings
 on disk.
 """
 
@@ -34,54 +34,54 @@ from wikillm.data.order.permutation import Ints, Permutation, keyed_hash
 
 
 def best_fit(lengths: Ints, capacity: int) -> Ints:
-    """The bin of each item, numbered from 0, by best-fit decreasing.
+    """Return the bin of each item, numbered from 0, by best-fit decreasing.
 
-    Bins of equal room are filled together, so the cost grows with the pairs of length and room that
-    meet, not with the items. Lengths 5, 3, 4, 2 at capacity 8 give bins 0, 0, 1, 1: 5 and 3 fill
-    the first bin, 4 and 2 leave room for 2.
+    Bins with equal room are filled together, so the cost grows with the number of distinct (length,
+    room) pairs, not with the number of items. Lengths 5, 3, 4, 2 at capacity 8 give bins 0, 0, 1,
+    1: 5 and 3 fill the first bin, 4 and 2 leave room for 2 in the second.
 
     Args:
-        lengths: in [1, capacity], shape [n]; items of equal length are placed in order.
+        lengths: length of each item in [1, capacity], shape [n]; ties are placed in order.
 
-    Returns an array of the same shape.
+    Returns an array of shape [n].
     """
     by_length = np.argsort(-lengths, kind="stable")
     counts = np.bincount(lengths, minlength=1)
-    found = np.empty(len(lengths), dtype=np.int64)  # by rank in `by_length`
+    found = np.empty(len(lengths), dtype=np.int64)  # bin of each item, in the order of `by_length`
     bins = 0
     done = 0
-    rooms: list[int] = []  # ascending: every room above 0 that some bin has
-    having: dict[int, list[int]] = {}  # room -> its bins
+    rooms: list[int] = []  # the distinct rooms above 0 of all bins, ascending
+    bins_with: dict[int, list[int]] = {}  # room -> numbers of the bins with that room
 
     def keep(room: int, numbers: list[int]) -> None:
         if room and numbers:
-            if room not in having:
+            if room not in bins_with:
                 insort(rooms, room)
-                having[room] = []
-            having[room] += numbers
+                bins_with[room] = []
+            bins_with[room] += numbers
 
     for size in np.flatnonzero(counts)[::-1].tolist():
         end = done + int(counts[size])
         while done < end:
             at = bisect_left(rooms, size)
             room = rooms[at] if at < len(rooms) else capacity
-            # The bin that was just filled has the least room, so the next items go into it too.
-            each = room // size
-            wanted = -(-(end - done) // each)
+            # A bin stays the best fit until the next item of this size no longer fits into it.
+            per_bin = room // size
+            wanted = -(-(end - done) // per_bin)
             if at < len(rooms):
-                chosen = having[room][-wanted:]
-                del having[room][-wanted:]
-                if not having[room]:
-                    del having[room], rooms[at]
+                chosen = bins_with[room][-wanted:]
+                del bins_with[room][-wanted:]
+                if not bins_with[room]:
+                    del bins_with[room], rooms[at]
             else:
                 chosen = list(range(bins, bins + wanted))
                 bins += wanted
-            placed = min(end - done, len(chosen) * each)
-            filled = np.repeat(np.asarray(chosen, dtype=np.int64), each)
+            placed = min(end - done, len(chosen) * per_bin)
+            filled = np.repeat(np.asarray(chosen, dtype=np.int64), per_bin)
             found[done : done + placed] = filled[:placed]
-            last = placed - (len(chosen) - 1) * each  # items in the last of these bins
-            keep(room - each * size, chosen[:-1])
-            keep(room - last * size, chosen[-1:])
+            in_last = placed - (len(chosen) - 1) * per_bin  # items in the last chosen bin
+            keep(room - per_bin * size, chosen[:-1])
+            keep(room - in_last * size, chosen[-1:])
             done += placed
     out = np.empty(len(lengths), dtype=np.int64)
     out[by_length] = found
@@ -90,10 +90,10 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWindow:
-    """The sequences of a window.
+    """The packed sequences of a window.
 
-    The k-th holds the targets [first[i], stop[i]) for offsets[k] <= i < offsets[k + 1], counted
-    from the window's first target. `offsets` is [sequences + 1], `first` and `stop` are [ranges].
+    Sequence k holds the targets [first[i], stop[i]) for offsets[k] <= i < offsets[k + 1]. Targets
+    count from the window's first. `offsets` is [sequences + 1], `first` and `stop` are [ranges].
     """
 
     offsets: Ints
@@ -105,7 +105,7 @@ class PackedWindow:
         return len(self.offsets) - 1
 
     def bounds(self, sequences: Ints) -> tuple[Ints, Ints, Ints]:
-        """The ranges of these sequences in order: first targets, ends; number of ranges of each."""
+        """First targets and ends of the ranges of these sequences; number of ranges of each."""
         low = self.offsets[sequences]
         counts = self.offsets[sequences + 1] - low
         at = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
@@ -116,15 +116,15 @@ class PackedWindow:
         """Pack a window.
 
         Args:
-            ends: where its documents end, in tokens from its start.
-            is_first: the stream's first window, whose first token is not a target.
+            ends: ends of the window's documents, in tokens from the start of the window.
+            is_first: whether this is the stream's first window, whose first token is no target.
         """
         ends = ends - 1 if is_first else ends
         first = np.concatenate([np.zeros(min(1, len(ends)), dtype=np.int64), ends[:-1]])
         is_filled = ends > first
         first, ends = first[is_filled], ends[is_filled]
         whole, rest = np.divmod(ends - first, sequence_length)
-        number = np.cumsum(whole) - whole  # of the document's first whole sequence
+        number = np.cumsum(whole) - whole  # number of the document's first whole sequence
         cuts = np.repeat(first - number * sequence_length, whole)
         cuts = cuts + np.arange(int(whole.sum())) * sequence_length
         rests = np.flatnonzero(rest)
@@ -138,7 +138,7 @@ class PackedWindow:
         return cls(offsets, starts[order], stops[order])
 
     def write(self, path: Path) -> None:
-        """As one array of int64: the number of sequences, `offsets`, `first`, `stop`."""
+        """Write one int64 array: the number of sequences, `offsets`, `first`, `stop`."""
         array = np.concatenate([[self.sequences], self.offsets, self.first, self.stop])
         file = io.BytesIO()
         np.save(file, array.astype(np.int64))
@@ -146,7 +146,7 @@ class PackedWindow:
 
     @classmethod
     def read(cls, path: Path, targets: int) -> PackedWindow | None:
-        """Map what `write` wrote; None unless it exists, is whole and has so many targets."""
+        """Map the file that `write` wrote; None if missing, damaged or not of `targets` targets."""
         try:
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
             bounds = int(array[0]) + 2
@@ -162,7 +162,7 @@ class PackedOrder(WindowedOrder):
     """The order of a stream's packed sequences, with the interface of `SampleOrder`.
 
     Args:
-        windows: all windows of the stream, each with its first target.
+        windows: (first target, packing) of every window of the stream.
     """
 
     def __init__(
@@ -178,10 +178,10 @@ class PackedOrder(WindowedOrder):
 
     @property
     def blocks_per_epoch(self) -> int:
-        return self.blocks_of_first_epoch  # each epoch has the same sequences
+        return self.blocks_of_first_epoch  # all epochs have the same sequences
 
     def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
-        """The targets [start, stop) of each sample: a range per document, at most T together."""
+        """The targets [start, stop) of each sample: one range per document, T in all at most."""
         return self._recent.look_up(samples, self._ranges)
 
     def _ranges(self, samples: Ints) -> list[TargetRanges]:
@@ -206,7 +206,7 @@ class PackedOrder(WindowedOrder):
         return found
 
     def _place(self, samples: Ints) -> tuple[Ints, Ints]:
-        """Window, and sequence within it, of each sample."""
+        """The window of each sample, and the number of its sequence within that window."""
         epochs, place = np.divmod(samples, self.blocks_per_epoch)
         for epoch in set(epochs.tolist()) - {0}:
             here = epochs == epoch

@@ -1,6 +1,6 @@
-"""Randomness as a hash, and a permutation of any size that is computed point by point.
+"""Random numbers from a hash, and a permutation of any size that is computed point by point.
 
-The permutation is a Feistel network with cycle-walking, so nothing is stored.
+The permutation is a Feistel network with cycle-walking, so no table is stored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _ROUNDS = 6  # four suffice for pseudo-randomness (Luby and Rackoff 1988); two m
 
 
 def keyed_hash(*parts: int | str) -> int:
-    """64 bits that depend on all parts.
+    """A 64-bit hash of all parts.
 
-    Randomness here is a hash of (seed, epoch, purpose), never a global generator.
+    The data engine draws random numbers as a hash of (seed, epoch, purpose), never from a global
+    generator.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -31,7 +32,7 @@ def _round_keys(key: int) -> tuple[int, ...]:
 
 
 def _mix(value: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
-    """The round function: the finaliser of splitmix64 over value + key, in wrapping uint64."""
+    """The round function: the finaliser of splitmix64 applied to value + key, modulo 2^64."""
     z = value + np.uint64(key)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -55,7 +56,7 @@ class Permutation:
         out = self._feistel(values)
         flat = out.reshape(-1)  # a view
         outside = np.flatnonzero(flat >= self.size)
-        while outside.size:  # walk the cycle until inside; fewer than four steps on average
+        while outside.size:  # walk the cycle back into range; fewer than four steps on average
             walked = self._feistel(flat[outside])
             flat[outside] = walked
             outside = outside[walked >= self.size]
@@ -72,7 +73,7 @@ class Permutation:
 
     @property
     def _half(self) -> int:
-        """The network permutes 2 * half bits, at most four times `size`."""
+        """Half the bits of the network, whose domain is at most four times `size`."""
         return max(1, ((self.size - 1).bit_length() + 1) // 2)
 
     def _unfeistel(self, value: int) -> int:

@@ -1,1 +1,1 @@
-"""From `data.*` to a finished token store."""
+"""Prepare data: turn the sources in `data.*` into a finished token store."""

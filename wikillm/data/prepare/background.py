@@ -1,10 +1,10 @@
 """The process that builds a token store while another one trains on its finished part.
 
-It is not a rank and not in a process group. Its parent sends it a `BuildPlan` over a pipe. It
-waits for the lock (one builder at a time, on any number of nodes), builds, and answers
-("done", None) or ("refused", error). When the parent closes the pipe or dies, it exits at once with
-its workers; the next build resumes at the first missing shard. Its log is `.STORE.log` beside the
-store.
+The builder is not a rank and is in no process group. Its parent sends a `BuildPlan` over a pipe.
+The builder waits for the lock (one builder at a time, on any number of nodes), builds, and answers
+("done", None) or ("refused", error). When the parent closes the pipe or dies, the builder and its
+workers exit at once; the next build resumes at the first missing shard. The builder logs to
+`.STORE.log` beside the store.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NICE = 5  # training has priority where both need a core
 
 
 class Builder:
-    """The parent's side. Forked children do not own it."""
+    """The parent's handle of the builder process. A forked child neither reads nor stops it."""
 
     def __init__(self, plan: BuildPlan) -> None:
         self._plan = plan
@@ -40,9 +40,9 @@ class Builder:
         self._error: WikiLLMError | None = None
 
     def failure(self) -> WikiLLMError | None:
-        """Why it ended without a store; None while it works and when it is done.
+        """Why the builder ended without a store; None while it runs and after it succeeds.
 
-        The error is also written for the other processes that wait for the store.
+        The error is also written to a file for the other processes that wait for the store.
         """
         if self._has_ended or os.getpid() != self._owner:
             return self._error
@@ -60,7 +60,7 @@ class Builder:
         return error
 
     def stop(self) -> None:
-        """End it; what it has built is kept."""
+        """Stop the builder; finished shards are kept."""
         if os.getpid() == self._owner:
             stop_child(self._process, self._pipe)
             self._has_ended = True
@@ -72,11 +72,11 @@ class Builder:
         if self._log.is_file():
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = f":\n{lines[-1][:200]}" if lines else ""
-        resume = "start again with --resume auto: it resumes at the first missing shard"
+        resume = "start again with --resume auto: the build resumes at the first missing shard"
         return DataError(
             "The process that builds the token store died.",
             got=f"pid {self._process.pid}, {how}; its last output is in {self._log}{last}",
-            fix=f"{resume}; with less memory: data.workers=1",
+            fix=f"{resume}; if memory ran out, add data.workers=1",
         )
 
 
@@ -102,7 +102,7 @@ def main(descriptor: int) -> int:
 
 
 def _exit_with_parent(pipe: Connection) -> None:
-    """The parent sends nothing more, so anything received is the end of the pipe."""
+    """Wait for the end of the pipe, then exit: the parent sends nothing after the plan."""
     try:
         pipe.recv()
     except (EOFError, OSError):

@@ -1,9 +1,9 @@
 """Build a token store: tokenizer, shards, manifest. One process builds at a time.
 
-One reader cuts the stream of records into shards (`sources.read`), worker processes build them.
-The files of a shard are complete on the disk before its record. A killed build resumes at the first
-missing shard, reading from where the shard before it ended. The result has the same bytes for any
-number of workers and interruptions.
+One reader cuts the stream of records into shards (`sources.read`) and worker processes build them.
+The files of a shard are complete on disk before its record is written. A killed build resumes at
+the first missing shard and reads from the end of the shard before it. The store has the same bytes
+for any number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from wikillm.data.workers.progress import Progress
 
 
 def ensure_store(plan: BuildPlan, *, is_main: bool = True) -> None:
-    """Build the store unless it exists; wait for another process that builds it. (all ranks)"""
+    """Build the store unless it exists; wait if another process is building it. (all ranks)"""
     with exclusive(plan.lock_base, "building the token store", is_main):
         if not (plan.store / MANIFEST_NAME).exists():
             _announce(plan)
@@ -66,13 +66,13 @@ def _announce(plan: BuildPlan) -> None:
     for source in plan.sources if plan.threads > 1 else ():
         is_large = source.compression == "bz2" and source.size > MAX_STREAM
         if is_large and not has_many_streams(Path(source.path)):
-            what = "one core decompresses it (`multistream` dumps take several)"
-            say(f"data: {source.path} is one bz2 stream: {what}")
+            note = "only one core can decompress it (a `multistream` dump uses several)"
+            say(f"data: {source.path} is one bz2 stream: {note}")
     if plan.max_text_bytes is not None:
         size = f"{plan.max_text_bytes / 1e6:.3g} MB"
         say(f"data: the first {size} of text only (data.max_text_bytes)")
-    what = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
-    say(f"tokenizer: {plan.tokenizer.name} ({what}{plan.tokenizer.origin})")
+    kind = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
+    say(f"tokenizer: {plan.tokenizer.name} ({kind}{plan.tokenizer.origin})")
 
 
 def _build(plan: BuildPlan) -> None:
@@ -84,7 +84,7 @@ def _build(plan: BuildPlan) -> None:
     except BackendDiffers as error:
         refuse_backend(plan.store, backend, error)
         if plan.is_read and build.shards:
-            raise _read_already(plan, backend, error) from None
+            raise _shards_were_read(plan, backend, error) from None
         shards = _Build(plan, choose_backend("hf", plan.store)).run()
     if not sum(info.text_bytes for info in shards):
         raise plan.nothing_left(merged(info.funnel for info in shards))
@@ -94,24 +94,24 @@ def _build(plan: BuildPlan) -> None:
 
 
 def set_up(plan: BuildPlan) -> tuple[TextTokenizer, str]:
-    """Setup before the first shard: the folder, its tokenizer, the name of the encoder."""
+    """Set up the folder and its tokenizer; return the tokenizer and the name of the encoder."""
     _claim(plan)
     tokenizer = store_tokenizer(plan)
     return tokenizer, choose_backend(plan.backend, plan.store)
 
 
-def _read_already(plan: BuildPlan, backend: str, error: BackendDiffers) -> DataError:
-    anew = "what was trained on is built again, and may change"
+def _shards_were_read(plan: BuildPlan, backend: str, error: BackendDiffers) -> DataError:
     return DataError(
-        f"The encoder {backend} turned out to differ from tokenizers "
+        f"The encoder {backend} was found to give other ids than tokenizers "
         "while a run was training on its shards.",
         got=f"{plan.store}: {error.what} {error.got or ''}".rstrip(),
-        fix=f"data.backend=hf in another run.dir, from step 0: {anew}",
+        fix="start from step 0 in another run.dir with data.backend=hf, "
+        "which builds those shards again",
     )
 
 
 def _claim(plan: BuildPlan) -> None:
-    """Make or take over the folder: refuse other content, remove staged files of a killed build."""
+    """Make the folder, or continue in it: refuse other content, remove a killed build's files."""
     marker = plan.store / "build.json"
     if marker.exists():
         refuse_other_facts(plan.store, _facts_of(marker), plan.facts)
@@ -123,10 +123,10 @@ def _claim(plan: BuildPlan) -> None:
             got=str(plan.store),
             fix="name another folder in data.store, or leave data.store out",
         )
-    _refuse_if_it_does_not_fit(plan)
+    _refuse_too_small_disk(plan)
     try:
         plan.store.mkdir(parents=True, exist_ok=True)
-        # Before anything else is in the folder, so that it is recognised after a crash.
+        # The marker is the folder's first file, so that a crashed build is recognised.
         write_json(marker, {"fingerprint": plan.fingerprint, "facts": plan.facts})
     except OSError as error:
         raise MachineError(
@@ -134,7 +134,7 @@ def _claim(plan: BuildPlan) -> None:
             got=f"{plan.store}: {error.strerror}",
             fix="data.store=FOLDER that can be written",
         ) from None
-    # Others may be building parts of it (data.parts): then the staged files are theirs.
+    # Staged files may belong to another machine that is building a part (`prepare.parts`).
     parts_lock = FileLock(plan.parts_lock)
     is_alone = parts_lock.try_acquire()
     for folder in (plan.store, *(plan.store / name for name in (*SPLITS, "shards", "tokenizer"))):
@@ -146,7 +146,7 @@ def _claim(plan: BuildPlan) -> None:
 
 
 def _facts_of(marker: Path) -> dict[str, Any]:
-    """The facts that a build was started with."""
+    """The facts with which the build in this folder was started."""
     try:
         facts = json.loads(marker.read_text(encoding="utf-8"))["facts"]
         if isinstance(facts, dict):
@@ -157,7 +157,7 @@ def _facts_of(marker: Path) -> dict[str, Any]:
     raise DataError("The record of a build is damaged.", got=got, fix=set_aside(marker.parent))
 
 
-def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
+def _refuse_too_small_disk(plan: BuildPlan) -> None:
     need = predicted_store_bytes(plan.sources, plan.max_text_bytes)
     done = sum(path.stat().st_size for split in SPLITS for path in (plan.store / split).glob("*.*"))
     place = plan.store if plan.store.is_dir() else nearest_existing(plan.store)
@@ -167,17 +167,17 @@ def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
         raise MachineError(
             "The token store will not fit on this disk.",
             got=f"{needed}, {format_size(free)} are free",
-            fix="data.store=FOLDER on a larger disk, "
-            "or data.max_text_bytes=SIZE to use the beginning only",
+            fix="set data.store to a folder on a larger disk, "
+            "or data.max_text_bytes=SIZE to use only the first SIZE bytes of text",
         )
     say(f"store: {plan.store}, about {format_size(need)} at most ({format_size(free)} free)")
 
 
 class _Build:
-    """Builds the missing shards and commits all of them, in order."""
+    """Builds the missing shards and commits all shards in order."""
 
     def __init__(self, plan: BuildPlan, backend: str) -> None:
-        self.shards: list[ShardInfo] = []  # committed: others may have read them
+        self.shards: list[ShardInfo] = []  # committed shards, which other processes may have read
         self._plan = plan
         self._job = plan.shard_job(backend)
         self._bad = BadRecords(plan.max_bad_fraction)
@@ -209,7 +209,7 @@ class _Build:
             yield raw
 
     def _commit(self, info: ShardInfo) -> bool:
-        """Add the next shard; True when no more are wanted (data.max_text_bytes)."""
+        """Add the next shard; return True when data.max_text_bytes is reached."""
         limit = self._plan.max_text_bytes
         if limit is not None and self._text_bytes + info.text_bytes > limit:
             info = self._cut(info, limit - self._text_bytes)
@@ -221,7 +221,7 @@ class _Build:
         return limit is not None and (info.is_cut or self._text_bytes >= limit)
 
     def _cut(self, info: ShardInfo, budget: int) -> ShardInfo:
-        """Build a shard again, with the first `budget` bytes of its text only."""
+        """Build a shard again from only the first `budget` bytes of its text."""
         with closing(self._plan.reader.read(info.start, info.number)) as raws:
             return replace(self._job, text_budget=budget)(next(raws), lambda work: None)
 
@@ -232,7 +232,7 @@ class _Build:
         )
 
     def _remove_beyond(self, count: int) -> None:
-        """Remove shards that were built ahead of the one where data.max_text_bytes was reached."""
+        """Remove the shards after the one in which data.max_text_bytes was reached."""
         store = self._plan.store
         for path in (store / "shards").glob("*.json"):
             number = int(path.stem)
@@ -246,11 +246,11 @@ class _Build:
         self._disk_read += size
 
     def _share(self) -> float:
-        """The finished part of the build: of the source, or of the text that is wanted."""
+        """The finished share of the build: of the source, or of data.max_text_bytes."""
         sources = self._plan.sources
         total = estimated_bytes(sources)
         if self._disk_read and self._position and any(s.compression != "none" for s in sources):
-            # Better than the typical ratio: what these sources gave so far.
+            # The ratio of the bytes read so far is better than the typical ratio.
             size = sum(source.size for source in sources)
             total = int(self._position * size / self._disk_read)
         share = self._progress.source_bytes / max(1, total)
@@ -259,11 +259,11 @@ class _Build:
 
 
 def _log_resume(number: int, cursor: Cursor) -> None:
-    say(f"{number} shards of an earlier build are complete; it resumes from there")
+    say(f"{number} shards of an earlier build are complete; the build resumes after them")
 
 
 def finished_shards(store: Path) -> dict[int, ShardInfo]:
-    """Shards whose record exists, whose files have the right size, whose encoder is not refused."""
+    """Shards that have a record, files of the right size and an encoder that is not refused."""
     found: dict[int, ShardInfo] = {}
     refused = refused_backends(store)
     for path in (store / "shards").glob("*.json"):

@@ -1,9 +1,9 @@
-"""From `data.dedup` and `data.drop_list` to a plan that drops the duplicates.
+"""Add the drop-list of `data.dedup` or `data.drop_list` to a plan, so that duplicates are dropped.
 
-The drop-list is made here by a first pass over the sources, or was made elsewhere with
-`wikillm prepare --drop-list-only FILE` and is named in `data.drop_list`. Its hash and the settings
-that made it are among the facts in the same form. So a store built from a given list has the bytes
-and the fingerprint of one that finds the duplicates itself.
+The drop-list is made here by a first pass over the sources, or was made before with
+`wikillm prepare --drop-list-only FILE` and is named in `data.drop_list`. In both cases the facts
+contain its hash and the settings that made it. So a store built from a given list has the same
+bytes and fingerprint as a store whose build finds the duplicates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wikillm.data.store.manifest import differences, fingerprint_of
 from wikillm.data.workers.exclusive import beside
 
 DEDUP_VERSION = 2
-"""Part of the fingerprint: raise it with every change of what counts as a duplicate."""
+"""Part of the fingerprint: raise it whenever the definition of a duplicate changes."""
 _DECIDES_NO_DUPLICATE = ("data.tokenizer", "data.val_fraction", "eos", "format_version")
 
 
@@ -38,7 +38,7 @@ class Deduplication:
 
     @classmethod
     def of(cls, cfg: DataSection) -> Deduplication | None:
-        """None when duplicates are kept.
+        """The settings of `cfg`; None when duplicates are kept.
 
         Raises ConfigError for a missing package, DataError for a drop-list that is damaged or was
         made with another `data.dedup`.
@@ -55,9 +55,10 @@ class Deduplication:
         return cls(facts, given, made_from)
 
     def apply(self, plan: BuildPlan, cfg: DataSection, area: Path, is_main: bool) -> BuildPlan:
-        """The plan with its drop-list, made if missing, whose hash is among the facts. (all ranks)
+        """The plan with its drop-list, whose hash is added to the facts. (all ranks)
 
-        Raises DataError for a given list that was made from other sources or settings.
+        The list is made if it is missing. Raises DataError when `data.drop_list` was made from
+        other sources or settings.
         """
         if self.given is None:
             drops = _first_pass(plan, cfg, self.facts, area).ensure(is_main=is_main)
@@ -76,7 +77,7 @@ class Deduplication:
 
 
 def write_drop_list_of(plan: BuildPlan, path: Path) -> DropList:
-    """Write the drop-list of a plan as a separate file, with everything that decided it.
+    """Write the drop-list of a plan to its own file, with the facts that decide its content.
 
     Raises MachineError if the file cannot be written.
     """
@@ -92,7 +93,7 @@ def write_drop_list_of(plan: BuildPlan, path: Path) -> DropList:
 
 
 def dedup_facts(cfg: DataSection) -> dict[str, Any]:
-    """What decides the duplicates. Raises ConfigError for a missing package."""
+    """The facts that decide what is a duplicate. Raises ConfigError for a missing package."""
     facts: dict[str, Any] = {"kind": cfg.dedup, "version": DEDUP_VERSION}
     if cfg.dedup == "minhash":
         facts |= {"similarity": cfg.dedup_similarity, "signature": minhash_facts()}
@@ -100,9 +101,9 @@ def dedup_facts(cfg: DataSection) -> dict[str, Any]:
 
 
 def _made_from(plan: BuildPlan, dedup: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a drop-list; the size of shards only with data.max_text_bytes."""
-    others = {*_DECIDES_NO_DUPLICATE, *(() if plan.max_text_bytes else ("shard_bytes",))}
-    facts = {name: value for name, value in plan.facts.items() if name not in others}
+    """The facts that decide a drop-list; shard_bytes is one only with data.max_text_bytes."""
+    ignored = {*_DECIDES_NO_DUPLICATE, *(() if plan.max_text_bytes else ("shard_bytes",))}
+    facts = {name: value for name, value in plan.facts.items() if name not in ignored}
     return {**facts, "data.dedup": dict(dedup)}
 
 
@@ -122,10 +123,10 @@ def _first_pass(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: 
 
 
 def _refused(name: str, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> DataError:
-    make = f"wikillm prepare ... --drop-list-only {name}"
+    command = f"wikillm prepare ... --drop-list-only {name}"
     lines = differences(made, wanted, "the list was made with", "this run has")
     return DataError(
         "The drop-list was made from other sources or settings.",
         got="\n".join([f"data.drop_list={name}", *lines]),
-        fix=f"the same settings here; or make it again with these: {make}",
+        fix=f"use the settings of the list, or make the list again: {command}",
     )

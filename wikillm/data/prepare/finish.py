@@ -1,4 +1,4 @@
-"""The end of a build: the files that describe the finished shards; the manifest is written last."""
+"""Finish a build: write the files that describe the finished shards, the manifest last."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MAX_COUNTED = 20_000_000  # documents whose hashes are compared: 160 MB
 
 
 def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo]) -> Manifest:
-    """Write the files that describe the finished shards. The manifest is the last change."""
+    """Write the files that describe the finished shards. The manifest is written last."""
     if any(info.funnel.bad_records for info in shards):
         write_quarantine(plan.store, shards)
     digests = (info.sha256 for info in plan.source_infos)
     write_attribution(plan.store, list(zip(plan.sources, digests, strict=True)))
-    if plan.drop_list is not None:  # which documents were dropped, and for which
+    if plan.drop_list is not None:  # the dropped documents, and those they duplicate
         write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
     (plan.store / COMMITTED_NAME).unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def describe_shards(
     plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo], duplicates: int | None
 ) -> Manifest:
     """The manifest of a store of exactly these shards."""
-    # Several encoders when a build was resumed with another one.
+    # A build that was resumed with another encoder has several.
     encoders = [info.partition(" ") for info in sorted({info.backend for info in shards})]
     name = plan.tokenizer.name
     origin = plan.tokenizer.origin
@@ -60,7 +60,10 @@ def describe_shards(
 
 
 def _duplicates(store: Path, shards: list[ShardInfo]) -> int | None:
-    """Documents whose text occurred before, in either split; None when there are too many."""
+    """Number of documents that repeat an earlier text, in either split.
+
+    None above `_MAX_COUNTED` documents.
+    """
     if sum(part.documents for info in shards for part in info.splits.values()) > _MAX_COUNTED:
         return None
     paths = [shard_path(store, split, info.number, "idx") for info in shards for split in SPLITS]

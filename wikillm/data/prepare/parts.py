@@ -1,10 +1,10 @@
-"""Build a part of a store's shards on a machine that shares the folder with others.
+"""Build a part of a store's shards on one of several machines that share its folder.
 
-Shards are independent once it is known where each begins (`sources.cuts`). The first machine, under
-a lock, sets up the folder and the tokenizer and finds the cuts. Then all machines build the missing
-shards of their parts at once. None of them finishes the store: `wikillm prepare` without a part
-builds what is missing, checks the bad records of all shards and writes the manifest. So the bytes
-are the same.
+Shards are independent once the start of each is known (`sources.cuts`). The first machine takes a
+lock, sets up the folder and the tokenizer, and finds the cuts. Then all machines build the missing
+shards of their parts at the same time. No part finishes the store: `wikillm prepare` without
+`--shards` builds the shards still missing, checks the bad records of all shards and writes the
+manifest. So the store has the same bytes as one that a single machine builds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wikillm.data.workers.progress import Progress, Work
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`A:B`, the shards from A to B - 1, or `I/N`, the I-th of N equal parts, counted from 0."""
+    """A range of shards: `A:B` is A to B - 1; `I/N` is the I-th of N equal parts, from 0."""
 
     low: int
     high: int
@@ -39,7 +39,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """Raises ConfigError for anything else."""
+        """Parse `A:B` or `I/N`. Raises ConfigError for any other text."""
         match = re.fullmatch(r"(\d+)([:/])(\d+)", text)
         if match is not None:
             low = int(match[1])
@@ -54,24 +54,25 @@ class Part:
         )
 
     def of(self, shards: int) -> range:
-        """The numbers of its shards, of so many in all."""
+        """The shard numbers of this part in a store of `shards` shards."""
         if self.is_share:
             return range(shards * self.low // self.high, shards * (self.low + 1) // self.high)
         return range(min(self.low, shards), min(self.high, shards))
 
 
 def cut_shards(plan: BuildPlan) -> tuple[str, tuple[Cursor, ...]] | None:
-    """The encoder that builds the shards, and where each begins, with the end of the last.
+    """The encoder of the store, and its cuts: the start of every shard and the end of the last.
 
-    Sets up the folder and finds the cuts unless that was done; None for a finished store.
+    Sets up the folder and finds the cuts if no machine has done so; None for a finished store.
 
-    Raises ConfigError with data.max_text_bytes, which is decided in the order of the shards.
+    Raises ConfigError with data.max_text_bytes, whose limit depends on all earlier shards.
     """
     if plan.max_text_bytes is not None:
         raise ConfigError(
-            "data.max_text_bytes is decided shard by shard, so it cannot be built in parts.",
-            got=str(plan.max_text_bytes),
-            fix="leave out --executor and --shards; or data.max_text_bytes=null",
+            "A store with data.max_text_bytes cannot be built in parts: "
+            "where it ends depends on all earlier shards.",
+            got=f"data.max_text_bytes={plan.max_text_bytes}",
+            fix="leave out --executor and --shards, or set data.max_text_bytes=null",
         )
     with exclusive(plan.lock_base, "preparing the shards", is_main=True):
         if (plan.store / MANIFEST_NAME).exists():
@@ -81,7 +82,7 @@ def cut_shards(plan: BuildPlan) -> tuple[str, tuple[Cursor, ...]] | None:
 
 
 def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
-    """The cuts, found once and kept beside the store."""
+    """The cuts, which are found once and kept in a file beside the store."""
     path = beside(plan.lock_base, ".cuts.json")
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +102,7 @@ def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
 
 
 def build_part(plan: BuildPlan, part: Part) -> str:
-    """Build the missing shards of a part; returns a sentence about what is finished.
+    """Build the missing shards of a part; return a sentence that says which shards are finished.
 
     Raises DataError for bad sources, MachineError for a full disk or a killed worker.
     """
@@ -121,12 +122,12 @@ def build_part(plan: BuildPlan, part: Part) -> str:
             _build(plan, cuts, backend, numbers)
     done = len(finished_shards(plan.store))
     what = f"shards {numbers.start} to {numbers.stop - 1}" if numbers else "no shards"
-    rest = "the same command without --shards finishes"
+    rest = "the same command without --shards finishes the store"
     return f"{plan.store}: {what} are built, {done} of {shards} in all; {rest}"
 
 
 def _build(plan: BuildPlan, cuts: Sequence[Cursor], backend: str, numbers: range) -> None:
-    """Build those of the shards `numbers` that are missing, in the workers of this machine."""
+    """Build the missing shards among `numbers` in worker processes on this machine."""
     done = finished_shards(plan.store)
     missing = [
         n
@@ -146,7 +147,7 @@ def _build(plan: BuildPlan, cuts: Sequence[Cursor], backend: str, numbers: range
 
 
 def _read(plan: BuildPlan, cuts: Sequence[Cursor], missing: Sequence[int]) -> Iterator[RawShard]:
-    """The records of the missing shards; adjacent ones are read at once, a gap is skipped."""
+    """The records of the missing shards; adjacent shards are read in one go, gaps are skipped."""
     at = 0
     while at < len(missing):
         first = missing[at]
@@ -157,7 +158,7 @@ def _read(plan: BuildPlan, cuts: Sequence[Cursor], missing: Sequence[int]) -> It
                     raise DataError(
                         "A source changed while its shards were built.",
                         got=f"shard {raw.number} ends at {raw.end}, not at {end}",
-                        fix="start again when nothing writes to it",
+                        fix="start again once no program writes to the source",
                     )
                 yield raw
                 at += 1

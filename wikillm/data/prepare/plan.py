@@ -1,4 +1,4 @@
-"""What is to be built, decided before anything is built."""
+"""The plan of a token store, complete before the build starts."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from wikillm.data.types import SourceFile
 from wikillm.data.workers.exclusive import beside
 
 _TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
-"""Clean text per decompressed byte, at most; 1 for the other formats."""
+"""Upper bound of clean text per decompressed byte; 1 for formats that are not listed."""
 _STORE_BYTES_PER_TEXT_BYTE = 1.4
-"""0.29 tokens of 4 bytes, and 32 bytes for a document of 250 bytes at least."""
+"""0.29 tokens of 4 bytes, plus an index entry of 32 bytes per document of at least 250 bytes."""
 _MOST_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What decides a store (`facts`), and what decides only how it is built.
+    """The settings that decide a store's content (`facts`), and those of how it is built.
 
     Attributes:
-        is_read: a run trains on its finished part, so no final shard may change any more.
+        is_read: a run trains on the finished shards, so they must not change any more.
     """
 
     store: Path
@@ -59,7 +59,7 @@ class BuildPlan:
 
     @property
     def relay(self) -> Path:
-        """The file for the newest progress line."""
+        """The file that holds the most recent progress line."""
         return beside(self.lock_base, ".progress")
 
     @property
@@ -69,12 +69,12 @@ class BuildPlan:
 
     @property
     def parts_lock(self) -> Path:
-        """Shared by all who build parts of the store at once (see `parts`)."""
+        """Lock that is shared by all processes that build parts of the store (see `parts`)."""
         return self.store.with_name(f".{self.store.name}.crew")
 
     @property
     def threads(self) -> int:
-        """Threads that decompress: each takes a core and feeds a dozen workers with wikitext."""
+        """Number of decompressing threads: each uses one core and supplies a dozen workers."""
         return min(self.workers, _MOST_THREADS)
 
     @property
@@ -88,23 +88,23 @@ class BuildPlan:
         return CleanJob(formats, self.text_key, self.filters, self.drop_list, sites)
 
     def shard_job(self, backend: str) -> ShardJob:
-        """What builds one shard with the encoder `backend`, in this or another process."""
+        """The function that builds one shard with the encoder `backend`, in any process."""
         check_first = CHECKED_BEFORE_TRAINING if self.is_read else FIRST_DOCUMENTS
         return ShardJob(
             self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first
         )
 
     def nothing_left(self, funnel: Funnel) -> DataError:
-        """The error of a build without any document left; `funnel` has the reasons."""
-        fix = "look at the reasons above; data.text_key names the key of the text"
+        """The error of a build that kept no document; `funnel` has the reasons."""
+        fix = "see the reasons above; set data.text_key to the key that holds the text"
         if self.max_text_bytes is not None and funnel.read_records == 0:
             limit = f"data.max_text_bytes={self.max_text_bytes}"
-            fix = f"{limit} is less than the first document; raise it"
+            fix = f"raise {limit}, which is less than the first document"
         return DataError("Nothing is left to train on after cleaning.", got=funnel.table(), fix=fix)
 
 
 def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:
-    """An estimate of the size of a store of `sources`, on the high side."""
+    """A high estimate of the size of a store of `sources`, in bytes."""
     shares = ((source, _TEXT_SHARE.get(source.format, 1.0)) for source in sources)
     text = sum(estimated_bytes([source]) * share for source, share in shares)
     if max_text_bytes is not None:

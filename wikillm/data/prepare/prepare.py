@@ -1,10 +1,10 @@
-"""From `data.*` to a finished token store: what is read and what is built.
+"""Plan and build the token store that `data.*` describes, or open it if it exists.
 
-Every rank calls `prepare_store` before a process group exists (`read.open` does it for a corpus).
-One process at a time works: the first finds the sources' digests and the tokenizer and builds; the
-others wait and open the same store. What was found is kept beside the stores, keyed by the settings
-and by path, size and time of each file. So a later start neither reads the sources again nor tries
-a download again.
+Every rank calls `prepare_store` before a process group exists (`read.open` does so for a corpus).
+The first process finds the digests of the sources and the tokenizer, and builds; the others wait
+and open the same store. The digests are kept beside the stores, keyed by the settings and by path,
+size and time of each file. So a later start neither reads the sources again nor repeats a download
+that failed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from wikillm.data.workers.exclusive import beside, exclusive
 from wikillm.data.workers.progress import Progress, Work
 
 STORES = Path("stores")
-_DECIDES_NOTHING = {  # of what is found by looking at the sources
+_DECIDES_NOTHING = {  # settings that do not change what is found in the sources
     "workers",
     "backend",
     "max_bad_fraction",
@@ -72,12 +72,13 @@ _WITHOUT_KEYS = ("mediawiki", "text", "blocks", "lines")
 
 
 def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> Store:
-    """Open the one token store of `cfg`, built first if it is missing. (all ranks)
+    """Open the single token store of `cfg`; build it first if it is missing. (all ranks)
 
-    A store of a mixture (`is_part`) may hold out few tokens: they are counted with the others'.
+    With `is_part` (the store is one of a mixture) few held-out tokens are allowed: the mixture
+    checks the sum over its stores.
 
     Raises:
-        ConfigError: a setting that is refused.
+        ConfigError: a setting out of range.
         DataError: bad sources, tokenizer or existing store; too few held-out tokens.
         MachineError: a full disk, or a worker process that died.
     """
@@ -93,7 +94,7 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = Fal
 
 
 def check_settings(cfg: DataSection) -> None:
-    """Raise ConfigError for values out of range, before any source is read."""
+    """Raise ConfigError for values out of range; reads no source."""
     if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
         what = "data.val_fraction must be a share between 0 and 1."
         raise ConfigError(what, got=str(cfg.val_fraction), fix="data.val_fraction=0.1")
@@ -103,14 +104,17 @@ def check_settings(cfg: DataSection) -> None:
 
 
 def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
-    """The store in `data.store` when no source is named: the sources may be missing. (all ranks)"""
+    """The store in `data.store`, if no source is named or it is an address. (all ranks)
+
+    None if the store is still to be planned and built.
+    """
     if cfg.store and scheme_of(cfg.store):
         if cfg.path:
-            build = "or build it in data.store=FOLDER, and copy that there"
+            build = "to build a store, set data.store to a local folder, then upload that folder"
             raise ConfigError(
-                "A store is built in a local folder, and read from an address.",
-                got=f"data.store={shown(cfg.store)} beside data.path",
-                fix=f"data.path=null to read the store; {build}",
+                "data.store is an address: a store can be read from there, but not built there.",
+                got=f"data.store={shown(cfg.store)} and data.path",
+                fix=f"data.path=null reads the store; {build}",
             )
         return open_remote(cfg.store, Cache(cfg.cache, cfg.cache_bytes), is_main=is_main)
     if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
@@ -119,9 +123,9 @@ def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
 
 
 def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
-    """The finished store of a plan, built if it is missing. (all ranks)
+    """The finished store of a plan, which is built if it is missing. (all ranks)
 
-    Raises DataError when it was made from other facts.
+    Raises DataError when an existing store was made from other facts.
     """
     ensure_store(plan, is_main=is_main)
     store = Store.open(plan.store, sizes=is_main)
@@ -132,15 +136,16 @@ def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
 def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> BuildPlan:
     """Find everything that decides the store: sources, digests, tokenizer, duplicates. (all ranks)
 
-    A source of a mixture (`is_part`) may be one document: others may be held out. With `data.dedup`
-    and no `data.drop_list` it reads the sources to the end, about as long as the build takes.
+    With `is_part` (the store is one of a mixture) the source may be a single document. With
+    `data.dedup` and no `data.drop_list` this reads all sources, which takes about as long as the
+    build.
     """
     if cfg.mixture:
         raise ConfigError(
-            "This builds one store, and data.mixture names several.",
+            "This command builds one store, and data.mixture names several.",
             got=", ".join(source.name for source in cfg.mixture),
-            fix="build the stores one by one: data.path=... data.store=..., "
-            "and name them in data.mixture",
+            fix="build each store on its own with data.path=... data.store=..., "
+            "then name the stores in data.mixture",
         )
     filters = plan_filters(cfg)
     dedup = Deduplication.of(cfg)
@@ -157,14 +162,14 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
 
 
 def inspect_source(file: Fetched, cfg: DataSection) -> SourceFile:
-    """What a file is. Raises DataError when it cannot be read."""
+    """Detect format and compression of a file. Raises DataError when it cannot be read."""
     source = sniff(file.path, cfg.format, cfg.text_key)
     check_text_key(source, cfg.max_document_bytes)
     return replace(source, url=file.url, version=file.version, max_field_lines=cfg.max_field_lines)
 
 
 def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
-    """12 hex digits of what is known about a preparation without reading the sources."""
+    """A key of 12 hex digits from the settings and file metadata, without reading the sources."""
     files = [
         (os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources
     ]
@@ -176,20 +181,20 @@ def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
 def _find(
     cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path
 ) -> tuple[list[str], TokenizerChoice]:
-    """Digests of the sources and the tokenizer, as far as an earlier run left them in `cache`."""
+    """Digests of the sources, and the tokenizer. `cache` is the file that keeps them for later."""
     known = read_object(cache)
     digests = known.get("digests")
     if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
         known = {}
         digests = _digests(sources)
-    # `auto` tries another download only for another corpus. The file keeps an older key name.
+    # With `auto`, a download that failed is not repeated for the same corpus. The key name is old.
     failed = known.get("hubs_failed", False)
     size = _text_estimate(cfg, sources)
     tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)
     failed = failed or (cfg.tokenizer == "auto" and tokenizer.folder is None)
     value = {"digests": digests, "hubs_failed": failed}
     if value != known:
-        with suppress(OSError):  # on a read-only disk they are found again each time
+        with suppress(OSError):  # on a read-only disk every start computes the digests again
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_json(cache, value)
     return digests, tokenizer
@@ -223,8 +228,8 @@ def _plan(
     fraction = automatic_fraction(size) if cfg.val_fraction == "auto" else cfg.val_fraction
     shard_bytes = cfg.shard_bytes or shard_range(size)
     has_keys = any(source.format not in _WITHOUT_KEYS for source in sources)
-    # What decides every byte of the store. A new fact must be absent where it changes nothing, or
-    # all existing stores would be built again.
+    # The facts decide every byte of the store. A new fact must be left out where it changes
+    # nothing, or all existing stores would be built again.
     facts = {
         "format_version": FORMAT_VERSION,
         "cleaner": CLEANER_VERSION,

@@ -1,4 +1,4 @@
-"""Records that could not be read: kept with each shard, listed in errors and `quarantine.jsonl`."""
+"""Quarantine: bad records are kept with each shard, and listed in errors and `quarantine.jsonl`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from wikillm.data.store.writer import shard_record_path
 from wikillm.data.types import DroppedItem, SourceFile
 
 QUARANTINE_NAME = "quarantine.jsonl"
-MAX_PER_SHARD = 1000  # bad records kept; all are counted
+MAX_PER_SHARD = 1000  # bad records kept per shard; the counts include the others
 HEAD_BYTES = 200
 _EXAMPLES = 5
 
 
 def quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, object]:
-    """How a bad record is kept. `is_row`: a row of a table, which ends with its header."""
+    """A bad record as JSON. `is_row`: a row of a table, whose payload ends with the header."""
     record = item.payload.rpartition(b"\n")[0] if is_row else item.payload
     return {
         "source": source,
@@ -34,7 +34,7 @@ def quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, objec
 
 
 def write_quarantine(store: Path, shards: Sequence[ShardInfo]) -> None:
-    """Write `quarantine.jsonl`, a line per bad record."""
+    """Write `quarantine.jsonl`, one line per bad record."""
     lines = (json.dumps(bad, ensure_ascii=False) + "\n" for bad in _bad_records(store, shards))
     write_atomic(store / QUARANTINE_NAME, "".join(lines))
 
@@ -42,7 +42,7 @@ def write_quarantine(store: Path, shards: Sequence[ShardInfo]) -> None:
 def bad_examples(
     store: Path, sources: Sequence[SourceFile], shards: Sequence[ShardInfo]
 ) -> list[str]:
-    """The first bad records as lines of an error: place, reason and beginning."""
+    """The first bad records as lines for an error: place, reason and first characters."""
     found = []
     for bad in islice(_bad_records(store, shards), _EXAMPLES):
         source = sources[bad["source"]]

@@ -1,7 +1,8 @@
-"""Build one shard, from raw records to files. Runs in the workers; a pure function of its records.
+"""Build the files of one shard from its raw records, in a worker process.
 
-The content hash of a document decides its split (`validation_split`). Text is encoded in
-batches of about 1 MiB of source, which bounds the memory of a worker for any size of shard.
+The files depend only on the records and the settings. The content hash of a document decides its
+split (`validation_split`). Text is encoded in batches of about 1 MiB of source, so the memory of a
+worker does not grow with the size of a shard.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """Build one shard: clean, encode, write; its record `shards/NNNNN.json` is written last.
+    """Builds one shard: clean, encode, write. Its record `shards/NNNNN.json` is written last.
 
     Attributes:
-        text_budget: bytes of text; the first document beyond it ends the shard.
-        backend: as `choose_backend` names it.
-        check_first: documents of shard 0 whose ids are all compared with `tokenizers`.
+        text_budget: number of bytes of text after which the shard ends; None for no limit.
+        backend: name of the encoder, from `choose_backend`.
+        check_first: number of documents of shard 0 whose ids are compared with `tokenizers`.
     """
 
     store: Path
@@ -59,13 +60,13 @@ class ShardJob:
         checked = _open_encoder(self.backend, self.store / "tokenizer")
         check_first = self.check_first if raw.number == 0 else 1
         encoder = _Encoder(checked, writers, self.val_fraction, report, check_first)
-        left = self.text_budget
+        remaining = self.text_budget
         is_cut = False
         for batch in self.clean.batches(raw):
-            if left is not None:
+            if remaining is not None:
                 ends = list(accumulate((len(text.encode()) for text in batch.texts), initial=0))
-                fitting = bisect_right(ends, left) - 1
-                left -= ends[fitting]
+                fitting = bisect_right(ends, remaining) - 1
+                remaining -= ends[fitting]
                 is_cut = fitting < len(batch.texts)
                 if is_cut:
                     batch = batch.first(fitting)
@@ -83,7 +84,7 @@ class ShardJob:
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, pages)
-        # The record comes last: with it the shard counts as finished.
+        # The record is written last, because it marks the shard as finished.
         info = ShardInfo(
             raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend
         )
@@ -92,7 +93,7 @@ class ShardJob:
 
 
 class _Encoder:
-    """Collects documents, encodes them in batches, writes each to its split."""
+    """Collects documents, encodes them in batches and writes each document to its split."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class _Encoder:
             self.flush()
 
     def flush(self) -> None:
-        """Encode and write what was collected."""
+        """Encode and write the collected documents."""
         text_bytes = tokens = 0
         if self._texts:
             text_bytes, tokens = self._encode()
@@ -132,17 +133,20 @@ class _Encoder:
         self._clear()
 
     def _encode(self) -> tuple[int, int]:
-        """The bytes and tokens of a batch, encoded at once: a loop over documents is slower."""
+        """Encode and write the batch; return its bytes of text and its tokens.
+
+        The whole batch is encoded at once, which is faster than a loop over documents.
+        """
         texts = self._texts
         tokenizer = self._encoder.reference
         encoded = self._encoder.encode_batch(texts)
-        # After encoding: fastokens has then cached the UTF-8 form inside the strings.
+        # Hash after encoding, when fastokens has cached the UTF-8 form inside the strings.
         hashes, lengths = content_hashes(texts)
         self._encoder.check(texts, encoded, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))
         largest = int(encoded.ids.max(initial=0))
         if largest >= tokenizer.length:
-            what = "A tokenizer gave an id beyond its own vocabulary."
+            what = "The tokenizer returned an id outside its own vocabulary."
             raise DataError(what, got=str(largest))
         ids = encoded.with_last(tokenizer.eos_id)
         rows = np.empty(len(texts), dtype=INDEX)

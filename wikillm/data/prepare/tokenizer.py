@@ -1,9 +1,9 @@
-"""The tokenizer of a store or of a mixture: copied, or trained on the first text of the sources.
+"""Copy the tokenizer of a store or of a mixture, or train it on the first text of the sources.
 
-Training reads the first `MAX_TRAINING_BYTES` of kept text in whole documents, one document at
-least: the same for any number of workers. For a mixture each source gives its share of these bytes.
-A source with less text is repeated, as it is in training, so that pairs are counted by weight. A
-mixture's tokenizer is kept in `stores/tokenizer-KEY`, and the stores of all its sources use it.
+A tokenizer is trained on the first `MAX_TRAINING_BYTES` of kept text, in whole documents and at
+least one; the number of workers makes no difference. In a mixture each source contributes its share
+of these bytes. A source with less text is repeated, as it is in training, so that pairs are counted
+by weight. The tokenizer of a mixture is kept in `stores/tokenizer-KEY` and used by all its stores.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress
 
 _WEIGHTING_VERSION = 1
-"""Part of the folder's name: raise it whenever other text is chosen."""
+"""Part of the folder's name: raise it whenever the choice of the training text changes."""
 
 
 def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
-    """The store's own copy of the tokenizer; copied or trained when it is missing."""
+    """The store's own copy of the tokenizer, which is copied or trained if it is missing."""
     folder = plan.store / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
@@ -63,15 +63,15 @@ def _size(texts: Sequence[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def training_texts(plan: BuildPlan, most: int = MAX_TRAINING_BYTES) -> list[str]:
-    """The first `most` bytes of kept text, in whole documents, one at least."""
-    limit = min(most, plan.max_text_bytes or most)
+def training_texts(plan: BuildPlan, max_bytes: int = MAX_TRAINING_BYTES) -> list[str]:
+    """The first `max_bytes` of kept text, in whole documents and at least one."""
+    limit = min(max_bytes, plan.max_text_bytes or max_bytes)
     estimate = min(estimated_bytes(plan.sources), limit)
     progress = Progress("reading text for the tokenizer", estimate, relay=plan.relay)
     texts: list[str] = []
     funnels: list[Funnel] = []
     size = 0
-    # In the workers, like the build; closing the generator stops them at the limit.
+    # The worker processes clean the text; closing the generator at the limit stops them.
     raws = plan.reader.read()
     jobs = run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)
     with closing(jobs) as results:
@@ -97,18 +97,18 @@ def mixture_tokenizer(
 
     Args:
         setting: data.tokenizer of the run, auto or train:N.
-        plans: name, samples in every 4096, and plan of each source, each planned with `setting`.
-        area: the folder of the stores.
+        plans: (name, samples in every 4096, plan) of each source, all planned with `setting`.
+        area: the folder that holds the stores.
 
     Raises DataError when a source has no text.
     """
     first = plans[0][2].tokenizer
     if first.folder is not None:
-        return str(first.folder)  # found here or downloaded
+        return str(first.folder)  # a tokenizer on this machine, or a downloaded one
     vocabulary = first.vocabulary
     if vocabulary is None or setting == "auto":
         vocabulary = default_vocabulary(sum(estimated_bytes(plan.sources) for _, _, plan in plans))
-    # The name covers everything that decides the tokenizer, so another mixture gets its own.
+    # The name contains a hash of everything that decides the tokenizer.
     decides = [_WEIGHTING_VERSION, TRAINER_VERSION, MAX_TRAINING_BYTES, vocabulary]
     texts_of = [(count, _facts_of_text(plan)) for _, count, plan in plans]
     key = json.dumps([decides, texts_of], sort_keys=True)
@@ -121,24 +121,24 @@ def mixture_tokenizer(
 
 
 def _facts_of_text(plan: BuildPlan) -> dict[str, object]:
-    """What decides the text of a source: all facts of its store but those of tokens and split."""
-    others = ("data.tokenizer", "data.val_fraction", "eos")
-    return {name: fact for name, fact in plan.facts.items() if name not in others}
+    """The facts that decide the text of a source: all but those of its tokens and its split."""
+    ignored = ("data.tokenizer", "data.val_fraction", "eos")
+    return {name: fact for name, fact in plan.facts.items() if name not in ignored}
 
 
 def weighted_texts(plans: Sequence[tuple[str, int, BuildPlan]]) -> list[str]:
-    """Texts of all sources: each gives its share of the bytes, rounded up to whole documents."""
+    """Texts of all sources, with each source's share of the bytes rounded up to whole documents."""
     counts = [count for _, count, _ in plans]
     found = [training_texts(plan, MAX_TRAINING_BYTES * count // PERIOD) for _, count, plan in plans]
     # The source with the most text for its weight sets the total; the others are repeated.
-    most = max(_size(texts) * PERIOD // count for texts, count in zip(found, counts, strict=True))
-    total = min(MAX_TRAINING_BYTES, most)
+    total = max(_size(texts) * PERIOD // count for texts, count in zip(found, counts, strict=True))
+    total = min(MAX_TRAINING_BYTES, total)
     taken: list[str] = []
     for texts, count in zip(found, counts, strict=True):
-        left = total * count // PERIOD
+        remaining = total * count // PERIOD
         for text in cycle(texts):
             taken.append(text)
-            left -= len(text.encode())
-            if left <= 0:
+            remaining -= len(text.encode())
+            if remaining <= 0:
                 break
     return taken

@@ -1,9 +1,9 @@
-"""How a tokenizer fits a store's text: bytes per token, hanzi that are one token, unused tokens.
+"""Report how a tokenizer fits a store's text: bytes per token, hanzi as one token, unused tokens.
 
-Measured on the first `SAMPLE_BYTES` of the validation split, which a tokenizer trained on the
-corpus may have read, and for unused tokens on the first `COUNTED_TOKENS` of the training split. The
-facts of a trained tokenizer are in `STORE/tokenizer_report.json` and depend on the store alone. A
-comparison with Qwen2's tokenizer, if that is on this machine, is only shown.
+The sample is the first `SAMPLE_BYTES` of the validation split, which a tokenizer trained on the
+corpus may have read. Unused tokens are counted in the first `COUNTED_TOKENS` of the training split.
+The figures of a trained tokenizer are in `STORE/tokenizer_report.json` and depend on the store
+alone. The comparison with Qwen2's tokenizer, if it is on this machine, is shown but not stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BATCH_TOKENS = 1 << 16
 
 
 def report_on_trained(folder: Path, tokenizer: TextTokenizer, shards: Sequence[ShardInfo]) -> None:
-    """Measure a trained tokenizer; keep the facts in the store at `folder`, and log them."""
+    """Measure a trained tokenizer; write the figures into the store at `folder`, and log them."""
     train, val = (TokenStream(folder, split, shards) for split in SPLITS)
     report = _report(tokenizer, train, val)
     facts = {name: fact for name, fact in report.items() if name != "qwen2"}
@@ -39,17 +39,17 @@ def report_on_trained(folder: Path, tokenizer: TextTokenizer, shards: Sequence[S
 
 
 def report_of_store(store: Store) -> dict[str, Any]:
-    """The facts of a store's tokenizer; under "qwen2" those of Qwen2's, if it is here."""
+    """The figures of a store's tokenizer; under "qwen2" those of Qwen2's, or None."""
     return _report(store.tokenizer(), store.train, store.val)
 
 
 def _report(tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> dict[str, Any]:
     texts = _sample(tokenizer, val if val.n_tokens else train)
     folder = qwen2_here()
-    other = None if folder is None else load_tokenizer(folder)
+    reference = None if folder is None else load_tokenizer(folder)
     qwen2 = None
-    if other is not None and other.sha256 != tokenizer.sha256:
-        qwen2 = {"vocabulary": other.length, **_measure(other, texts)}
+    if reference is not None and reference.sha256 != tokenizer.sha256:
+        qwen2 = {"vocabulary": reference.length, **_measure(reference, texts)}
     return {
         "vocabulary": tokenizer.length,
         "sample": "val" if val.n_tokens else "train",
@@ -60,13 +60,13 @@ def _report(tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> d
 
 
 def report_text(found: dict[str, Any]) -> str:
-    """The facts as lines for the terminal."""
+    """The figures as lines for the terminal."""
     lines = [f"on {found['text_bytes']:,} bytes of the {found['sample']} split"]
-    for name, one in (("this tokenizer", found), ("Qwen2's", found["qwen2"])):
-        if one:
-            hanzi = f"{one['hanzi_one_token']:,} of {one['hanzi']:,} distinct hanzi are one token"
-            shares = f"{one['hanzi_share']:.1%}; {one['hanzi_share_of_text']:.1%}"
-            size = f"{one['vocabulary']:>8,} tokens  {one['bytes_per_token']:.3f} bytes/token"
+    for name, row in (("this tokenizer", found), ("Qwen2's", found["qwen2"])):
+        if row:
+            hanzi = f"{row['hanzi_one_token']:,} of {row['hanzi']:,} distinct hanzi are one token"
+            shares = f"{row['hanzi_share']:.1%}; {row['hanzi_share_of_text']:.1%}"
+            size = f"{row['vocabulary']:>8,} tokens  {row['bytes_per_token']:.3f} bytes/token"
             lines.append(f"{name:<15} {size}  {hanzi} ({shares} of those in the text)")
     unused = f"{found['unused']:,} of {found['vocabulary']:,} tokens never occur"
     unused += f" in {found['counted_tokens']:,} tokens of training"
@@ -76,7 +76,7 @@ def report_text(found: dict[str, Any]) -> str:
 
 
 def _sample(tokenizer: TextTokenizer, stream: TokenStream) -> list[str]:
-    """Texts of the first documents, up to SAMPLE_BYTES in all."""
+    """Texts of the first documents, about SAMPLE_BYTES in all."""
     texts: list[str] = []
     size = at = 0
     while at < stream.n_tokens and size < SAMPLE_BYTES:
@@ -113,7 +113,10 @@ def _measure(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, Any]:
 
 
 def _unused(tokenizer: TextTokenizer, train: TokenStream) -> dict[str, Any]:
-    """Tokens that do not occur. Special tokens but EOS count: they are rows of the embedding."""
+    """Count tokens that do not occur, with examples.
+
+    Unused special tokens count too, because they are rows of the embedding.
+    """
     counted = min(COUNTED_TOKENS, train.n_tokens)
     is_used = np.zeros(tokenizer.length, dtype=bool)
     for start in range(0, counted, 1 << 22):

@@ -1,8 +1,8 @@
-"""The split into training and validation text: by content hash, and refused when it is too small.
+"""Split text into training and validation by content hash; refuse a split that is too small.
 
-A document is held out when its 64-bit content hash is below the share, so equal texts are always on
-one side, and stay there when data is added. How many tokens a share holds out is read from the
-store's index, so the share that an error proposes suffices.
+A document is held out when its 64-bit content hash is below the share. So equal texts are always in
+the same split, and stay in it when data is added. The tokens that a share holds out are counted in
+the store's index, so the share that an error proposes is large enough.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from wikillm.data.store.store import TokenStream
 from wikillm.data.types import SourceFile
 
 _SMALL_CORPUS = 256 * 10**6  # bytes of source
-_MOST_DOCUMENTS = 20_000_000  # whose hashes are compared: 320 MB
+_MAX_DOCUMENTS = 20_000_000  # documents whose hashes are sorted in memory: 320 MB
 
 
 def automatic_fraction(source_bytes: int) -> float:
-    """The share for data.val_fraction=auto: a tenth of a small corpus, else one in 200."""
+    """The share for data.val_fraction=auto: 0.1 for a small corpus, else 0.005."""
     return 0.1 if source_bytes < _SMALL_CORPUS else 0.005
 
 
@@ -51,13 +51,13 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
 def refuse_few_held_out(
     folder: Path, share: float, train: TokenStream, val: TokenStream, cfg: DataSection
 ) -> None:
-    """Raise DataError for too few held-out tokens, on which a loss is noise. The store is kept.
+    """Raise DataError for too few held-out tokens, whose loss would be noise. Keeps the store.
 
     Args:
-        folder: of the store.
-        share: of the documents that was held out.
-        train: what counts: the whole store, or its first window.
-        val: the held-out part of the same.
+        folder: folder of the store.
+        share: share of the documents that is held out.
+        train: training split of the whole store, or of its first window.
+        val: validation split of the same shards.
     """
     held_out = val.n_tokens
     if train.n_tokens >= 2 and held_out >= cfg.min_val_tokens:
@@ -68,35 +68,35 @@ def refuse_few_held_out(
         what += f"and {held_out:,} are held out for validation."
         got = f"{folder}: {documents} are held out"
     else:
-        what = f"Only {held_out:,} tokens are held out for validation; "
-        what += f"data.min_val_tokens={cfg.min_val_tokens:,} are wanted."
+        what = f"Only {held_out:,} tokens are held out for validation, "
+        what += f"less than data.min_val_tokens={cfg.min_val_tokens:,}."
         got = f"{folder}: {documents}, {held_out:,} of {held_out + train.n_tokens:,} tokens"
     got += f", with data.val_fraction={share:g}"
     raise DataError(what, got=got, fix=_fix(train, val, cfg))
 
 
 def _fix(train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
-    ways = ["more documents, with texts that differ: equal texts are on one side"]
+    ways = ["more documents with different texts (equal texts are in the same split)"]
     if val.n_tokens and train.n_tokens >= 2:
         ways.insert(0, f"data.min_val_tokens={val.n_tokens}")
     share = _share_for(train, val, cfg.min_val_tokens)
-    words = []
-    if share is None and not val.n_tokens:  # any held-out token is better than none
+    settings = []
+    if share is None and not val.n_tokens:  # propose to hold out at least one token
         share = _share_for(train, val, 1)
-        words = ["data.min_val_tokens=1"]
+        settings = ["data.min_val_tokens=1"]
     is_built_here = cfg.path or any(source.path for source in cfg.mixture)
     if share is not None and is_built_here:
-        words.insert(0, f"data.val_fraction={share}")
+        settings.insert(0, f"data.val_fraction={share}")
         if cfg.store:
-            words.append(setting("data.store", f"{cfg.store.rstrip('/')}-{share}"))
-        ways.insert(0, " ".join(words))
+            settings.append(setting("data.store", f"{cfg.store.rstrip('/')}-{share}"))
+        ways.insert(0, " ".join(settings))
     return "\nor ".join(ways)
 
 
 def _share_for(train: TokenStream, val: TokenStream, wanted: int) -> float | None:
-    """A share that holds out `wanted` tokens; None when that is more than half of all."""
+    """A share that holds out at least `wanted` tokens; None if that is more than half of all."""
     indexes = [index for stream in (train, val) for index in stream.indexes()]
-    if not indexes or train.n_documents + val.n_documents > _MOST_DOCUMENTS:
+    if not indexes or train.n_documents + val.n_documents > _MAX_DOCUMENTS:
         return None
     hashes = np.concatenate([index["hash"] for index in indexes])
     lengths = [np.diff(index["end"], prepend=np.uint64(0)) for index in indexes]
@@ -105,5 +105,5 @@ def _share_for(train: TokenStream, val: TokenStream, wanted: int) -> float | Non
     last = int(np.searchsorted(held_out, wanted))
     if last >= len(hashes) or 2 * held_out[last] > held_out[-1]:
         return None
-    # Rounded up, so that the last of these documents is below it.
+    # Round up, so that the hash of the last document is below the share.
     return math.ceil(int(hashes[by_hash[last]]) / 2**64 * 10**4 + 1e-6) / 10**4

@@ -145,7 +145,7 @@ def test_samples_of_a_huge_stream_are_found(order: SampleOrder) -> None:
 def test_streams_that_cannot_be_ordered_are_refused() -> None:
     with pytest.raises(DataError, match="fewer than two tokens"):
         SampleOrder(1, 10, seed=0)
-    with pytest.raises(ValueError, match="do not make up 100 tokens"):
+    with pytest.raises(ValueError, match="do not cover 100 tokens"):
         SampleOrder(100, 10, seed=0, windows=(50, 99))
 
 
