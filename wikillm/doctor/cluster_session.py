@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from wikillm.doctor.connection import Connection
 from wikillm.doctor.facts import (
     Bandwidth,
     ClusterFacts,
@@ -22,6 +21,7 @@ from wikillm.doctor.facts import (
     facts_from_json,
 )
 from wikillm.doctor.needs import Request
+from wikillm.doctor.ssh_connection import Connection
 
 START = 20.0
 FACTS = 20.0

@@ -10,8 +10,8 @@ from wikillm.doctor.checks import Verdict
 from wikillm.doctor.cluster_session import ClusterSession
 from wikillm.doctor.facts import ClusterFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
+from wikillm.doctor.network import addresses_of
 from wikillm.doctor.questions import gather, judge_cluster, judge_node
-from wikillm.supervise.network import is_loopback
 
 SECONDS = 58.0
 
@@ -73,19 +73,3 @@ def examine_nodes(
     for name, facts in cluster.facts.items():
         verdicts += judge_node(name, facts, replace(needs, slots=slots[name]))
     return Examination(names, tuple(verdicts), time.monotonic() - start)
-
-
-def addresses_of(cluster: ClusterFacts) -> dict[str, str]:
-    """node -> the address that the others reach it by: its own on packets to the master.
-
-    The master's is the address that most others resolve its name to.
-    """
-    routes = {n: f.network.route for n, f in cluster.facts.items() if f.network}
-    found = {name: route[1] for name, route in routes.items() if route}
-    found = {name: address for name, address in found.items() if not is_loopback(address)}
-    first = next((name for name in cluster.names if name in cluster.facts), None)
-    resolved = cluster.by_value("network.master_address")
-    outer = [address for address in resolved if not is_loopback(address)]
-    if first is not None and outer:
-        found[first] = max(outer, key=lambda address: len(resolved[address]))
-    return found

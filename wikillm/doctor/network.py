@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
-from wikillm.doctor.facts import NetworkCard, NetworkFacts, NodeFacts
+from wikillm.doctor.facts import ClusterFacts, NetworkCard, NetworkFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 from wikillm.doctor.probe import read
 from wikillm.supervise.network import is_loopback, own_address, why_port_is_taken
@@ -82,6 +82,23 @@ def infiniband_ports(root: Path = Path("/sys/class/infiniband")) -> tuple[tuple[
         (f"{port.parents[1].name}:{port.name}", read(port / "state").rpartition(" ")[2])
         for port in ports
     )
+
+
+def addresses_of(cluster: ClusterFacts) -> dict[str, str]:
+    """Node name -> the address that the other nodes reach this node by.
+
+    A node's address is the source address of its packets to the master. The address of the
+    master is the one that most nodes resolve the master's name to.
+    """
+    routes = {name: facts.network.route for name, facts in cluster.facts.items() if facts.network}
+    found = {name: route[1] for name, route in routes.items() if route}
+    found = {name: address for name, address in found.items() if not is_loopback(address)}
+    master = next((name for name in cluster.names if name in cluster.facts), None)
+    resolved = cluster.by_value("network.master_address")
+    outer = [address for address in resolved if not is_loopback(address)]
+    if master is not None and outer:
+        found[master] = max(outer, key=lambda address: len(resolved[address]))
+    return found
 
 
 @check("network", "network")

@@ -9,13 +9,13 @@ from typing import Any
 
 from wikillm.doctor import (
     compiler,
-    connectivity,
     disk,
     environment,
     gpus,
     host,
     network,
     nodes,
+    servers,
     software,
 )
 from wikillm.doctor.checks import GROUPS, Check, Level, Verdict
@@ -25,7 +25,7 @@ from wikillm.doctor.nvidia_smi import gather_gpus
 from wikillm.doctor.probe import run_in_time
 
 SECONDS = 15.0
-_OF_A_NODE = (software, gpus, host, compiler, disk, network, connectivity, environment)
+_OF_A_NODE = (software, gpus, host, compiler, disk, network, servers, environment)
 
 
 def _declared(*modules: ModuleType) -> tuple[Check, ...]:
@@ -46,7 +46,7 @@ def gather(request: Request, seconds: float = SECONDS) -> NodeFacts:
         "compiler": compiler.gather_compiler,
         "disk": lambda: disk.gather_disk(request),
         "network": lambda: network.gather_network(request),
-        "connectivity": lambda: connectivity.gather_connectivity(request.servers),
+        "connectivity": lambda: servers.gather_connectivity(request.servers),
         "environment": lambda: environment.relevant_environment(os.environ),
     }
     found, errors = run_in_time(sections, seconds)

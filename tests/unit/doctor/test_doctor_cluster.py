@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from harness.machine_facts import CARD, ETH, LO, broken, gpu_node, needs
 
-from wikillm.doctor.connection import agent_command, classify
-from wikillm.doctor.examine import addresses_of
 from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFacts, NodeFailure, facts_from_json
+from wikillm.doctor.network import addresses_of
 from wikillm.doctor.questions import CLUSTER_CHECKS, judge_cluster
+from wikillm.doctor.ssh_connection import agent_command, classify
 
 BY_NAME = {check.name: check for check in CLUSTER_CHECKS}
 

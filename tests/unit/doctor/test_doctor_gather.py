@@ -13,7 +13,6 @@ from harness.loopback import Handler, serving
 
 from wikillm.config.load import load
 from wikillm.core.memory import cgroup_memory
-from wikillm.doctor.connectivity import gather_connectivity
 from wikillm.doctor.disk import gather_disk, inspect_folder, quick_digest
 from wikillm.doctor.environment import relevant_environment
 from wikillm.doctor.needs import Request, request_of
@@ -21,6 +20,7 @@ from wikillm.doctor.network import infiniband_ports, resolve, route_to
 from wikillm.doctor.node import NodeServer
 from wikillm.doctor.probe import run_in_time
 from wikillm.doctor.questions import gather
+from wikillm.doctor.servers import gather_connectivity
 from wikillm.supervise.facts import code_digest
 from wikillm.supervise.network import why_port_is_taken
 
