@@ -10,7 +10,7 @@ from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.load import Resolved, load
 from wikillm.config.presets import preset_names
 from wikillm.core.errors import ConfigError
-from wikillm.plan.recipe import check_recipe
+from wikillm.plan.check_recipe import check_recipe
 from wikillm.plan.run_plan import make_plan
 
 RUNS = [(run, ()) for run in preset_names("runs")]

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from harness.three_layers import compiled_graphs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.config.schema import Checkpointing
@@ -24,7 +25,7 @@ from wikillm.kernels.dispatch import loss_function
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
 from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
-from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.compile import compile_layers
 from wikillm.models.compile_elementwise import compile_elementwise, restore_rotation
 from wikillm.models.fused_loss import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp

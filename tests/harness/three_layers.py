@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from wikillm.models.shape import ARCHITECTURES
 
@@ -23,3 +24,8 @@ def build(architecture: str = "qwen2", **changes: Any) -> Any:
     config, kind = ARCHITECTURES[architecture]
     head = {"head_dim": 16} if architecture == "qwen3" else {}
     return kind(config(**SHAPE | head | changes)).train()
+
+
+def compiled_graphs() -> int:
+    """Graphs that this process has compiled so far, all models together."""
+    return int(counters["stats"]["unique_graphs"])

@@ -207,7 +207,7 @@ def _port(*, is_started_here: bool) -> int:
 def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
     """Raises ConfigError for a batch or a DeepSpeed JSON that every rank would refuse later."""
     from wikillm.plan.batch import split_batch
-    from wikillm.plan.recipe import check_recipe
+    from wikillm.plan.check_recipe import check_recipe
     from wikillm.remote.hosts import read_hostfile
 
     ranks = per_node = None

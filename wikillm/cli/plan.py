@@ -138,9 +138,9 @@ def _report(args: argparse.Namespace) -> int:
 
 def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> dict[str, Any]:
     """One plan as JSON. Raises ConfigError when the batch does not divide or nothing fits."""
+    from wikillm.plan.check_recipe import check_recipe
     from wikillm.plan.choose import choose
     from wikillm.plan.gpus import planned_precision
-    from wikillm.plan.recipe import check_recipe
     from wikillm.plan.report import to_json
     from wikillm.plan.workload import describe_workload
 

@@ -17,10 +17,10 @@ from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError
 from wikillm.data.fetch.remote import is_offline, scheme_of
 from wikillm.plan.batch import split_batch
+from wikillm.plan.check_recipe import check_recipe
 from wikillm.plan.checkpoint import checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.memory import host_bytes_per_rank
-from wikillm.plan.recipe import check_recipe
 from wikillm.plan.strategy import strategy_of
 from wikillm.plan.workload import describe_workload
 from wikillm.remote.environment import is_forwarded

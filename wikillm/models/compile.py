@@ -40,13 +40,6 @@ def compile_layers(
     return len(layers)
 
 
-def compiled_graphs() -> int:
-    """Graphs that this process has compiled so far, all models together."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
-
-
 def _switch(
     layer: nn.Module, shapes: frozenset[Shape], backend: str, others: set[Shape]
 ) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
 from wikillm.config.precision import Precision
@@ -98,7 +98,7 @@ def strategy_of(
         checkpointing=train.gradient_checkpointing,
         # All kernels but two have the memory of the chunked loss.
         loss=kernel if kernel in ("stock", "fp8") else "chunked",
-        muon=train.optimizer == "muon",
+        muon=uses_muon(train),
         ema=train.ema_decay > 0,
         tiled_mlp=train.mlp_kernel == "tiled",
         sequence_parallel=train.sequence_parallel_size,
@@ -106,6 +106,17 @@ def strategy_of(
         masked=train.document_mask == "on" and model.attn_implementation == "sdpa",
     )
     return plain if recipe is None else with_recipe(plain, recipe, model.hidden_size)
+
+
+def uses_muon(train: TrainSection) -> bool:
+    """Whether Muon trains the layers' matrices, which then have one moment instead of two."""
+    match train.optimizer:
+        case "muon":
+            return True
+        case "adamw":
+            return False
+        case _:  # a new optimizer needs formulas of its own
+            assert_never(train.optimizer)
 
 
 def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:

@@ -14,6 +14,7 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.checkpoint import checkpoint_bytes
 from wikillm.plan.run_plan import Plan
+from wikillm.plan.strategy import uses_muon
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.requests import FileRequests
 from wikillm.supervise.signals import StopSignals
@@ -41,7 +42,7 @@ class PlannedRun:
         return checkpoint_bytes(
             self.resolved.config.model,
             self.plan.vocab_size,
-            muon=train.optimizer == "muon",
+            muon=uses_muon(train),
             ema=train.ema_decay > 0,
             ranks=self.world.size,
         )

@@ -27,7 +27,7 @@ from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel
 from wikillm.measure.device import bf16_gain
 from wikillm.plan.batch import split_batch
-from wikillm.plan.recipe import check_recipe
+from wikillm.plan.check_recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
 
 WORTH_BF16 = 1.5

@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch.utils.data import DataLoader
@@ -135,13 +135,19 @@ class WikiTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """HF's AdamW, or Muon for hidden matrices with AdamW for all other parameters."""
         train = self.context.resolved.config.train
-        if train.optimizer != "muon" or self.optimizer is not None:
-            created: torch.optim.Optimizer = super().create_optimizer(model)
-            return created
-        target: Any = self.model if model is None else model
-        groups = parameter_groups(target, self.get_decay_parameter_names(target), train)
-        self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
-        return self.optimizer
+        if self.optimizer is not None:  # made by an earlier call, as with HF
+            return self.optimizer
+        match train.optimizer:
+            case "adamw":
+                created: torch.optim.Optimizer = super().create_optimizer(model)
+                return created
+            case "muon":
+                target: Any = self.model if model is None else model
+                groups = parameter_groups(target, self.get_decay_parameter_names(target), train)
+                self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
+                return self.optimizer
+            case _:
+                assert_never(train.optimizer)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

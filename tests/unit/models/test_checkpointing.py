@@ -9,14 +9,14 @@ from typing import Any, get_args
 import pytest
 import torch
 from harness.held import held_bytes
-from harness.three_layers import SHAPE, build
+from harness.three_layers import SHAPE, build, compiled_graphs
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wikillm.config.schema import Checkpointing, ModelSection
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.checkpointing import checkpoint_layers
-from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.compile import compile_layers
 from wikillm.models.patching import remove_patches
 from wikillm.models.tiled_mlp import tile_mlp
 from wikillm.plan.memory import kept_by_checkpointing

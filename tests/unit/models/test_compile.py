@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness.three_layers import build
+from harness.three_layers import build, compiled_graphs
 
 from wikillm.models.checkpointing import checkpoint_layers
-from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.compile import compile_layers
 from wikillm.models.fused_loss import patch_loss
 from wikillm.models.patching import remove_patches
 from wikillm.models.tiled_mlp import tile_mlp

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from harness.held import held_bytes
-from harness.three_layers import SHAPE, build
+from harness.three_layers import SHAPE, build, compiled_graphs
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.models import tiled_mlp
 from wikillm.models.checkpointing import checkpoint_layers
-from wikillm.models.compile import compiled_graphs
 from wikillm.models.compile_elementwise import compile_elementwise, restore_rotation
 from wikillm.models.patching import remove_patches
 from wikillm.models.shape import ARCHITECTURES
