@@ -1,9 +1,9 @@
 """Find where each shard begins before any of them is built, so that many machines can build them.
 
-The borders are those of `read.read_shards`, which stays the definition. A plain JSON Lines file is
-not read: only a few KiB around each multiple of the range matter, for the line feeds in them (a 50
-GB file takes milliseconds). Everything else is decompressed and cut into records once, without
-parsing or tokenizing them.
+The borders equal those of `read.read_shards`, which defines them. Of a plain JSON Lines file, only
+a few KiB around each multiple of the range are read, to find the line feeds (a 50 GB file takes
+milliseconds). Every other file is decompressed and cut into records once; the records are neither
+parsed nor tokenized.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from wikillm.data.sources.read import LINES, Cursor, OnRead, items_of
 from wikillm.data.types import SourceFile
 
 _Edge = tuple[int, int]
-"""Start of a record and end of the one before it (0 for the first), both in its source."""
+"""Offsets in a source: a record's start, and the previous record's end (0 for the first)."""
 _LOOK_BYTES = 1 << 16
 
 
 def find_cuts(
     sources: Sequence[SourceFile], range_bytes: int, limit: int, on_read: OnRead | None = None
 ) -> tuple[Cursor, ...]:
-    """The start of each shard, in order, and the end of the last (one more cursor than shards).
+    """The start of each shard in order, then the end of the last shard (shards + 1 cursors).
 
     Args:
         range_bytes: decompressed bytes per shard.
-        limit: longest record that is held, in bytes.
+        limit: longest record that is kept in memory, in bytes.
     """
     cuts: list[Cursor] = []
     end = Cursor()
-    bucket = -1
+    last_bucket = -1
     base = 0
     for index, source in enumerate(sources):
         last = 0
         for offset, before in _edges(source, base, range_bytes, limit, on_read):
-            where = (base + offset) // range_bytes
-            if offset < 0:  # no record: the end of the last one
+            bucket = (base + offset) // range_bytes
+            if offset < 0:  # the final edge, which only gives the end of the last record
                 last = before
-            elif where != bucket:
+            elif bucket != last_bucket:
                 cuts.append(Cursor(index, before, base) if before else end)
-                bucket = where
+                last_bucket = bucket
         if last:
             end = Cursor(index, last, base)
         base += last
@@ -51,10 +51,10 @@ def find_cuts(
 def _edges(
     source: SourceFile, base: int, range_bytes: int, limit: int, on_read: OnRead | None
 ) -> Iterator[_Edge]:
-    """The records that may begin a shard; last of all (-1, end of the last record)."""
+    """The edges of all records that may begin a shard, then (-1, end of the last record)."""
     is_plain = (source.compression, source.encoding) == ("none", "utf-8")
-    # A blank line above `limit` would be a record; seeking skips it, so `limit` has a
-    # minimum.
+    # A blank line longer than `limit` counts as a record, but seeking skips blank lines. Seeking
+    # gives up after `_LOOK_BYTES` blank bytes, so it misses no record if `limit` is at least that.
     if source.format in LINES and is_plain and limit >= _LOOK_BYTES:
         found = _by_seeking(source, base, range_bytes)
         if found is not None:
@@ -68,8 +68,10 @@ def _edges(
 
 
 def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[_Edge] | None:
-    """The first record at or after each multiple of the range; None if the file must
-    be read to find them."""
+    """The edge of the first record at or after each multiple of the range, then the final edge.
+
+    None if the file must be read to find the edges.
+    """
     found: list[_Edge] = []
     with open(source.path, "rb") as file:
         size = file.seek(0, os.SEEK_END)

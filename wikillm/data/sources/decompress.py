@@ -1,10 +1,10 @@
-"""The bytes of a source: decompressed, as UTF-8, from any offset, in pieces of about 1 MiB.
+"""Read the bytes of a source: decompressed, as UTF-8, from any offset, in pieces of about 1 MiB.
 
-gz, bz2 and xz are driven stream by stream, since Python's file objects take a damaged later stream
-of a bz2 file for harmless trailing bytes; zst is read by Arrow, which `datasets` brings. A piece
-exceeds `PIECE_BYTES` by at most a factor of two, however well the file is compressed, and
-decompression bombs are refused. Seeking is free in a plain file; in any other it decompresses up to
-the offset.
+gz, bz2 and xz are decompressed stream by stream, since Python's file objects take a damaged later
+stream of a bz2 file for harmless trailing bytes. zst is read with Arrow, which `datasets` requires.
+A piece is at most twice `PIECE_BYTES` long, however well the file is compressed, and decompression
+bombs are refused. In a plain file, reading seeks to the offset; any other file is decompressed or
+transcoded up to the offset.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TYPICAL_RATIO = {"none": 1.0, "gz": 3.0, "bz2": 4.0, "xz": 4.5, "zst": 3.7}
 """Decompressed bytes per byte on disk, for estimates. Dumps and Chinese JSON: 2.8-4.5."""
 BOMB_BYTES = 1 << 28
 BOMB_RATIO = 200
-"""A file that gives more bytes and a higher ratio is refused; the ratio of text stays below 20."""
+"""A file that exceeds both these bytes and this ratio is refused; text has a ratio below 20."""
 _XZ_MEMORY = 1 << 29  # `xz -9` needs 65 MiB; a header may ask for 4 GiB
 _TEST_COMMANDS = {"gz": "gzip -t", "bz2": "bzip2 -t", "xz": "xz -t", "zst": "zstd -t"}
 
@@ -42,7 +42,7 @@ def pieces(
 
     Args:
         on_read: called with the number of bytes read from the disk.
-        threads: that decompress the streams of a bz2 file.
+        threads: number of threads that decompress a bz2 file of several streams.
 
     Raises DataError when a compressed file is cut off or damaged, or a transcoded one does not
     decode, with how far it could be read.
@@ -63,7 +63,7 @@ def pieces(
 
 
 def head(source: SourceFile, size: int) -> bytes:
-    """The first `size` decompressed bytes, fewer when there are fewer, not transcoded."""
+    """The first `size` decompressed bytes, or all if there are fewer, not transcoded."""
     raw = SourceFile(source.path, source.size, source.format, source.compression)
     found = b""
     for piece in pieces(raw):
@@ -76,11 +76,11 @@ def head(source: SourceFile, size: int) -> bytes:
 def file_and_line(source: SourceFile, offset: int) -> str:
     """`FILE:LINE` of an offset, for a message; reads the file up to there."""
     line = 1
-    left = offset
+    remaining = offset
     for piece in pieces(source):
-        line += piece.count(b"\n", 0, left)
-        left -= len(piece)
-        if left <= 0:
+        line += piece.count(b"\n", 0, remaining)
+        remaining -= len(piece)
+        if remaining <= 0:
             break
     return f"{source.path}:{line}"
 
@@ -97,18 +97,19 @@ def _decompressed(
         streams = _zstandard(file)
     else:
         streams = _streams(source.compression, file, threads)
-    given = reported = 0
+    produced = 0
+    reported = 0
     try:
         for piece in streams:
-            read = max(reported, file.tell())  # data on which a thread failed is read again
+            read = max(reported, file.tell())  # bytes on which a thread failed are read again
             on_read(read - reported)
             reported = read
-            given += len(piece)
-            if given > max(BOMB_BYTES, BOMB_RATIO * read):
-                raise _bomb(source, given, read)
+            produced += len(piece)
+            if produced > max(BOMB_BYTES, BOMB_RATIO * read):
+                raise _bomb(source, produced, read)
             yield piece
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise _damaged(source, given, f"{error}") from None
+        raise _damaged(source, produced, f"{error}") from None
     on_read(source.size - reported)
 
 
@@ -143,7 +144,7 @@ def _streams(compression: str, file: BinaryIO, threads: int) -> Iterator[bytes]:
 
 
 def _decompressor(compression: str) -> Any:
-    """Of one stream: its `decompress` gives a bounded number of bytes."""
+    """A decompressor for one stream; its `decompress` returns a bounded number of bytes."""
     if compression == "gz":
         return zlib.decompressobj(wbits=31)
     if compression == "bz2":
@@ -160,36 +161,36 @@ def _zstandard(file: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _damaged(source: SourceFile, given: int, why: str) -> DataError:
+def _damaged(source: SourceFile, produced: int, why: str) -> DataError:
     return DataError(
         f"A {source.compression} file is damaged or cut off.",
         got=f"{source.path} ({format_size(source.size)}): {why}\n"
-        f"{given} bytes could be decompressed before that",
+        f"{produced} bytes could be decompressed before that",
         fix="download it again, and compare its checksum "
         f"({_TEST_COMMANDS[source.compression]} tests it)",
     )
 
 
-def _bomb(source: SourceFile, given: int, read: int) -> DataError:
+def _bomb(source: SourceFile, produced: int, read: int) -> DataError:
     return DataError(
-        f"A {source.compression} file expands more than text does: {BOMB_RATIO} times and over.",
-        got=f"{source.path}: {format_size(given)} came out of its first {format_size(read)}",
-        fix="look at its content; if it really is text, decompress it and name the result",
+        f"A {source.compression} file expands more than text does: over {BOMB_RATIO} times.",
+        got=f"{source.path}: {format_size(produced)} came out of its first {format_size(read)}",
+        fix="look at its content; if it really is text, decompress it and name the new file",
     )
 
 
 def _transcoded(source: SourceFile, stream: Iterator[bytes]) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(source.encoding)("strict")
-    given = 0
+    decoded = 0
     try:
         for piece in stream:
             if text := decoder.decode(piece):
-                given += len(text)
+                decoded += len(text)
                 yield text.encode()
         decoder.decode(b"", final=True)
     except UnicodeError as error:
         raise DataError(
             f"A file declared as {source.encoding} does not decode.",
-            got=f"{source.path}: {error}, after {given} characters",
+            got=f"{source.path}: {error}, after {decoded} characters",
             fix="download it again, or convert it to UTF-8 with iconv",
         ) from None

@@ -1,9 +1,9 @@
 """Decompress the streams of a bz2 file in threads, in order (`multistream` dumps, pbzip2, lbzip2).
 
-A stream starts at a byte with ten fixed bytes, so borders are found without decompressing; the
-decompressor releases the interpreter's lock. Whatever does not decompress by itself (damage, a
-false border, a bomb), or a stream longer than `MAX_STREAM`, is left to the caller, who continues
-serially: errors and bytes are those of the serial way. Memory: about 4 MiB per thread.
+A stream starts with ten known bytes, so borders are found without decompressing; the decompressor
+releases the interpreter's lock. Bytes that do not decompress by themselves (damage, a false border,
+a bomb) and streams longer than `MAX_STREAM` are left to the caller, who continues serially. So the
+output and the errors equal those of serial reading. Memory: about 4 MiB per thread.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _PIECE = 1 << 20
 
 
 def has_many_streams(path: Path) -> bool:
-    """Does a second stream begin in the first 8 MiB?"""
+    """Whether a second stream begins in the first `MAX_STREAM` bytes."""
     with open(path, "rb") as file:
         return _STREAM.search(file.read(MAX_STREAM), 1) is not None
 
 
 def decompress_in_threads(file: BinaryIO, threads: int) -> Iterator[bytes]:
-    """Pieces of at most 1 MiB from the file's position on, as far as threads help.
+    """Pieces of at most 1 MiB from the file's position on, up to what must be read serially.
 
-    Afterwards the file's position is the start of a stream that is still to be read, or its end.
+    Afterwards the file's position is the start of the first stream not yet read, or the file's end.
     """
     tasks: deque[tuple[int, Future[list[bytes] | None]]] = deque()
     chunks = _chunks(file)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="bz2")
-    done = ahead = file.tell()  # ends of the chunks that were given and submitted
+    done = ahead = file.tell()  # ends of the chunks that were yielded, and submitted
     try:
         while True:
             while len(tasks) < threads + 2 and (chunk := next(chunks, None)) is not None:
@@ -80,9 +80,9 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _decompressed(chunk: bytes) -> list[bytes] | None:
-    """All of its streams, or None when it is not made of whole ones."""
+    """The output of all streams in `chunk`; None if it does not consist of whole streams."""
     found: list[bytes] = []
-    most = _MAX_RATIO * max(len(chunk), CHUNK)
+    remaining = _MAX_RATIO * max(len(chunk), CHUNK)
     while chunk:
         unit = bz2.BZ2Decompressor()
         data = chunk
@@ -96,8 +96,8 @@ def _decompressed(chunk: bytes) -> list[bytes] | None:
             data = b""
             if piece:
                 found.append(piece)
-            most -= len(piece)
-            if most < 0:
+            remaining -= len(piece)
+            if remaining < 0:
                 return None
         chunk = unit.unused_data.lstrip(b"\0")  # padding between streams
     return found

@@ -1,4 +1,4 @@
-"""What an error about a source advises: settings, file names quoted for the shell, conversions."""
+"""Fixes for errors about sources: settings, file names quoted for the shell, conversions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 HOW_TO_WRITE_JSON = (
-    'wanted is {"text": "..."} on each line (JSON Lines), or one array of such objects\n'
-    "objects over several lines: jq -c . FILE > NEW.jsonl\n"
-    "records in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl\n"
-    "commas at line ends: sed 's/,[[:space:]]*$//' FILE > NEW.jsonl\n"
-    "Python dicts, chat turns, texts in several parts: write each record with json.dumps"
+    'write {"text": "..."} on each line (JSON Lines), or one array of such objects\n'
+    "if objects span several lines: jq -c . FILE > NEW.jsonl\n"
+    "if the records are in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl\n"
+    "if lines end with a comma: sed 's/,[[:space:]]*$//' FILE > NEW.jsonl\n"
+    "for Python dicts, chat turns or texts in several parts: write each record with json.dumps"
 )
 _BETWEEN_PARAGRAPHS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
@@ -24,7 +24,7 @@ def setting(key: str, value: str) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """A file name as one word that no command takes for an option."""
+    """A file name quoted for the shell, with `./` before a leading `-`."""
     name = str(path)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
@@ -35,7 +35,7 @@ def set_aside(folder: Path) -> str:
 
 
 def path_setting(path: Path | str) -> str:
-    """`data.path=` with one file; a name with a comma needs a list, since commas separate names."""
+    """`data.path=` for one file, as a list if the name has a comma (commas separate names)."""
     name = str(path)
     if "," in name or name.startswith("["):
         return shlex.quote(f'data.path=["{name}"]')
@@ -43,10 +43,10 @@ def path_setting(path: Path | str) -> str:
 
 
 def converted(command: str) -> str:
-    """Convert a file with `command`, which reads its text, and read the new file."""
+    """Advice to convert a file with `command` and to name the result in data.path."""
     return f"{command} < FILE > NEW (decompress FILE first), and name NEW in data.path"
 
 
 def plain_format(text: str) -> str:
-    """The setting that splits a plain text: into paragraphs if there are any, else lines."""
+    """The setting that splits a plain text: at blank lines if it has any, else at each line."""
     return "data.format=blocks" if _BETWEEN_PARAGRAPHS.search(text) else "data.format=lines"

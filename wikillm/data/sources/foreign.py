@@ -1,4 +1,4 @@
-"""Files without text to read, known by their first bytes: archives, binary formats, pointers."""
+"""Refuse files that hold no readable text, by their first bytes: archives, binaries, pointers."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
 LONGEST_MARK = 64
 _CONTROLS = bytes({*range(0x1C)} - {0x01, *b"\t\n\v\f\r\x1b"})
 """Control characters that are rare in text; 0x01 and 0x1c to 0x1f may separate fields."""
-_FEW_CONTROLS = 8  # so many may be in a short text, such as a Ctrl-Z at its end
+_FEW_CONTROLS = 8  # allowed number of control characters in a short text, such as a final Ctrl-Z
 _HOW_TO_CONVERT = (
     "unpack or convert it, and name the result in data.path: JSON Lines, Parquet or plain text"
 )
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise DataError when `start`, the first `LONGEST_MARK` bytes, belongs to no source."""
+    """Raise DataError if `start`, the first `LONGEST_MARK` bytes, is not the start of a source."""
     is_lfs = start.startswith(_LFS)
     if is_lfs or _ANNEX.match(start):
         name = "Git LFS" if is_lfs else "git-annex"
         raise DataError(
-            f"A file is a {name} pointer: it names the content, and does not hold it.",
+            f"A file is a {name} pointer: it names its content but does not hold it.",
             got=f"{path} starts with {start[:42]!r}",
             fix=f"download the content: {'git lfs pull' if is_lfs else 'git annex get'}",
         )
@@ -66,8 +66,9 @@ def refuse_binary(path: Path, begin: bytes) -> None:
 
 
 def cannot_be_read(kind: str, path: Path) -> DataError:
-    """The error for a file of a format that holds text, but not as a source."""
+    """The error for a file in a known format that WikiLLM does not read."""
     fix = _HOW_TO_CONVERT
     if kind == "Arrow":
-        fix += '\nof datasets: load_from_disk(FOLDER)["train"].to_parquet("NEW.parquet")'
+        fix += "\nfor a folder that `datasets` saved: "
+        fix += 'load_from_disk(FOLDER)["train"].to_parquet("NEW.parquet")'
     return DataError(f"{kind} files cannot be read.", got=str(path), fix=fix)

@@ -1,8 +1,8 @@
 """Cut the items of a JSON array out of a stream of bytes, in constant memory.
 
-A splitter turns pieces into items `(offset, payload, size)`; `payload` is None above `limit`, and
-such a record is never held. It may start at 0 or at the end of any earlier item. It only finds
-borders (60 MB/s on one core); the workers parse the records.
+A splitter turns pieces into items `(offset, payload, size)`. A record longer than `limit` gets the
+payload None, and is never kept in memory. A splitter may start at 0 or at the end of any earlier
+item. It only finds borders (60 MB/s on one core); the workers parse the records.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def split_array(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
 class _ArraySplitter:
     """The items of one top-level JSON array, found by counting brackets outside strings.
 
-    What is between two borders need not be valid JSON: a bad item is cut out whole and left to the
-    parser.
+    An item need not be valid JSON: a bad item is cut out whole, and the worker that parses it
+    reports the error.
     """
 
     def __init__(self, name: str, start: int, limit: int) -> None:
@@ -67,7 +67,7 @@ class _ArraySplitter:
             if self._in_string:
                 match = _IN_STRING.match(buffer, at)
                 at = match.end() if match else at
-                # The end, or a backslash whose partner is not here yet.
+                # The buffer ends here, or after a backslash whose next byte is not read yet.
                 if at >= len(buffer) or buffer[at] != 0x22:
                     break
                 self._in_string = False
@@ -87,7 +87,7 @@ class _ArraySplitter:
                 self._depth -= 1
                 if self._depth == 0:
                     return self._finish(at)
-            elif mark in b"]," and self._depth == 0:  # behind a bare value: next item, or the end
+            elif mark in b"]," and self._depth == 0:  # ends a bare value
                 return self._finish(at - 1)
         self._at = at
         return None
@@ -122,7 +122,7 @@ class _ArraySplitter:
                 self._depth = 0
                 self._in_string = False
                 return True
-            # The bracket that opens or closes the array.
+            # This bracket opens or closes the array.
             self._closed = self._open
             self._open = True
             self._at += 1

@@ -16,11 +16,14 @@ KINDS = {
     list: "a list",
     dict: "an object",
 }
-"""Names of the types of values for messages; a string is missing."""
+"""What messages call a value of each type; strings are not listed."""
 
 
 def parse_json(text: str) -> Any:
-    """As json.loads, but numbers are floats and too deep values are null. Raises ValueError."""
+    """Like json.loads, but numbers are floats and values nested too deep are null.
+
+    Raises ValueError.
+    """
     try:
         return json.loads(text, parse_int=float)  # Python refuses an int of thousands of digits
     except RecursionError:

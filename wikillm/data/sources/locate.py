@@ -2,10 +2,10 @@
 
 A folder stands for the files below it that are named like a corpus (.jsonl, .ndjson, .json, .csv,
 .tsv, MediaWiki .xml, each also .gz, .bz2, .xz or .zst, and .parquet); .txt files count when there
-are no others, since beside data they are notes and licences. What else is left out of a folder is
-logged; see `walk` for hidden names and links. `sniff` decides what is in the files. A plain path
-that does not exist is an error; a glob that matches nothing is one only when no other entry matches
-anything either.
+are no others, since beside data they are notes and licences. Files left out of a folder are logged;
+see `walk` for hidden names and links. The format is detected later, from the content (`sniff`). A
+plain path that does not exist is an error; a glob without a match is an error only when no other
+entry has a match.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _METADATA = (
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
 )
-"""Files beside the data of data sets and tokenizers: read only where they are named themselves."""
+"""Metadata of data sets and tokenizers; read only where data.path names the file itself."""
 
 WIKI_ZH_CANDIDATES = (
     "data/wikipedia-zh-cn-*.json",
@@ -44,9 +44,9 @@ WIKI_ZH_CANDIDATES = (
     "/data/*/wikipedia-zh-cn-*.json",  # the data volume of a SwanLab Launch job
     "/data/*/zhwiki-*.xml.bz2",
 )
-"""Where Chinese Wikipedia is searched when `data.path` is empty or is this list (as in the preset
-wiki-zh): the first that matches, and of its files the last by name, which is the newest. Never two
-of them: they are one text."""
+"""Patterns that find Chinese Wikipedia when `data.path` is empty or equals this list (as in the
+preset wiki-zh). The first pattern with a match counts, and its last file by name, the newest. Files
+are never combined, since they hold the same text."""
 
 HOW_TO_GET_DATA = (
     "name your own: data.path=FILE "
@@ -64,7 +64,7 @@ def is_named_like_a_corpus(name: str, text: bool = False) -> bool:
 
 
 def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
-    """The files of `data.path`, in the order given, the content of folders and globs sorted.
+    """The files of `data.path` in the order given; the files of a folder or glob are sorted.
 
     An empty `paths`, or `WIKI_ZH_CANDIDATES` itself, searches for Chinese Wikipedia below `root`,
     by default the working directory. Raises DataError when a path is missing or is no regular file,
@@ -99,14 +99,14 @@ def _default(root: Path) -> Path:
             is_short = root == Path.cwd() and path.is_relative_to(root)
             return path.relative_to(root) if is_short else path
     raise DataError(
-        "No data: data.path names no file, and no Chinese Wikipedia is here.",
+        "No data: data.path names no file, and no Chinese Wikipedia was found.",
         got="looked for " + ", ".join(WIKI_ZH_CANDIDATES),
         fix=HOW_TO_GET_DATA,
     )
 
 
 def _expand(entry: str, following: Sequence[str]) -> list[Path]:
-    """The files of one entry; with the `following` ones it may be a name cut at a comma."""
+    """The files of one entry. Joined with `following`, it may be a name with commas."""
     path = Path(entry).expanduser()
     try:
         mode = path.stat().st_mode
@@ -122,7 +122,7 @@ def _expand(entry: str, following: Sequence[str]) -> list[Path]:
 
 
 def _of_glob(pattern: Path) -> list[Path]:
-    """Files that match, and the files below folders that do."""
+    """The files that match, and the files below the folders that match."""
     found: list[Path] = []
     for path in matches_of(pattern):
         kind = kind_of(path)
@@ -198,18 +198,18 @@ def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
                 got=f"{entry} does not exist, {whole} does",
                 fix=path_setting(whole),
             )
-    # A similar name in the nearest folder that exists.
+    # Suggest a similar name from the nearest folder that exists.
     parent = nearest_existing(path)
     wanted = path.absolute().relative_to(parent).parts[0]
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     usable = [n for n in names if (parent / n).is_dir() or is_named_like_a_corpus(n, text=True)]
-    near = next((name for name in usable if name.lower() == wanted.lower()), None)
-    stems = {Path(name).stem: name for name in usable}  # endings are alike anyway
-    near = near or stems.get(did_you_mean(Path(wanted).stem, stems) or "")
+    similar = next((name for name in usable if name.lower() == wanted.lower()), None)
+    stems = {Path(name).stem: name for name in usable}  # endings would make any names similar
+    similar = similar or stems.get(did_you_mean(Path(wanted).stem, stems) or "")
     return DataError(
         "data.path does not exist.",
         got=f"{entry}\nthe nearest folder that exists is {parent}: {_first_names(names)}",
-        fix=path_setting(parent / near) if near else "data.path=FILE or FOLDER that exists",
+        fix=path_setting(parent / similar) if similar else "name an existing file or folder",
     )
 
 
@@ -217,7 +217,7 @@ def _refuse_special(path: Path) -> None:
     kind = kind_of(path)
     if kind != "file":
         raise DataError(
-            f"data.path names {kind}, not a file: a store is built from what can be read twice.",
+            f"data.path names {kind}, not a file, and a store needs data that can be read twice.",
             got=str(path),
             fix="write it to a file first and name that file",
         )

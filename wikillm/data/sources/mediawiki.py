@@ -1,6 +1,6 @@
 """A MediaWiki export: its `<page>` elements, the newest revision of each, and its `<siteinfo>`.
 
-The contract is that of `json_array`; one core reads 1,300 MB/s. A dump with the full history holds
+Items are as in `json_array`; one core reads 1,300 MB/s. A dump with the full history holds
 every revision of a page; older ones are dropped while the page is read, so that a page of gigabytes
 costs no more memory than its newest revision. `<siteinfo>` is read once, from the head of the file,
 and is passed to the workers with the source.
@@ -109,7 +109,7 @@ class _GrowingPage:
         if self._unseen >= min(_COMPACT_BYTES, self._limit):
             self._unseen = 0
             self._kept = with_newest_revision(self._kept)
-            # The newest revision so far and an incomplete one, each as long as the limit.
+            # Room for the newest revision so far and an incomplete one, each up to the limit.
             if len(self._kept) > 2 * self._limit + _COMPACT_BYTES:
                 self._kept = b""
                 self._is_lost = True

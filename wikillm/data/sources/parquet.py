@@ -1,8 +1,8 @@
-"""The text column of a Parquet file, in the memory of a row group's page and `BATCH_ROWS` rows.
+"""Read the text column of a Parquet file, in memory for one page and `BATCH_ROWS` rows.
 
-Only that column is read. A row's offset is the UTF-8 bytes of the texts before it plus one for each
-of them: shards hold equal amounts of text, and a row is found again by adding up lengths, which
-decodes the column up to there but makes no Python objects. A null counts as an empty text.
+No other column is read. A row's offset is the number of UTF-8 bytes of the texts before it, plus
+one per text. So shards hold equal amounts of text, and a row is found again by adding up lengths:
+that decodes the column up to the row, but makes no Python objects. A null counts as an empty text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPICAL_RATIO = 3.0
 
 @contextmanager
 def _opened(source: SourceFile) -> Iterator[Any]:
-    """The file; Arrow's errors become DataError."""
+    """Open the file; Arrow's errors become DataError."""
     import pyarrow
     from pyarrow import parquet
 
@@ -62,7 +62,7 @@ def columns_of(source: SourceFile) -> list[tuple[str, str, bool]]:
 def split_parquet(
     source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None = None
 ) -> Iterator[Item]:
-    """One item per row from offset `start` on; `size` counts the byte between texts."""
+    """One item per row from offset `start` on; `size` includes the one byte added per text."""
     import pyarrow
     import pyarrow.compute as pc
 

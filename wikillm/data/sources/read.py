@@ -1,9 +1,9 @@
-"""The records of all sources as one stream, and the cutting of that stream into shards.
+"""Read the records of all sources as one stream, and cut the stream into shards.
 
-A position is a byte of the concatenated decompressed sources; record r belongs to shard
-`position(r) // range` (empty numbers are skipped). So the shards are a pure function of the bytes
-and the range, on any machine and however often the build was interrupted: a `Cursor` saved
-after any record resumes at the next.
+A position is a byte offset in the concatenated decompressed sources. The records with the same
+`position // range` form a shard, and shards are numbered in order. So the shards depend only on the
+bytes and the range, on any machine and after any number of interruptions. Reading resumes at a
+`Cursor` saved after any record.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
 from wikillm.data.types import Item, SourceFile
 
 LINES = ("jsonl", "lines")
-"""Formats in which a line is a record."""
+"""Formats in which each line is a record."""
 MIN_RANGE = 1 << 20
 MAX_RANGE = 64 << 20
 OnRead = Callable[[int], None]
@@ -31,7 +31,10 @@ OnRead = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """`offset` in source number `source`; `base` is the length of all earlier sources."""
+    """A place in the sources: byte `offset` of source number `source`.
+
+    `base` is the length of all earlier sources.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
     source: int = 0
@@ -65,14 +68,17 @@ def _ratio(source: SourceFile) -> float:
 
 
 def shard_range(estimate: int) -> int:
-    """Bytes of decompressed source per shard: a 64th of all, from 1 MiB to 64 MiB."""
+    """Bytes of decompressed source per shard: 1/64 of the estimate, between 1 and 64 MiB."""
     return min(max(estimate // 64, MIN_RANGE), MAX_RANGE)
 
 
 def items_of(
     source: SourceFile, start: int, limit: int, on_read: OnRead | None = None, threads: int = 1
 ) -> Iterator[Item]:
-    """Records of one source from offset `start` on; those above `limit` bytes without payload."""
+    """The records of one source from offset `start` on; those above `limit` bytes have no payload.
+
+    Raises ValueError for an unknown format.
+    """
     if source.format == "parquet":
         return parquet.split_parquet(source, start, limit, on_read)
     stream = pieces(source, start, on_read, threads)
@@ -121,11 +127,11 @@ def read_shards(
 
     Args:
         range_bytes: decompressed bytes per shard.
-        limit: longest record that is held, in bytes.
-        threads: that decompress the streams of a bz2 file.
+        limit: longest record that is kept in memory, in bytes.
+        threads: number of threads that decompress a bz2 file of several streams.
     """
     batches: list[RecordBatch] = []
-    bucket = -1
+    current_bucket = -1
     last = start
     base = start.base
     offset = start.offset
@@ -134,15 +140,15 @@ def read_shards(
             rest: RecordBatch | None = batch
             # A batch may hold the borders of several shards.
             while rest is not None:
-                where = (base + rest.start) // range_bytes
-                if where != bucket and batches:
+                bucket = (base + rest.start) // range_bytes
+                if bucket != current_bucket and batches:
                     yield RawShard(number, start, last, batches)
                     start = last
                     number += 1
                     batches = []
-                head, rest = rest.cut((where + 1) * range_bytes - base)
+                head, rest = rest.cut((bucket + 1) * range_bytes - base)
                 batches.append(head)
-                bucket = where
+                current_bucket = bucket
                 last = Cursor(index, head.end, base)
             offset = batch.end
         base += offset

@@ -19,7 +19,7 @@ BATCH_BYTES = 1 << 20
 
 
 class LineBatch(NamedTuple):
-    """Whole lines, from the `start` of a record to the end of one, without its line feed."""
+    """Whole lines. The first record begins at `start`; the last has no line feed."""
 
     source: int  # index into the list of source files
     start: int
@@ -35,7 +35,7 @@ class LineBatch(NamedTuple):
         return split_run(self.run, self.start, self.limit)
 
     def cut(self, at: int) -> tuple[LineBatch, LineBatch | None]:
-        """The records that start before offset `at` (the first one always does), and the others."""
+        """The records that start before offset `at` (at least the first record), and the rest."""
         feed = self.run.find(b"\n", at - self.start - 1)
         if feed < 0:
             return self, None
@@ -49,7 +49,7 @@ class LineBatch(NamedTuple):
 
 
 class ItemBatch(NamedTuple):
-    """Records that are cut already; `found` is never empty."""
+    """Records that the reader has cut; `found` is never empty."""
 
     source: int
     found: list[Item]
@@ -67,7 +67,7 @@ class ItemBatch(NamedTuple):
         return self.found
 
     def cut(self, at: int) -> tuple[ItemBatch, ItemBatch | None]:
-        """As `LineBatch.cut`."""
+        """Like `LineBatch.cut`."""
         first = bisect_left(self.found, at, key=itemgetter(0))
         if first == len(self.found):
             return self, None

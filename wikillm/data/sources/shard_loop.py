@@ -1,8 +1,8 @@
 """Run a job on every shard of the sources, in order, and resume where an earlier run ended.
 
 The build of a store and the first pass of deduplication use it. Shards that an earlier run finished
-are not computed again: those at the front are not even read, those behind a gap are read and
-skipped. Results come in the order of the shards, for any number of workers.
+are not computed again. Finished shards at the front are not read either; later finished shards are
+read, then skipped. Results come in the order of the shards, for any number of workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from wikillm.data.workers.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class ShardReader:
-    """Cuts sources into shards of `shard_bytes`; longer records are not held. See `read_shards`."""
+    """Calls `read_shards` for `sources`.
+
+    A record longer than `max_document_bytes` is not kept in memory.
+    """
 
     sources: tuple[SourceFile, ...]
     shard_bytes: int
@@ -41,7 +44,7 @@ class ShardReader:
 
 
 class ShardResult(Protocol):
-    """What a job returns for a shard, with the place of the shard in the sources."""
+    """The result of a job for one shard, with the shard's number and place in the sources."""
 
     @property
     def number(self) -> int: ...
@@ -68,9 +71,9 @@ def run_shards(
     """Yield the result of each shard from `cursor` on, the first of them numbered `number`.
 
     Args:
-        read: gives the shards from a cursor and a number on.
+        read: returns the shards from a cursor on, numbered from the given number.
         finished: results of an earlier run by number, used where their cursors match.
-        on_resume: gets the number and the cursor where reading starts, if results were reused.
+        on_resume: called with the number and cursor where reading starts, if results were reused.
     """
     # Finished shards at the front: nothing is read for them.
     first = number
@@ -80,7 +83,7 @@ def run_shards(
         cursor = result.end
     if number > first:
         on_resume(number, cursor)
-    # Later ones are read, to know where the next shard begins, and skipped.
+    # Later finished shards are read, to know where the next shard begins, and skipped.
     reused: dict[int, R] = {}
 
     def missing() -> Iterator[RawShard]:

@@ -1,9 +1,9 @@
-"""What a file is, from its content: compression, format, encoding.
+"""Detect the compression, format and encoding of a file from its content.
 
-Its name counts only where the content has no mark of its own: what is neither JSON nor XML is plain
-text in a .txt file and a table in a .csv or .tsv file. Everything that could only fail later is
-refused here, before anything is built: unsupported formats and compressions, text that is not UTF-8
-(never decoded with silent replacement); `text_key` refuses records without the text key.
+The name counts only where the content does not decide: if it is neither JSON nor XML, a .txt file
+is plain text and a .csv or .tsv file is a table. Files that would fail later are refused here,
+before anything is built: unsupported formats and compressions, and text that is not UTF-8 (never
+decoded with silent replacement). Records without the text key are refused in `text_key`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     if not text:
         what = "A file of data.path holds nothing but white space."
         raise DataError(what, got=str(path), fix="leave it out")
-    # Format, by what the text looks like. Only XML may be in another encoding, which it declares.
+    # Format, by what the text looks like. Only XML may have another encoding.
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
         return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
     refuse_dump_index(path, text)
@@ -77,7 +77,7 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
 
 
 def _shown(begin: bytes, encoding: str = "utf-8") -> str:
-    """The beginning of a file as text, only to look at it."""
+    """The beginning of a file as text, for inspection only."""
     return begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
 
 
@@ -85,7 +85,7 @@ def _parquet(path: Path, size: int, start: bytes, wanted: str, text_key: str) ->
     is_parquet = start.startswith(parquet.MAGIC)
     if is_parquet and wanted in ("auto", "parquet"):
         return SourceFile(str(path), size, "parquet", "none", text_key=text_key)
-    kind = "it is Parquet" if is_parquet else "it is no Parquet"
+    kind = "it is Parquet" if is_parquet else "it is not Parquet"
     raise DataError(
         f"A file is not what data.format={wanted} says.",
         got=f"{path} starts with {start[:8]!r}; {kind}",
@@ -138,19 +138,19 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
             return "jsonl"
         _refuse_line_ends(source, text, "jsonl")
         raise DataError(
-            "A file begins like JSON, but most of its first lines are no JSON objects.",
+            "A file begins like JSON, but most of its first lines are not JSON objects.",
             got=f"{source.path} starts with {text[:60]!r}",
             fix=HOW_TO_WRITE_JSON,
         )
     are_numbers = all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines)
     if sum(is_json) * 2 > len(lines) and not are_numbers:
-        return "jsonl"  # its first line is damaged, or each is a string
+        return "jsonl"  # the first line is damaged, or every line is a string
     raise DataError(
         "The format of a file is not known: it is neither JSON, nor a MediaWiki export, "
         "nor named .txt, .csv or .tsv.",
         got=f"{source.path} starts with {text[:60]!r}",
-        fix=f"{plain_format(text)}\nblocks: documents are separated by blank lines; "
-        "lines: each line is one; text: the file is one; csv: a table",
+        fix=f"{plain_format(text)}\nblocks: blank lines separate the documents; "
+        "lines: each line is a document; text: the whole file is one document; csv: a table",
     )
 
 
@@ -163,7 +163,7 @@ def _is_json(line: str) -> bool:
 
 
 def _looks_structured(text: str) -> bool:
-    """Whether a file that is named like text or a table holds JSON or XML all the same."""
+    """Whether a file that is named like text or a table holds JSON or XML anyway."""
     if text.startswith("{"):
         lines = (line for line in text.split("\n")[:_PROBED_LINES] if line.strip())
         is_named = re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
@@ -172,7 +172,7 @@ def _looks_structured(text: str) -> bool:
 
 
 def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
-    """Refuse a file whose lines end with a carriage return alone: all of it would be one line."""
+    """Refuse a file whose lines end with a carriage return alone: the file would be one line."""
     first, feed, _ = text.partition("\n")
     if "\r" not in first.rstrip("\r") or (feed and format != "csv"):
         return
@@ -184,7 +184,7 @@ def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
 
 
 def _refuse_other_encodings(source: SourceFile, begin: bytes, encoding: str) -> None:
-    """Refuse a file in another encoding; one with a few damaged records passes."""
+    """Refuse a file that is not UTF-8; a UTF-8 file with a few damaged records passes."""
     got = f"{source.path} starts with the bytes {begin[:8].hex(' ')}"
     name = encoding.upper().replace("UTF-16-", "UTF-16")
     likely = f"; it looks like {encoding}"

@@ -1,16 +1,16 @@
 """Rows of a table (CSV, TSV) and their values, by RFC 4180 with care for lost quotes.
 
-The contract is that of `json_array`. A quote opens a field only at its beginning; there, line
-breaks belong to the field up to the closing quote.
+Items are as in `json_array`. A quote opens a quoted field only at the beginning of the field; line
+breaks up to the closing quote belong to the field.
 
 A quote without a partner would swallow the rows up to the next quote. It is recognised when its
 field
 - is closed by a quote in the middle of text, or not at all before the end of the file;
 - holds lines that nearly all are rows of this table. Then its line alone is a row, which does not
   parse and is counted as bad. Any other field of more than `max_lines` lines or KiB is an error
-  that names the lines: it may be a long text or a lost quote, and only the user can decide. A
-  decision depends on at most so many bytes after the start of a row, never on how the stream is cut
-  into pieces.
+  that names the line: it may be a long text or a lost quote, and only the user can decide. The
+  decision depends on at most `max_lines` lines or KiB after the start of a row, never on how the
+  stream is cut into pieces.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from wikillm.data.types import Item
 DELIMITERS = (",", "\t", ";", "|", "\x01")
 _BLANK = (b"", b"\r")  # other white space may be a row: a tab separates two empty fields
 _QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
-_ROW_LIKE_SHARE = 0.9  # of the lines within a field: from this share on they count as rows
+_ROW_LIKE_SHARE = 0.9  # share of row-like lines from which on a field is taken to hold rows
 _JUDGED_LINES = 200
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # data.max_document_bytes limits documents
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the header of a table says."""
+    """The column names and the delimiter in the header of a table."""
 
     names: tuple[str, ...]
     delimiter: str
@@ -84,9 +84,9 @@ def split_rows(
     """One item per non-empty row of a table, the header included, without its line feed.
 
     Args:
-        limit: longest row that is held, in bytes.
+        limit: longest row that is kept in memory, in bytes.
         max_lines: lines, and KiB, of the longest row with a quoted line break.
-        where: gives FILE:LINE of an offset, for an error.
+        where: returns FILE:LINE of an offset, for an error.
     """
     return _RowSplitter(columns, start, limit, max_lines, where).split(pieces)
 
@@ -127,7 +127,7 @@ class _RowSplitter:
     _base: int = field(default=0, init=False)  # offset of buffer[0]
     _at: int = field(default=0, init=False)  # the row being looked at starts here in the buffer
     _is_end: bool = field(default=False, init=False)
-    # Of a line that is too long to be held: its offset, and the quotes in it so far.
+    # For a line that is too long to keep in memory: its offset, and the quotes in it so far.
     _skipped_from: int | None = field(default=None, init=False)
     _quotes: int = field(default=0, init=False)
 
@@ -174,10 +174,10 @@ class _RowSplitter:
         self._forget()
 
     def _end_of_row(self, at: int, end: int, found: int) -> int | None:
-        """Where a row ends that has a quoted line break or a lost quote; None: more must be read.
+        """The end of a row that has a quoted line break or a lost quote; None to read more first.
 
-        `end` is the end of its first line, `found` that of the row if all its quotes have partners,
-        else -1.
+        `end` is the end of the row's first line. `found` is the end of the row if all its quotes
+        have partners, else -1.
         """
         buffer = self._buffer
         # The quotes have partners within the bound: one row, unless the field holds rows.
@@ -200,21 +200,21 @@ class _RowSplitter:
             f"{self.max_lines:,} lines or KiB (data.max_field_lines).",
             got=f"{self.where(self._base + at)}: a quote opens a field there",
             fix=f"data.max_field_lines={10 * self.max_lines}\n"
-            "if the field really is so long; or close it, or take a lost quote away",
+            "if the field really is that long; otherwise close it, or remove the lost quote",
         )
 
     def _window(self, at: int) -> int | None:
-        """The end of the bound of a row, `max_lines` lines or KiB; None if it is not here yet."""
-        most = at + (self.max_lines << 10)
-        if self._buffer.count(b"\n", at, most) <= self.max_lines:
-            return most if most <= len(self._buffer) else None
+        """The farthest allowed end of a row, `max_lines` lines or KiB; None if not read yet."""
+        byte_bound = at + (self.max_lines << 10)
+        if self._buffer.count(b"\n", at, byte_bound) <= self.max_lines:
+            return byte_bound if byte_bound <= len(self._buffer) else None
         stop = at
         for _ in range(self.max_lines + 1):
             stop = self._buffer.index(b"\n", stop) + 1
-        return min(stop - 1, most)
+        return min(stop - 1, byte_bound)
 
     def _are_rows(self, lines: list[bytes]) -> bool:
-        """Whether lines from within a field nearly all have as many fields as the header."""
+        """Whether nearly all of these lines of a field have as many fields as the header."""
         columns = len(self.columns.names)
         lines = [line for line in lines[:_JUDGED_LINES] if line.strip()]
         if columns < 2 or len(lines) < (8 if columns == 2 else 4):
@@ -224,9 +224,9 @@ class _RowSplitter:
         return fitting >= _ROW_LIKE_SHARE * len(lines)
 
     def _forget(self) -> None:
-        """Drop what is held of a line that is too long to be held."""
-        most = max(self.limit, self.max_lines << 10)
-        if len(self._buffer) - self._at <= most or self._buffer.find(b"\n", self._at) >= 0:
+        """Drop the buffered part of a line that is too long to keep in memory."""
+        longest = max(self.limit, self.max_lines << 10)
+        if len(self._buffer) - self._at <= longest or self._buffer.find(b"\n", self._at) >= 0:
             return
         if self._skipped_from is None:
             self._skipped_from = self._base + self._at
@@ -235,15 +235,15 @@ class _RowSplitter:
         self._at = len(self._buffer)
 
     def _skipped(self, end: int) -> Item:
-        """The item of a line that was not held, which ends at `end`."""
+        """The item of a line that was not kept in memory; the line ends at `end`."""
         offset = self._skipped_from
         assert offset is not None, "a line was skipped"
         self._skipped_from = None
         size = end - offset
         if self._quotes % 2:
             raise DataError(
-                "A line of a table is too long to be held, "
-                "and a quoted field in it does not end with it.",
+                "A line of a table is too long to keep in memory, "
+                "and a quoted field is still open at its end.",
                 got=f"{self.where(offset)}: {size:,} bytes",
                 fix=f"data.max_document_bytes={size * 2}\nor look at the quotes of that line",
             )

@@ -1,4 +1,4 @@
-"""Is there text under `data.text_key`? Looks at the first records, the header or the schema."""
+"""Check that `data.text_key` holds text, in the first records, the header or the schema."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wikillm.data.types import SourceFile
 PROBED_RECORDS = 50
 _LOOK_BYTES = 1 << 18
 _USUAL_KEYS = ("text", "content", "body", "article", "document", "正文", "内容", "文本")
-_MOST_SHOWN = 30  # keys in an error
+_MOST_SHOWN = 30  # number of keys that an error lists
 _LONGEST_SHOWN = 60
 
 
@@ -54,22 +54,22 @@ def _check_names(source: SourceFile, texts: Sequence[str], shown: Sequence[str])
     key = source.text_key
     if key in texts:
         return
-    # The same key in another case, a usual name, or one that is spelled alike.
-    near = next((name for name in texts if name.strip().lower() == key.lower()), None)
-    near = near or next((name for name in _USUAL_KEYS if name in texts), None)
-    near = near or did_you_mean(key, [name for name in texts if name.isidentifier()])
-    fix = "data.text_key=KEY with the key that holds the text\n"
-    fix += 'where none does, write each record as {"text": "..."}; '
-    fix += "records in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl"
+    # Suggest the same key in another case, a usual name, or a similar spelling.
+    suggestion = next((name for name in texts if name.strip().lower() == key.lower()), None)
+    suggestion = suggestion or next((name for name in _USUAL_KEYS if name in texts), None)
+    suggestion = suggestion or did_you_mean(key, [name for name in texts if name.isidentifier()])
+    fix = "set data.text_key to the key that holds the text\n"
+    fix += 'if no key holds text, write each record as {"text": "..."}; '
+    fix += "if the records are in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl"
     if source.format == "csv":
-        fix = "data.text_key=COLUMN with the column that holds the text\n"
-        fix += "the first row must name the columns, with comma, tab, semicolon or | between them"
+        fix = "set data.text_key to the column that holds the text\n"
+        fix += "the first row must name the columns, separated by comma, tab, semicolon or |"
     listed = ", ".join(_short(name) for name in shown[:_MOST_SHOWN])
     more = f", and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     raise DataError(
         f"The records have no text under {key!r} (data.text_key).",
         got=f"{source.path} has the keys {listed}{more}",
-        fix=setting("data.text_key", near) if near else fix,
+        fix=setting("data.text_key", suggestion) if suggestion else fix,
     )
 
 

@@ -1,9 +1,9 @@
-"""What lies below a folder, and what a glob matches; nothing is skipped silently.
+"""List the files below a folder or matched by a glob, and what was left out.
 
 Names that begin with a dot are left out: editors, notebooks and version control keep duplicates
-there. Links are followed, each folder once by its real path, so that loops end and nothing counts
-twice. A folder that may not be read is an error. Pipes, sockets, devices and dangling links are
-reported with the files.
+there. Links are followed. Each folder is visited once, by its real path, so that loops end and no
+file counts twice. A folder that may not be read is an error. Pipes, sockets, devices and dangling
+links are reported with the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from wikillm.core.errors import DataError
 from wikillm.data.sources.fixes import quoted
 
-_MAGIC = "*?["
+_WILDCARDS = "*?["
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class Found:
     """Files in the order of their relative paths, and what was left out of the same folders."""
 
     files: list[Path] = field(default_factory=list)
-    # Special files and token stores, with what they are.
+    # Special files and token stores, each with a description.
     others: list[tuple[Path, str]] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)  # names that begin with a dot
     seen: set[str] = field(default_factory=set)  # real paths of folders
@@ -62,7 +62,7 @@ def _walk(folder: Path, found: Found) -> None:
             found.files.append(path)
         else:
             found.others.append((path, kind))
-    # Links last: a folder counts where it lies, not where a link to it does.
+    # Links are walked last, so that a folder is listed under its own path, not under a link's.
     for path in [*inner, *links]:
         _walk(path, found)
 
@@ -80,7 +80,7 @@ def _entries_of(folder: Path) -> list[Path]:
 
 
 def kind_of(path: Path) -> str:
-    """`file`, `folder`, or in words what else it is."""
+    """`file`, `folder`, or a description of anything else."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -95,9 +95,12 @@ def kind_of(path: Path) -> str:
 
 
 def matches_of(pattern: Path) -> list[Path]:
-    """What a glob matches, sorted; `**` matches any depth. Raises DataError as `files_of`."""
+    """The paths that match a glob, sorted; `**` matches any depth.
+
+    Raises DataError for a folder that may not be read.
+    """
     parts = pattern.parts
-    fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in _MAGIC))
+    fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in _WILDCARDS))
     found: dict[Path, None] = {}
     _match(Path(*parts[:fixed]), parts[fixed:], found)
     return sorted(found)
@@ -121,7 +124,7 @@ def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
             folders.update(p for p in path.parents if p == base or base in p.parents)
         for folder in sorted(folders):
             _match(folder, rest, found)
-    elif any(mark in part for mark in _MAGIC):
+    elif any(mark in part for mark in _WILDCARDS):
         if kind_of(base) == "folder":
             for path in _entries_of(base):
                 is_named = fnmatch.fnmatchcase(path.name, part)

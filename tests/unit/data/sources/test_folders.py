@@ -139,7 +139,7 @@ def test_a_missing_path_names_the_nearest_folder_and_a_similar_source(tmp_path, 
     with pytest.raises(DataError, match="does not exist") as caught:
         locate([str(entry)])
     assert f"exists is {tmp_path}: {there or 'other'}" in caught.value.got
-    fix = f"data.path={tmp_path / near}" if near else "data.path=FILE or FOLDER that exists"
+    fix = f"data.path={tmp_path / near}" if near else "name an existing file or folder"
     assert caught.value.fix == fix
 
 
