@@ -1,1 +1,1 @@
-"""From finished or growing stores to samples and batches."""
+"""Read samples and batches from finished or growing stores."""

@@ -1,8 +1,8 @@
-"""What training, evaluation and the command line need of a corpus, whatever it consists of.
+"""The interface of a corpus for training, evaluation and the command line.
 
 `Corpus` has three implementations: a finished store (here), a store that is still being built
-(`growing`) and several stores that are read as one (`mixed`). `read.open` chooses; nothing else
-asks which one it has.
+(`growing`) and several stores that are read as one (`mixed`). `read.open` chooses between them; all
+other code uses only the interface.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ class Tokens(Protocol):
 
 
 class Order(Protocol):
-    """Which targets are the n-th sample of training."""
+    """Maps the number of a training sample to its targets."""
 
     @property
     def sequence_length(self) -> int: ...
 
     def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
-        """The targets [start, stop) that each sample is made of."""
+        """The ranges [start, stop) of targets that make up each sample."""
 
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop)."""
 
 
 class TrainingOrder(Order, Protocol):
-    """The order of a corpus. Samples of a `GrowingOrder` may have to be waited for."""
+    """The training order of a corpus. `GrowingOrder` waits for samples that do not exist yet."""
 
     def windows_before(self, sample: int) -> int:
-        """Windows that the samples before `sample` come from; 0 for a mixture, which has none."""
+        """Number of windows that the samples before `sample` read; 0 for a mixture."""
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples take of each source of a mixture; () without one."""
+        """What the first `samples` samples read of each source of a mixture; () without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedStore:
-    """One source of a mixture. `count`: its samples among every 4096."""
+    """One source of a mixture. `count`: samples of the source in every 4096."""
 
     name: str
     count: int
@@ -74,7 +74,7 @@ class WeightedStore:
 
 @dataclass(frozen=True, slots=True)
 class NamedStream:
-    """A stream to evaluate on; `name` is that of its source in a mixture, else empty."""
+    """A stream to evaluate on. `name`: name of its source in a mixture, else empty."""
 
     name: str
     tokens: TokenStream
@@ -86,13 +86,13 @@ class NamedStream:
 
 
 class Corpus(Protocol):
-    """Text to train and evaluate on. The methods that have a body are those of one finished store.
+    """Text to train and evaluate on. The method bodies given here suit a single finished store.
 
     Attributes:
-        dir: the folder of the store, or of the first one.
-        shards: the final ones, of a single store.
-        window_shards: shards that are read, and permuted or packed, together.
-        manifest: as it was when the corpus was opened.
+        dir: folder of the store; of the first store in a mixture.
+        shards: final shards of a single store; () for a mixture.
+        window_shards: number of shards in a window, which is permuted or packed as a whole.
+        manifest: the manifest at the time the corpus was opened.
         mixture: the sources of a mixture; () for a single store.
     """
 
@@ -106,13 +106,13 @@ class Corpus(Protocol):
     mixture: tuple[WeightedStore, ...] = ()
 
     def order(self, sequence_length: int, seed: int) -> TrainingOrder:
-        """The order of the training samples; a finished and a growing store give the same."""
+        """The order of the training samples; a growing and a finished store have the same order."""
 
     def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
-        """Sequences in the first pass over the training split, and in each later one.
+        """Number of sequences in the first epoch, and in each later epoch.
 
-        None while it is unknown, and for a mixture that is not packed, which has no windows of its
-        own: then it is ceil((N - 1) / T) of all N tokens.
+        None while the store is being built, and for a mixture without packing: callers then use
+        ceil((N - 1) / T) for all N tokens.
         """
         if self.train_tokens is None or self.train_tokens < 2:
             return None
@@ -120,9 +120,9 @@ class Corpus(Protocol):
         return order.blocks_of_first_epoch, order.blocks_per_epoch
 
     def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
-        """The shards that the first samples come from, and a digest of their training tokens.
+        """Number of shards that the first `samples` samples read, and a digest of their tokens.
 
-        Empty for a mixture: its stores are always finished before they are read.
+        Empty for a mixture, whose stores are always finished before they are read.
         """
         count = order.windows_before(samples) * self.window_shards
         text = "".join(shard.splits["train"].tok_sha256 for shard in self.shards[:count])
@@ -134,20 +134,20 @@ class Corpus(Protocol):
 
     @property
     def train_tokens(self) -> int | None:
-        """Tokens of the whole training split; None while it is being built."""
+        """Tokens of the whole training split; None while the store is being built."""
         return self.train.n_tokens
 
     def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
         """The streams of a split, one for each source that has text in it.
 
-        Of a mixture's `val` each is cut to its part of the first `max_tokens` targets.
+        In a mixture, `max_tokens` targets of `val` are divided over the sources by their size.
         """
         return (NamedStream.of("", getattr(self, split)),)
 
     def order_of(
         self, shards: Sequence[ShardInfo], sequence_length: int, seed: int
     ) -> SampleOrder | PackedOrder:
-        """The order of `train`, which consists of these shards."""
+        """The order of `train`, whose shards are `shards`."""
         window = self.window_shards
         if self.packing == "best_fit":
             return packed_order(self.dir, self.train, shards, window, sequence_length, seed)
@@ -155,16 +155,16 @@ class Corpus(Protocol):
         return SampleOrder(self.train.n_tokens, sequence_length, seed, windows=ends)
 
     def describe(self) -> dict[str, Any]:
-        """What a run records about its text (data.json)."""
+        """The description of the text that a run writes to data.json."""
         return described(self.dir, self.manifest, True)
 
     def close(self) -> None:
-        """End the builder process, if this process started one. What it has built stays."""
+        """Stop the builder process if this process started one. Finished shards are kept."""
         return
 
 
 class StoredCorpus(Corpus):
-    """A finished store, read in windows of so many shards. `val`: instead of its held-out split."""
+    """A finished store, read in windows of `window_shards`. `val` replaces its held-out split."""
 
     def __init__(
         self,
@@ -187,17 +187,17 @@ class StoredCorpus(Corpus):
 
 
 def proportions(mixture: Sequence[WeightedStore]) -> str | None:
-    """A mixture in one line: with the same line and stores, two runs read the same samples."""
-    return ", ".join(f"{one.name} {one.count}/{PERIOD}" for one in mixture) or None
+    """The mixture as one line. Runs with equal lines and equal stores read the same samples."""
+    return ", ".join(f"{source.name} {source.count}/{PERIOD}" for source in mixture) or None
 
 
 def described(folder: Path, manifest: Manifest, is_complete: bool) -> dict[str, Any]:
-    """`Corpus.describe` of one store."""
+    """The result of `Corpus.describe` for one store."""
     return {
         "store": str(folder),
         "fingerprint": manifest.fingerprint,
         "sources": [asdict(source) for source in manifest.sources],
-        "complete": is_complete,  # False: it was still being built, and the counts grow
+        "complete": is_complete,  # False while the store is being built and the counts grow
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
         "funnel": asdict(manifest.funnel),

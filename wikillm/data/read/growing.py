@@ -1,9 +1,8 @@
-"""A token store that is still being built, as its readers see it: final shards, in whole windows.
+"""Read a token store that is still being built: its final shards, in whole windows.
 
-`GrowingCorpus` looks at the store's files and keeps up with the builder; `GrowingOrder` is the
-order of its samples. The order of the finished part is that of the finished store, sample by sample
-(see `order.blocks`), so it makes no difference how far the builder was. Nothing here
-synchronizes ranks: `train` does that.
+`GrowingCorpus` polls the files of the store for new shards; `GrowingOrder` is the order of its
+samples. Sample by sample it equals the order of the finished store (see `order.blocks`), so the
+progress of the builder makes no difference. Ranks are not synchronized here, but in `train`.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ class GrowingCorpus(Corpus):
     Attributes:
         train: tokens of the finished windows.
         val: held-out tokens of the first window, once `open` was called.
-        manifest: of the shards that were known when `open` was called.
-        builder: of this process, if it has started one.
-        shards: the records of all final shards.
+        manifest: manifest of the shards that were known when `open` was called.
+        builder: the builder, if this process started one.
+        shards: records of all final shards.
     """
 
     def __init__(self, plan: BuildPlan, cfg: DataSection, since: float) -> None:
-        """`since`: Unix time when this run requested the store; earlier failures are ignored."""
+        """`since`: Unix time at which this run requested the store; older failures are ignored."""
         self.plan = plan
         self.window_shards = cfg.window_shards
         self.packing = cfg.packing
@@ -57,14 +56,14 @@ class GrowingCorpus(Corpus):
         self.builder: Builder | None = None
         self.dir = plan.store
         self.shards: list[ShardInfo] = []
-        self.shards_in_windows = 0  # shards that `train` consists of
+        self.shards_in_windows = 0  # number of shards in `train`
         self.train = TokenStream(plan.store, "train", ())
         self._finished: Manifest | None = None
         self._grown_at = time.monotonic()
-        self._is_ours = False  # whether the folder is known to be built from our facts
+        self._is_ours = False  # True once the folder is known to have the facts of `plan`
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "builder": None}  # a process that only reads
+        return {**self.__dict__, "builder": None}  # a copy only reads
 
     @property
     def is_complete(self) -> bool:
@@ -79,12 +78,12 @@ class GrowingCorpus(Corpus):
         return self.train.n_tokens if self.is_complete else None
 
     def open(self) -> None:
-        """Fix what a run is evaluated on, once the first window exists."""
+        """Set `val` and `manifest`, once the first window exists."""
         self.val = self.first_window("val")
         self.manifest = self._manifest_now()
 
     def first_window(self, split: str) -> TokenStream:
-        """A split of the first window's shards."""
+        """The tokens of a split in the shards of the first window."""
         return TokenStream(self.dir, split, self.shards[: self.window_shards])
 
     def order(self, sequence_length: int, seed: int) -> GrowingOrder:
@@ -94,13 +93,13 @@ class GrowingCorpus(Corpus):
         return described(self.dir, self._manifest_now(), self.is_complete)
 
     def _manifest_now(self) -> Manifest:
-        """The manifest, or what it would be with the shards that are known now."""
+        """The manifest; during the build, one for the shards that are known now."""
         if self._finished is not None:
             return self._finished
         return describe_shards(self.plan, load_tokenizer(self.tokenizer_dir), self.shards, None)
 
     def refresh(self) -> None:
-        """Look for new shards. Raises DataError when the store is another one, or damaged."""
+        """Look for new shards. Raises DataError if the store is damaged or has other facts."""
         if self.is_complete:
             return
         before = len(self.shards)
@@ -121,13 +120,13 @@ class GrowingCorpus(Corpus):
         self.shards_in_windows = whole
 
     def _read_committed(self) -> None:
-        """Add the records of final shards; stop where one is being built again."""
+        """Add the records of final shards, up to the first that cannot be read (yet)."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             if not self._is_ours:
                 made_from = json.loads((self.dir / "build.json").read_text(encoding="utf-8"))
                 self._is_ours = made_from["fingerprint"] == self.plan.fingerprint
             if not self._is_ours:
-                return  # the builder will refuse it
+                return  # the builder will refuse this folder
             committed = read_committed(self.dir)
             if self.shards and committed > len(self.shards):
                 self._refuse_changed([self._read_record(0)])
@@ -138,20 +137,19 @@ class GrowingCorpus(Corpus):
         return ShardInfo.read(shard_record_path(self.dir, number))
 
     def _refuse_changed(self, found: list[ShardInfo]) -> None:
-        """A build restarts when an encoder was found to differ: shards of this run would change."""
+        """Raise DataError if shards changed: a build restarts when it refuses its encoder."""
         if found != self.shards[: len(found)]:
             raise DataError(
                 "The token store was built again while this run was reading it.",
                 got=f"{self.dir}: see {beside(self.plan.lock_base, '.log')} for the reason",
-                fix="start again from step 0 in another run.dir; "
-                "the new store is complete or still being built",
+                fix="start again from step 0 in another run.dir, which reads the new store",
             )
 
     def failure(self, waiting_since: float) -> WikiLLMError | None:
         """Why no further shards are expected: the builder refused, died or stalled.
 
-        It has stalled when no shard was added for `stall_seconds`, counted from `waiting_since`
-        (monotonic) or from the last shard.
+        The builder has stalled when it added no shard for `stall_seconds`, counted from the later
+        of `waiting_since` (monotonic) and the last shard.
         """
         error = self.builder_failure()
         idle = time.monotonic() - max(waiting_since, self._grown_at)
@@ -160,17 +158,17 @@ class GrowingCorpus(Corpus):
                 "The build of the token store has stalled.",
                 got=f"no new shard in {self.dir} for {format_seconds(idle)}; {self.progress()}",
                 fix=f"look at {beside(self.plan.lock_base, '.log')}; "
-                "start again with --resume auto; data.stall_seconds=N waits longer",
+                "start again with --resume auto; a larger data.stall_seconds waits longer",
             )
         return error
 
     def builder_failure(self) -> WikiLLMError | None:
-        """Why the builder ended without a store, if it did."""
+        """Why the builder ended without a store; None if it did not."""
         error = self.builder.failure() if self.builder is not None else None
         return error or read_failure(self.plan.lock_base, self.since)
 
     def progress(self) -> str:
-        """How far the builder is, in words."""
+        """The progress of the builder as one line."""
         line = f"{len(self.shards)} shards are final"
         with suppress(OSError):
             line += f" ({beside(self.plan.lock_base, '.progress').read_text().strip()})"
@@ -182,11 +180,11 @@ class GrowingCorpus(Corpus):
 
 
 class GrowingOrder:
-    """The order of a growing store; it waits for samples that do not exist yet.
+    """The order of a growing store. Its methods wait for samples that do not exist yet.
 
-    Raises the errors that `GrowingCorpus.failure` returns. A copy in a DataLoader worker reads
-    ahead of the training, so a long wait there is no sign of a stall: it ends on a reported failure
-    or with its parent process.
+    They raise the errors that `GrowingCorpus.failure` returns. A DataLoader worker reads ahead of
+    training, so a long wait there is no stall: it ends only when a failure is reported or the
+    parent process ends.
     """
 
     def __init__(self, corpus: GrowingCorpus, sequence_length: int, seed: int) -> None:
@@ -203,7 +201,7 @@ class GrowingOrder:
         return corpus.order_of(shards, self.sequence_length, self.seed)
 
     def covers(self, stop: int) -> bool:
-        """Whether all samples before `stop` exist; looks at the files if it has to."""
+        """Whether all samples before `stop` exist; refreshes the corpus if that is not known."""
         if not self._covers(stop):
             self.corpus.refresh()
             if self.corpus.shards_in_windows != self._made_from:
@@ -214,7 +212,10 @@ class GrowingOrder:
         return stop <= self._order.blocks_of_first_epoch or self.corpus.is_complete
 
     def covered_with(self, stop: int) -> int | None:
-        """Samples that exist whenever those before `stop` do, on every rank; None: all of them."""
+        """End of the samples that exist on every rank once those before `stop` do.
+
+        None means all samples.
+        """
         if stop > self._order.blocks_of_first_epoch:
             return None
         return self._order.end_of_window(max(0, stop - 1))
@@ -223,14 +224,14 @@ class GrowingOrder:
         return ()
 
     def wait_for(self, stop: int) -> None:
-        """Wait until all samples before `stop` exist. Other processes are not involved."""
+        """Wait until all samples before `stop` exist, in this process alone."""
         start = time.monotonic()
         parent = parent_process()
         while not self.covers(stop):
             if os.getpid() == self._owner:
                 failure = self.corpus.failure(start)
             elif parent is not None and not parent.is_alive():
-                failure = WikiLLMError("The process that read this batch for training has ended.")
+                failure = WikiLLMError("The training process of this DataLoader worker has ended.")
             else:
                 failure = self.corpus.builder_failure()
             # The last shard may have been added just before the failure.

@@ -1,14 +1,15 @@
-"""From sample indices to batches: the one place that shares samples out over ranks and steps.
+"""Turn sample numbers into batches. Only this module divides samples over ranks and steps.
 
-A global batch is G consecutive samples of the order. Micro-step a of rank r of W takes the samples
-[a*W*m + r*m, a*W*m + (r+1)*m) of it, m being the micro-batch, so every (W, m, accumulation) with
-the same product reads the same global batch. Loader workers are stateless: they are given indices.
+A global batch is G consecutive samples of the order. With micro-batch size m, rank r of W reads the
+samples [a*W*m + r*m, a*W*m + (r+1)*m) of the global batch in micro-step a. So every (W, m,
+accumulation) with the same product reads the same global batch. Loader workers keep no state: they
+receive sample numbers.
 
 A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. The targets are already
-shifted, so models must be given `shift_labels`; `labels` repeats them only because Hugging Face's
-models compute a loss when it is present. With a `DocumentMask` there are also `position_ids`,
-B x T, that begin at 0 with each document (see `rows`), and for flash attention its
-`cu_seq_lens`. This is the only module of `data` that imports torch.
+shifted, so pass `shift_labels` to the model; `labels` repeats them only because Hugging Face's
+models compute a loss when it is present. With a `DocumentMask` a batch also has `position_ids`,
+B x T, which start at 0 in each document (see `rows`), and `cu_seq_lens_*` for flash attention.
+This is the only module of `data` that imports torch.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """How a global batch is cut up, in sequences.
+    """The division of a global batch into micro-batches, in sequences.
 
-    Ranks that share sequences count as one: `world_size` is the number of their groups then, and
-    `rank` that of this rank's group.
+    Ranks that share sequences count as one: then `world_size` is the number of such groups, and
+    `rank` the number of this rank's group.
     """
 
     micro_batch: int
@@ -54,18 +55,18 @@ class BatchShape:
 
     @property
     def global_batch(self) -> int:
-        """Sequences of an optimizer step over all ranks."""
+        """Number of sequences in an optimizer step, over all ranks."""
         return self.micro_batch * self.accumulation * self.world_size
 
     def samples_of(self, base: int, micro_step: int) -> range:
-        """What this rank reads in a micro-step of the global batch that begins at sample `base`."""
+        """This rank's samples in a micro-step of the global batch that begins at sample `base`."""
         first = base + (micro_step * self.world_size + self.rank) * self.micro_batch
         return range(first, first + self.micro_batch)
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentMask:
-    """Attention stays within documents. `with_lengths`: cumulative lengths, for flash attention."""
+    """Keeps attention within documents. `with_lengths` adds lengths for flash attention."""
 
     eos_id: int
     with_lengths: bool = False
@@ -73,7 +74,7 @@ class DocumentMask:
 
 @dataclass(frozen=True, slots=True)
 class SequenceShard:
-    """The part of each sequence that a rank holds: the `index`-th of `size` equal ones."""
+    """The part of each sequence that a rank holds: the `index`-th of `size` equal parts."""
 
     size: int
     index: int
@@ -81,8 +82,8 @@ class SequenceShard:
     def of(self, batch: Batch) -> Batch:
         """This part of a batch: B x T/size each, with `position_ids` and `sequence_parallel`.
 
-        What attention needs of whole sequences stays whole: flash attention's lengths, and for
-        other kernels `document_positions`, the B x T positions within documents.
+        Attention needs some values for whole sequences, which are not cut: the lengths for flash
+        attention, and `document_positions` (B x T, within documents) for other kernels.
         """
         whole_BT = batch["input_ids"]
         part = whole_BT.shape[1] // self.size
@@ -103,7 +104,7 @@ class SequenceShard:
 
 
 def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | None:
-    """The mask of `train.document_mask` for Hugging Face's attention implementation `attention`."""
+    """The mask of `train.document_mask`. `attention`: Hugging Face's attention implementation."""
     if setting == "off":
         return None
     return DocumentMask(eos_id, with_lengths=attention.startswith("flash_attention"))
@@ -111,7 +112,7 @@ def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | N
 
 @dataclass(frozen=True, eq=False)
 class Samples(Dataset[Batch]):
-    """Samples of a stream by index; several at a time give a batch."""
+    """A map-style dataset that returns several samples of a stream as one batch."""
 
     tokens: Tokens
     order: Order
@@ -123,10 +124,10 @@ class Samples(Dataset[Batch]):
         return self.length
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | WikiLLMError:
-        """The batch of these samples, B x T each or this rank's part of it.
+        """The batch of these samples, B x T each, or this rank's part of that batch.
 
-        `PADDING` gives a row without targets. A DataLoader worker returns an error instead of
-        raising it: torch would wrap it in a text with its traceback.
+        The index `PADDING` gives a row without targets. A DataLoader worker returns an error
+        instead of raising it: torch would replace a raised error by a text with its traceback.
         """
         if get_worker_info() is None:
             return self.batch(indices)
@@ -160,9 +161,9 @@ class Samples(Dataset[Batch]):
 class GlobalBatches(Sampler[list[int]]):
     """Sample indices of this rank's micro-batches, from `consumed_samples` on, without `skips`.
 
-    `len()` counts the optimizer steps of the whole run, also those before `first_step`: Hugging
-    Face's Trainer derives its epochs from it, of which a run has one, and it is given the
-    micro-batches of a step as one (see `train.trainer`).
+    `len()` is the number of optimizer steps of the whole run, including those before `first_step`.
+    Hugging Face's Trainer derives its number of epochs from that length; a run is one such epoch,
+    and the Trainer receives all micro-batches of a step at once (see `train.trainer`).
     """
 
     shape: BatchShape
@@ -186,13 +187,13 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 def eval_batches(samples: int, micro_batch: int, world_size: int, rank: int) -> list[list[int]]:
-    """Every sample of [0, samples) once over all ranks, front to back, in equally many batches.
+    """This rank's batches over the samples [0, samples), each of which one rank reads once.
 
-    ZeRO-3 gathers weights in every forward, so a rank that ran out would block the others: rows of
-    `PADDING` fill up.
+    All ranks get the same number of batches, filled up with rows of `PADDING`: ZeRO-3 gathers
+    weights in every forward pass, so a rank without a batch would block the others.
     """
-    together = micro_batch * world_size
-    starts = range(rank * micro_batch, -(-samples // together) * together, together)
+    stride = micro_batch * world_size
+    starts = range(rank * micro_batch, -(-samples // stride) * stride, stride)
     return [
         [n if n < samples else PADDING for n in range(start, start + micro_batch)]
         for start in starts
@@ -200,7 +201,7 @@ def eval_batches(samples: int, micro_batch: int, world_size: int, rank: int) -> 
 
 
 def as_is(batch: Any) -> Any:
-    """`Samples` gives whole batches, so there is nothing to collate."""
+    """Return the batch unchanged: `Samples` already returns whole batches."""
     return batch
 
 
@@ -236,7 +237,7 @@ def eval_loader(
     mask: DocumentMask | None = None,
     shard: SequenceShard | None = None,
 ) -> DataLoader[Any]:
-    """Batches of this rank over the stream, or over the first `max_tokens` targets of it."""
+    """Batches of this rank over the stream, or over its first `max_tokens` targets."""
     order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
     count = order.blocks_per_epoch
     if max_tokens is not None:
@@ -247,10 +248,10 @@ def eval_loader(
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The batch on `device`; does not wait for the copies. `labels` share `shift_labels`' copy.
+    """Copy the batch to `device` without waiting. `labels` and `shift_labels` share one copy.
 
-    Pinned memory (a loader's on a GPU machine) may be reused by its owner only when the copies are
-    done; torch's allocator ensures that.
+    On a GPU machine the loader's memory is pinned; torch's allocator reuses it only after the
+    copies are done.
     """
     is_shared = "labels" in batch and "shift_labels" in batch
     moved = {
@@ -266,9 +267,8 @@ def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str,
 def _options(workers: int) -> dict[str, Any]:
     options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
     if workers:
-        # fork, Linux's default, also in a process that came from a fork server: torch looks at a
-        # DataLoader worker's parent to notice that the training was killed, and a server outlives
-        # it.
+        # Always fork workers, even in a process that a fork server started: torch's workers watch
+        # their parent to notice that training was killed, and a fork server outlives training.
         options |= {
             "prefetch_factor": 4,
             "persistent_workers": True,
@@ -279,10 +279,10 @@ def _options(workers: int) -> dict[str, Any]:
 
 
 class _Worker(ForkProcess):
-    """A loader worker, which only its parent's SIGTERM ends.
+    """A loader worker that ends only at a SIGTERM from its parent.
 
-    Launchers signal the whole process tree, and the training process first ends its step and saves.
-    torch's own handler would end a worker, and the training with it, at any SIGTERM. The signals
+    Launchers signal the whole process tree, but the training process still ends its step and saves.
+    torch's own handler would end the worker, and the training with it, at any SIGTERM. The signals
     are blocked before the fork, so that every thread of the worker inherits the mask: torch starts
     threads before it calls `worker_init_fn`.
     """
@@ -301,7 +301,7 @@ class _Fork(ForkContext):
 
 
 def _end_with_parent(worker: int) -> None:
-    """End this worker at a SIGTERM of its parent; a handler would not see the sender."""
+    """End this worker at a SIGTERM from its parent. A signal handler does not know the sender."""
     wait = threading.Thread(target=_wait_for, args=(os.getppid(),), name="signals", daemon=True)
     wait.start()
 

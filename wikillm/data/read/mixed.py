@@ -1,6 +1,6 @@
-"""Several token stores read as one, by weight (the order: `order.mixed`).
+"""A mixture: several token stores that are read as one, by weight.
 
-The streams of the sources are joined, and the order gives positions in the joined stream.
+The streams of the sources are joined, and `order.mixed` returns positions in the joined stream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIXTURE_VERSION = 1
 
 
 class MixedCorpus(Corpus):
-    """Finished stores of one tokenizer, mixed by weight. `manifest` describes all of their text."""
+    """Finished stores with the same tokenizer, mixed by weight. `manifest` describes all stores."""
 
     def __init__(
         self, mixture: Sequence[WeightedStore], window_shards: int, packing: Packing = "concat"
@@ -65,21 +65,21 @@ class MixedCorpus(Corpus):
             for source in self.mixture
             if (stream := getattr(source.store, split)).n_tokens >= 2
         ]
-        total = sum(one.tokens.n_tokens for one in whole)
+        total = sum(stream.tokens.n_tokens for stream in whole)
         if split == "train" or max_tokens is None or max_tokens >= total:
             return tuple(whole)
         cut = []
-        for one in whole:
-            limit = max(2, -(-one.tokens.n_tokens * max_tokens // total))
-            stream = JoinedStream(self.dir, (one.tokens,), (limit,))
-            cut.append(NamedStream(one.name, stream, one.bytes_per_token))
+        for named in whole:
+            limit = max(2, -(-named.tokens.n_tokens * max_tokens // total))
+            start_of_stream = JoinedStream(self.dir, (named.tokens,), (limit,))
+            cut.append(NamedStream(named.name, start_of_stream, named.bytes_per_token))
         return tuple(cut)
 
     def describe(self) -> dict[str, Any]:
         sources = []
-        for one in self.mixture:
-            fingerprint = one.store.manifest.fingerprint
-            found = {"name": one.name, "count": one.count, "store": str(one.store.dir)}
+        for source in self.mixture:
+            fingerprint = source.store.manifest.fingerprint
+            found = {"name": source.name, "count": source.count, "store": str(source.store.dir)}
             sources.append({**found, "fingerprint": fingerprint})
         return {**super().describe(), "mixture": sources}
 
@@ -88,7 +88,7 @@ class MixedCorpus(Corpus):
 
 
 def _joined_manifest(mixture: Sequence[WeightedStore]) -> Manifest:
-    """A manifest for the text of all sources; it is not written to disk."""
+    """A manifest that describes the text of all sources; it is kept in memory only."""
     manifests = [source.store.manifest for source in mixture]
     facts: dict[str, Any] = {
         "mixture_version": MIXTURE_VERSION,

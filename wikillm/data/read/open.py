@@ -1,10 +1,10 @@
-"""From `data.*` to an opened corpus, for training, evaluation and the command line.
+"""Open the corpus that `data.*` describes, for training, evaluation and the command line.
 
-Called by every rank before any process group exists. `open_corpus` builds what is missing first.
-`stream_corpus` returns as soon as training can begin: the first rank of each node starts a builder
-process, and only one builder at a time works in a folder. So nodes that share a folder have one
-active builder, and nodes with separate folders build the same bytes. Every rank then waits for the
-first window.
+Every rank calls these functions before any process group exists. `open_corpus` builds missing
+stores first. `stream_corpus` returns as soon as training can begin: the first rank of each node
+starts a builder process, then every rank waits for the first window. Only one builder at a time
+works in a folder. So nodes that share a folder have one active builder, and nodes with separate
+folders build the same bytes.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _LOG_EVERY_SECONDS = 10.0
 
 
 def open_corpus(cfg: DataSection, *, is_main: bool = True) -> Corpus:
-    """The corpus of `cfg`, built first where it is missing. (all ranks)
+    """The corpus of `cfg`, whose missing stores are built first. (all ranks)
 
     Raises:
-        ConfigError: a setting that is refused.
-        DataError: sources, tokenizer or a store that cannot be used; too few held-out tokens.
-        MachineError: no room on the disk, or a worker process that died.
+        ConfigError: a setting out of range.
+        DataError: bad sources, tokenizer or store; too few held-out tokens.
+        MachineError: a full disk, or a worker process that died.
     """
     if not cfg.mixture:
         store = prepare_store(cfg, is_main=is_main)
@@ -61,25 +61,25 @@ def open_corpus(cfg: DataSection, *, is_main: bool = True) -> Corpus:
 def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Corpus:
     """The corpus of `cfg` as soon as its first window exists, if data.streaming allows. (all ranks)
 
-    Sources that fill at most one window are prepared completely first: streaming gains nothing. The
-    held-out stream is that of the first window, whether the store was finished before or not.
+    Sources that fill at most one window are prepared completely first, as streaming would gain
+    nothing. The held-out stream is always that of the first window, even in a finished store.
 
     Args:
-        is_main: this process reports the builder's progress to the user.
-        is_local_main: the first rank of its node, which starts the builder.
+        is_main: whether this process reports the builder's progress to the user.
+        is_local_main: whether this is the first rank of its node, which starts the builder.
 
-    Raises what `open_corpus` does, DataError when the builder dies or stalls, and ConfigError for
-    data.streaming=on when duplicates still have to be found.
+    Raises the errors of `open_corpus`, DataError when the builder dies or stalls, and ConfigError
+    for data.streaming=on when duplicates still have to be found.
     """
     since = time.time()
     if cfg.mixture or cfg.streaming == "off":
         return open_corpus(cfg, is_main=is_main)
-    # A finished store that is named without sources needs no builder.
+    # A store that is named without sources is finished and needs no builder.
     check_settings(cfg)
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
         return _with_first_window(ready, cfg)
-    # `is_read`: training reads final shards while later ones are built, so none may change.
+    # `is_read`: training reads final shards while later shards are built, so they must not change.
     _check_duplicates_come_first(cfg, is_main)
     plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
     size = estimated_bytes(plan.sources)
@@ -87,12 +87,12 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
         store = ensure_planned(replace(plan, is_read=False), is_main=is_main)
         return _with_first_window(store, cfg)
-    # First read the folder: the store may be complete, or begun by an earlier run.
+    # Read the folder first: an earlier run may have begun or finished the store.
     corpus = GrowingCorpus(plan, cfg, since)
     corpus.refresh()
     if is_local_main and not corpus.is_complete:
         corpus.builder = Builder(plan)
-    # From here on a failure must also end the builder.
+    # Any failure from here on must also stop the builder.
     try:
         _wait_for_first_window(corpus, is_main)
         corpus.open()
@@ -110,21 +110,21 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
 
 
 def _check_duplicates_come_first(cfg: DataSection, is_main: bool) -> None:
-    """Refuse data.streaming=on with deduplication, which has to read all sources first."""
+    """Refuse data.streaming=on if finding duplicates has to read all sources first."""
     if cfg.dedup == "none" or cfg.drop_list is not None:
         return
-    make = "wikillm prepare ... --drop-list-only FILE, then data.drop_list=FILE"
+    commands = "wikillm prepare ... --drop-list-only FILE, then data.drop_list=FILE"
     if cfg.streaming == "on":
         raise ConfigError(
-            "Training that streams needs a drop-list, or data.dedup=none: "
-            "finding the copies reads all sources first.",
+            "data.streaming=on with data.dedup needs a drop-list, "
+            "because finding duplicates reads all sources first.",
             got=f"data.streaming=on, data.dedup={cfg.dedup}",
-            fix=f"{make}; or data.streaming=auto, which finds the copies and then streams",
+            fix=f"{commands}; or data.streaming=auto, which finds duplicates and then streams",
         )
     if is_main:
         say(
             f"data: data.dedup={cfg.dedup} reads all sources before training starts; "
-            f"ahead of time: {make}"
+            f"to do that beforehand: {commands}"
         )
 
 
@@ -146,7 +146,7 @@ def _wait_for_first_window(corpus: GrowingCorpus, is_main: bool) -> None:
             line = f"waiting for the first {corpus.window_shards} shards, "
             line += f"{format_seconds(waited)} so far: {corpus.progress()}"
             say(line) if is_main else logger.info(line)
-        # Checked before the files are read: after a failure they do not change any more.
+        # Ask for a failure before reading the files, which do not change any more after it.
         failure = corpus.failure(start)
         corpus.refresh()
         if failure is not None and not corpus.has_window:
@@ -155,33 +155,33 @@ def _wait_for_first_window(corpus: GrowingCorpus, is_main: bool) -> None:
 
 
 def _mixture(cfg: DataSection, is_main: bool) -> list[WeightedStore]:
-    """The stores of all sources of data.mixture, each built where it is missing.
+    """The stores of all sources of data.mixture; missing stores are built.
 
-    Raises DataError when a store that was prepared elsewhere has another tokenizer, or when a
-    source has nothing to train on.
+    Raises DataError when a store that was prepared before has another tokenizer, or when a source
+    has nothing to train on.
     """
     tokenizer = _tokenizer_of_mixture(cfg, is_main)
     found: list[WeightedStore] = []
     for source, count in zip(cfg.mixture, counts_of(cfg.mixture), strict=True):
         say(f"mixture: {source.name}, {count / PERIOD:.2%} of the samples")
         store = _open_source(_section_of(cfg, source, tokenizer), is_main)
-        one = WeightedStore(source.name, count, store)
+        weighted = WeightedStore(source.name, count, store)
         if found and store.manifest.tokenizer.sha256 != found[0].store.manifest.tokenizer.sha256:
-            raise _other_tokenizer(found[0], one)
+            raise _other_tokenizer(found[0], weighted)
         if store.train.n_tokens < 2:
             raise DataError(
                 f"The source {source.name} of data.mixture has nothing to train on.",
                 got=str(store.dir),
             )
-        found.append(one)
+        found.append(weighted)
     return found
 
 
 def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
-    """data.tokenizer for every source.
+    """The value of data.tokenizer for every source.
 
-    For auto and train:N it is the tokenizer of the first store that exists already; if none
-    exists, it is chosen, or trained on the text of all sources.
+    For auto and train:N this is the tokenizer of the first existing store. If no store exists, the
+    tokenizer is chosen, or trained on the text of all sources.
     """
     if cfg.tokenizer != "auto" and not cfg.tokenizer.startswith("train:"):
         return cfg.tokenizer
@@ -200,15 +200,14 @@ def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
 
 
 def _open_source(section: DataSection, is_main: bool) -> Store:
-    """Open the store of a source; one without a path was prepared before (a folder or an
-    address)."""
+    """Open the store of a source. Without a path it was prepared before: a folder or an address."""
     if section.path or scheme_of(section.store or ""):
         return prepare_store(section, is_main=is_main, is_part=True)
     return Store.open(Path(section.store or ""))
 
 
 def _ready_source(section: DataSection, is_main: bool) -> Store | None:
-    """The store of a source if it exists and has a tokenizer of the size that is wanted."""
+    """The store of a source, if it exists and its tokenizer has the wanted size; else None."""
     if not section.path:
         return _open_source(section, is_main)
     folder = Path(section.store or "")
@@ -220,7 +219,7 @@ def _ready_source(section: DataSection, is_main: bool) -> Store | None:
 
 
 def _section_of(cfg: DataSection, source: MixtureSource, tokenizer: str) -> DataSection:
-    """The data section of one source alone."""
+    """The data section for a single source of the mixture."""
     changes = {
         "mixture": (),
         "path": source.path,
@@ -235,11 +234,11 @@ def _section_of(cfg: DataSection, source: MixtureSource, tokenizer: str) -> Data
 
 def _other_tokenizer(first: WeightedStore, other: WeightedStore) -> DataError:
     names = [
-        f"{one.name}: {one.store.manifest.tokenizer.name} in {one.store.tokenizer_dir}"
-        for one in (first, other)
+        f"{source.name}: {source.store.manifest.tokenizer.name} in {source.store.tokenizer_dir}"
+        for source in (first, other)
     ]
     return DataError(
-        "The stores of a mixture were made by different tokenizers.",
+        "The stores of a mixture were made with different tokenizers.",
         got="\n".join(names),
         fix=f"prepare {other.name} again with data.tokenizer={first.store.tokenizer_dir}",
     )

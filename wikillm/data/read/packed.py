@@ -1,7 +1,6 @@
 """Packings of a store, kept in STORE/packed: one process computes them, the others map the files.
 
-A packing follows from the lengths of the window's documents; its file is named after what it was
-made from.
+A packing depends on the document lengths of its window; the file name is a hash of that input.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PACKING_VERSION = 1
 FOLDER = "packed"
 
 _PACKED: WeakKeyDictionary[TokenStream, dict[Path, PackedWindow]] = WeakKeyDictionary()
-"""What this process has read or packed, for as long as the stream exists."""
+"""Packings that this process has read or computed, kept as long as the stream exists."""
 
 
 def packed_order(
@@ -35,9 +34,9 @@ def packed_order(
 ) -> PackedOrder:
     """The packed order of a training stream, or of its first windows. `folder` is the store's.
 
-    One process packs missing windows while the others wait. Each process reads or packs a window
-    once, even where the store cannot be written to: the plan counts the sequences, then training
-    reads them.
+    One process packs missing windows while the others wait. A process reads or packs each window
+    only once, even if the store is read-only: the plan counts the sequences, then training reads
+    them.
     """
     windows = []
     start = 0
@@ -59,7 +58,7 @@ def packed_order(
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """The tokens [start, stop) of a stream: those of `shards`. `folder` keeps packings."""
+    """A window: the tokens [start, stop) of a stream, from `shards`. `folder` holds packings."""
 
     folder: Path
     shards: Sequence[ShardInfo]
@@ -69,12 +68,12 @@ class _Window:
 
     @property
     def first_target(self) -> int:
-        """Target t is token t + 1."""
+        """First target of the window; target t is token t + 1."""
         return max(0, self.start - 1)
 
     @property
     def path(self) -> Path:
-        """Named after what decides the content, so that shards built again get a new packing."""
+        """The name is a hash of the input, so shards that are built again are packed again."""
         made_from = [f"{PACKING_VERSION} {self.sequence_length} {self.start == 0}"]
         made_from += [shard.splits["train"].idx_sha256 for shard in self.shards]
         return self.folder / f"{hashlib.sha256(' '.join(made_from).encode()).hexdigest()[:32]}.npy"
@@ -87,6 +86,6 @@ class _Window:
         packed = PackedWindow.of(ends, self.start == 0, self.sequence_length)
         try:
             packed.write(self.path)
-        except OSError as error:  # the store is on a disk that cannot be written to
-            logger.info(f"the packing stays in memory: {error}")
+        except OSError as error:  # the store may be read-only
+            logger.info(f"the packing is kept in memory only: {error}")
         return packed

@@ -1,13 +1,12 @@
-"""The rows of samples: the ids that the model reads, and the targets that it predicts.
+"""The rows of a batch: input ids, targets, and positions within documents.
 
-And where documents begin inside a batch, for attention that does not cross them. Every document
-ends with EOS and no text encodes to it, so the ids alone say where documents begin; a sample that
-goes round the end of its ring, or that several documents were packed into, starts again there too.
-Positions count from each beginning, or from the start of the row for the rest of a document that
-began before it. This is the form in which Hugging Face's models take packed sequences: with
-restarting `position_ids` and no attention mask they build a block mask (eager, sdpa), and
-`cu_seq_lens` spare flash attention from deriving the blocks in every layer. The target of EOS is
-the first token of the next document as ever: every token but the first is a target.
+Positions tell attention where documents begin. Every document ends with EOS and no text encodes to
+EOS, so the ids alone show where documents begin. A new start is also set where a sample wraps round
+its ring, and between packed ranges. Positions count from each start; the rest of a document that
+began in an earlier row counts from the start of its row. This is the form in which Hugging Face's
+models take packed sequences: from restarting `position_ids` without an attention mask they build a
+block mask (eager, sdpa). With `cu_seq_lens` flash attention need not derive the blocks in every
+layer. As always, the target of EOS is the first token of the next document.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from wikillm.data.order.blocks import IGNORED, TargetRanges
 from wikillm.data.order.permutation import Ints
 from wikillm.data.read.corpus import Order, Tokens
 
-PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
+PADDING = -1  # sample index of a padding row, whose labels are all ignored
 
 
 def sample_rows(
     tokens: Tokens, order: Order, samples: Ints
 ) -> tuple[Ints, Ints, list[tuple[int, int]]]:
-    """Inputs and targets of these samples, each B x T, and where ranges meet within a row.
+    """Inputs and targets of these samples, each B x T, and the (row, column) where ranges meet.
 
-    Inputs beyond a sample's end are 0, their targets `IGNORED`. `PADDING` gives such a row.
+    After the end of a sample, and in a `PADDING` row, inputs are 0 and targets `IGNORED`.
     """
     shape = (len(samples), order.sequence_length)
     inputs = np.zeros(shape, dtype=np.int64)
@@ -42,7 +41,7 @@ def sample_rows(
 
 
 def _fill(tokens: Tokens, inputs: Ints, targets: Ints, ranges: TargetRanges) -> list[int]:
-    """Copy these targets, and the token before each. Returns where each range ends."""
+    """Copy the targets of these ranges, and their inputs. Return the end column of each range."""
     ends = [0]
     for start, stop in ranges:
         ids = tokens.read(start, stop + 1)
@@ -68,7 +67,7 @@ def document_positions(input_ids_BT: Ints, eos_id: int, joins: list[tuple[int, i
 
 
 def cumulative_lengths(positions_BT: Ints) -> tuple[npt.NDArray[np.int32], int]:
-    """Where the documents of all rows begin, and the end of the last; length of the longest."""
+    """Starts of the documents of all rows and the end of the last; length of the longest."""
     flat = positions_BT.reshape(-1)
     bounds = np.append(np.flatnonzero(flat == 0), flat.size).astype(np.int32)
     return bounds, int(np.diff(bounds).max())

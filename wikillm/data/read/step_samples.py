@@ -1,9 +1,9 @@
-"""Which samples an optimizer step reads, and which windows of samples the run leaves out.
+"""The samples that each optimizer step reads, when windows of samples are skipped.
 
-A window is [first, stop) in the order of the samples. The last step before it ends at or before
-its first sample; the next step begins at its stop. What lies between that step's end and the stop
-is left out, so every step reads consecutive samples. The number of steps does not change: a run
-that leaves out a window ends later in the order.
+A window is [first, stop) in the order of the samples. The last step before a window ends at or
+before `first`; the next step begins at `stop`. All samples in between are skipped, so every step
+reads consecutive samples. The number of steps does not change: a run that skips a window ends later
+in the order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, order=True)
 class SkipWindow:
-    """The samples [first, stop) are not trained."""
+    """The samples [first, stop), which training skips."""
 
     first: int
     stop: int
@@ -26,13 +26,13 @@ class StepSamples:
     """The samples of every step from a position on.
 
     Args:
-        batch: sequences in the global batch of a step.
-        first_step: optimizer steps done at the start.
-        position: the sample that comes next then.
-        windows: to leave out; those that end at or before `position` have been.
+        batch: number of sequences in the global batch of a step.
+        first_step: number of optimizer steps done at the start.
+        position: the next sample at the start.
+        windows: windows to skip; those that end at or before `position` are already behind.
 
     Attributes:
-        skipped: by the step (from 0) that they come before, the samples that are left out.
+        skipped: the skipped samples, keyed by the step (from 0) that follows them.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class StepSamples:
         windows: Sequence[SkipWindow] = (),
     ) -> None:
         self._batch = batch
-        self._steps = [first_step]  # where a segment of consecutive samples begins
+        self._steps = [first_step]  # first step of each segment of consecutive samples
         self._positions = [position]
         self.skipped: dict[int, SkipWindow] = {}
         for window in sorted(windows):
@@ -51,7 +51,7 @@ class StepSamples:
             position = self._positions[-1]
             if window.stop <= position:
                 continue
-            # Whole steps that end at or before the window.
+            # Number of whole steps that end before the window or at its start.
             whole = max(0, window.first - position) // batch
             after = step + whole
             end = position + whole * batch
@@ -62,17 +62,17 @@ class StepSamples:
             self.skipped[after] = SkipWindow(first, window.stop, window.reason)
 
     def of(self, step: int) -> range:
-        """The samples of the global batch of `step` (from 0), at or after the first step."""
+        """The samples of the global batch of `step` (from 0); `step` is at least the first step."""
         segment = bisect_right(self._steps, step) - 1
         first = self._positions[segment] + (step - self._steps[segment]) * self._batch
         return range(first, first + self._batch)
 
     def position(self, steps: int) -> int:
-        """The position in the order after `steps` steps: the end of the samples of the last one."""
+        """The position in the order after `steps` steps: the end of the last step's samples."""
         if steps <= self._steps[0]:
             return self._positions[0]
         return self.of(steps - 1).stop
 
     def skipped_before(self, steps: int) -> list[SkipWindow]:
-        """What was left out since the start, by the end of `steps` steps in all."""
+        """The samples that were skipped between the start and the end of step number `steps`."""
         return [window for step, window in self.skipped.items() if step < steps]

@@ -120,12 +120,14 @@ def test_streaming_without_a_list_reports_that_duplicates_come_first(
     source, settings, tmp_path, capsys
 ):
     cfg = settings(source, dedup="exact", store=str(tmp_path / "x/store"), streaming="on", **COMMON)
-    with pytest.raises(ConfigError, match="needs a drop-list, or data.dedup=none"):
+    with pytest.raises(ConfigError, match="data.dedup needs a drop-list"):
         stream_corpus(cfg, is_main=True, is_local_main=True)
     stream_corpus(
         cfg.model_copy(update={"streaming": "auto"}), is_main=True, is_local_main=True
     ).close()
-    assert "reads all sources before training starts; ahead of time" in capsys.readouterr().out
+    assert (
+        "reads all sources before training starts; to do that beforehand" in capsys.readouterr().out
+    )
 
 
 def test_a_list_is_made_only_with_deduplication(source, tmp_path, capsys, settings):
