@@ -1,1 +1,1 @@
-"""The token store on disk: its manifest, its files, and reading them."""
+"""The token store on disk: read and write its manifest and its shard files."""

@@ -13,7 +13,7 @@ from wikillm.data.store.store import TokenStream
 
 
 class JoinedStream(TokenStream):
-    """Streams one after the other, as one; of each the first `limits` tokens."""
+    """Several streams read as one. With `limits`, only the first `limits[k]` tokens of stream k."""
 
     def __init__(
         self, folder: Path, streams: Sequence[TokenStream], limits: Sequence[int] | None = None

@@ -1,8 +1,8 @@
-"""What a token store consists of: `manifest.json`, written last; a store without it is unfinished.
+"""The manifest of a token store: `manifest.json`, written last; without it a store is unfinished.
 
-The fingerprint is the sha256 of the facts that decide every byte of the shards; the same facts give
-the same bytes on any machine with any number of workers. Paths and the origin of the tokenizer are
-kept for the reader and decide nothing.
+The fingerprint is the sha256 of the facts that decide every byte of the shards. Equal facts give
+equal bytes on any machine with any number of workers. Paths and the origin of the tokenizer are
+recorded for people; they are not part of the facts.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class SourceInfo:
     sha256: str
     format: str
     compression: str
-    url: str = ""  # where it was downloaded from; `path` is then its place in a cache
-    version: str = ""  # ETag of the server, revision of the hub
+    url: str = ""  # address of a downloaded source, whose `path` is then in a cache
+    version: str = ""  # ETag of the server, or revision on the hub
 
 
 @dataclass(frozen=True, slots=True)
 class SplitInfo:
-    """A split as a whole. `text_bytes` is UTF-8 text, EOS not counted."""
+    """Sizes of a split. `text_bytes`: bytes of UTF-8 text, without EOS."""
 
     __pydantic_config__ = _KNOWN_KEYS
     tokens: int
@@ -81,7 +81,7 @@ class SplitInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShardSplit(SplitInfo):
-    """One split's part of a shard: NNNNN.tok and NNNNN.idx."""
+    """The part of a split that is in one shard: NNNNN.tok and NNNNN.idx."""
 
     tok_sha256: str
     idx_sha256: str
@@ -89,9 +89,10 @@ class ShardSplit(SplitInfo):
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """`start` and `end`: where its records are in the sources; `is_cut`: by data.max_text_bytes.
+    """The record of a shard.
 
-    `backend` is the library that encoded it, with its version.
+    `start` and `end`: position of its records in the sources; `is_cut`: whether
+    data.max_text_bytes ended it; `backend`: library that encoded it, with version.
     """
 
     number: int
@@ -108,9 +109,9 @@ class ShardInfo:
 
     @classmethod
     def read(cls, path: Path) -> ShardInfo:
-        """The record of a shard without its quarantined records (`bad`).
+        """Read the record of a shard, without its bad records (`bad`).
 
-        Raises OSError, or ValueError for a damaged one.
+        Raises OSError, or ValueError for a damaged file.
         """
         info: ShardInfo = _read(cls, path.read_bytes())
         _check_splits(info.splits, f"shard {info.number}")
@@ -119,7 +120,11 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`duplicates`: documents whose text occurred before; None when too many to count."""
+    """The content of manifest.json.
+
+    `duplicates`: number of documents that repeat an earlier text; None if there are too many
+    documents to compare.
+    """
 
     __pydantic_config__ = _KNOWN_KEYS
     fingerprint: str
@@ -147,7 +152,7 @@ class Manifest:
         shard_bytes: int,
         duplicates: int | None = None,
     ) -> Manifest:
-        """The manifest of a store that consists of these shards."""
+        """The manifest of a store with these shards."""
         return cls(
             fingerprint=fingerprint_of(facts),
             facts=facts,
@@ -170,14 +175,17 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes) -> Manifest:
-        """Raises DataError for another format version, ValueError for a damaged manifest."""
+        """Parse manifest.json.
+
+        Raises DataError for another format version, ValueError for a damaged manifest.
+        """
         value = orjson.loads(content)
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION or type(version) is not int:
             raise DataError(
-                "A token store has another format version, or none.",
-                got=f"{_short(version)}, this program reads {FORMAT_VERSION}",
-                fix="build it again: remove the folder, or name another one in data.store",
+                "A token store has an unknown format version, or none.",
+                got=f"{_short(version)}; this version of WikiLLM reads {FORMAT_VERSION}",
+                fix="build the store again: remove its folder, or set data.store to another folder",
             )
         manifest: Manifest = _read(cls, content)
         _check(manifest)
@@ -185,9 +193,9 @@ class Manifest:
 
 
 def _read(kind: Any, content: bytes) -> Any:
-    """JSON as a dataclass, every value of its field's type: files of others are not trusted.
+    """Parse JSON into a dataclass and check the type of every field: the file may be from anyone.
 
-    Raises ValueError naming the first field that does not fit.
+    Raises ValueError that names the first field of a wrong type.
     """
     from pydantic import ValidationError
 
@@ -207,7 +215,7 @@ def _reader(kind: Any) -> TypeAdapter[Any]:
 
 
 def _check(manifest: Manifest) -> None:
-    """Compare the values of a finished store with each other. Raises ValueError."""
+    """Check that the values of a manifest agree with each other. Raises ValueError."""
     tokenizer = manifest.tokenizer
     fraction = manifest.facts.get("data.val_fraction")
     if not 0 < tokenizer.length <= 2**32:
@@ -219,25 +227,26 @@ def _check(manifest: Manifest) -> None:
         what = f"{_short(fraction)} is not a share between 0 and 1"
         raise ValueError(f"facts.data.val_fraction: {what}")
     if set(manifest.backend) != {"name", "version"}:
-        names = ", ".join(sorted(manifest.backend)) or "nothing"
-        raise ValueError(f"backend: it has {names}, not name and version")
+        names = ", ".join(sorted(manifest.backend)) or "no keys"
+        raise ValueError(f"backend: it has {names} instead of name and version")
     if not manifest.shards:
-        raise ValueError("shards: there are none, and a finished store has at least one")
+        raise ValueError("shards: a finished store has at least one, the manifest lists none")
     for number, shard in enumerate(manifest.shards):
         if shard.number != number:
-            raise ValueError(f"shards[{number}].number: {shard.number}")
+            raise ValueError(f"shards[{number}].number: it is {shard.number}")
         _check_splits(shard.splits, f"shards[{number}]")
         documents = sum(split.documents for split in shard.splits.values())
         if shard.funnel.kept_records != documents:
             kept = shard.funnel.kept_records
-            raise ValueError(f"shards[{number}].funnel: {kept} kept of {documents} documents")
+            what = f"{kept} records were kept, but there are {documents} documents"
+            raise ValueError(f"shards[{number}].funnel: {what}")
     if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
-        raise ValueError("funnel: it is not the sum of those of the shards")
+        raise ValueError("funnel: it is not the sum of the shards' funnels")
     _check_splits(manifest.splits, "splits")
     for name, split in manifest.splits.items():
         total = SplitInfo.sum(shard.splits[name] for shard in manifest.shards)
         if split != total:
-            raise ValueError(f"splits.{name}: {split}, and {total} in all shards")
+            raise ValueError(f"splits.{name}: {split}, but the shards sum to {total}")
 
 
 def _check_splits(splits: Mapping[str, SplitInfo], place: str) -> None:
@@ -246,7 +255,7 @@ def _check_splits(splits: Mapping[str, SplitInfo], place: str) -> None:
     for name, split in splits.items():
         if not 0 <= split.documents <= split.tokens or (split.tokens and not split.documents):
             raise ValueError(
-                f"{place}: {split.documents} documents of {split.tokens} tokens in {name}"
+                f"{place}: {name} cannot have {split.documents} documents and {split.tokens} tokens"
             )
 
 
@@ -261,7 +270,7 @@ def fingerprint_of(facts: Mapping[str, Any]) -> str:
 def differences(
     made: Mapping[str, Any], wanted: Mapping[str, Any], made_with: str, needs: str
 ) -> list[str]:
-    """A line for each fact that differs."""
+    """One line for each fact that differs."""
     names = sorted(name for name in {*made, *wanted} if made.get(name) != wanted.get(name))
     return [
         f"{name}: {made_with} {_short(made.get(name))}, {needs} {_short(wanted.get(name))}"
@@ -270,13 +279,13 @@ def differences(
 
 
 def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise DataError when a store was made from other facts, naming each that differs."""
+    """Raise DataError when a store was made from other facts; it names each fact that differs."""
     lines = differences(stored, wanted, "the store has", "this run needs")
     if lines:
         raise DataError(
-            "The token store was made from something else.",
+            "The token store was made from other sources or settings.",
             got="\n".join([str(folder), *lines]),
-            fix=f"data.store=ANOTHER_FOLDER, or leave data.store out; or {set_aside(folder)}",
+            fix=f"set data.store to another folder, or leave it out; or {set_aside(folder)}",
         )
 
 

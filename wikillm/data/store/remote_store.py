@@ -1,10 +1,10 @@
 """A prepared token store on a server (http, s3, oss), read through a bounded cache on this machine.
 
-Opening fetches manifest and tokenizer; each shard is fetched when something of it is read, compared
-with the manifest's sha256, and kept until others need its room (`fetch.cache`). So a batch is
-the same as from a local copy. The first epoch reads window after window, and a cache of a window is
-enough; later epochs permute all samples, and need the whole store in the cache to be fast: a
-smaller one is reported.
+Opening a store fetches its manifest and tokenizer. A shard is fetched when it is first read,
+compared with the sha256 in the manifest, and kept until its room is needed (`fetch.cache`). So a
+batch is the same as from a local copy. The first epoch reads window after window, and a cache of
+one window is enough. Later epochs permute all samples and are fast only if the cache holds the
+whole store; a smaller cache gives a warning.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ from wikillm.data.store.store import SPLITS, Store, TokenStream, shard_files
 
 _MAX_MANIFEST_BYTES = 1 << 30
 _MAX_TOKENIZER_BYTES = 64 << 20
-_COPY_AGAIN = "copy the store there again; `wikillm data verify` checks a local one"
+_COPY_AGAIN = "upload the store again; `wikillm data verify` checks the local copy first"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteShards:
-    """The shard files of a store at `url`: `ensure` makes one be in `folder`. Cheap to pickle."""
+    """The shard files of the store at `url`, which `ensure` fetches into `folder`.
+
+    Cheap to pickle.
+    """
 
     url: str
     folder: Path
     cache: Cache
-    files: dict[str, tuple[int, str]]  # size and sha256, by path relative to the store
+    files: dict[str, tuple[int, str]]  # path relative to the store -> size and sha256
 
     def ensure(self, path: Path) -> None:
-        """Fetch a shard file unless it is here.
+        """Fetch a shard file unless it exists.
 
-        Raises DataError when it cannot be fetched, or is not the one in the manifest.
+        Raises DataError when the file cannot be fetched, or has another sha256 than the manifest.
         """
         if _touched(path):
             return
@@ -60,8 +63,8 @@ class RemoteShards:
                 self.cache.download(f"{self.url}/{name}", staged, size)
                 if sha256_file(staged) != digest:
                     raise DataError(
-                        "A shard of a remote store is not the one that its manifest describes.",
-                        got=f"{shown(self.url)}/{name}: its sha256 is another",
+                        "A shard of a remote store does not have the sha256 in its manifest.",
+                        got=f"{shown(self.url)}/{name}",
                         fix=f"{_COPY_AGAIN}\n{HOW_WITHOUT}",
                     )
                 fsync_path(staged)
@@ -76,7 +79,7 @@ class RemoteShards:
 def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     """Open the store at an address. (all ranks)
 
-    Raises DataError when there is none, or it cannot be reached.
+    Raises DataError when there is no store at `url`, or the server cannot be reached.
     """
     check_address(url)
     url = url.rstrip("/")
@@ -89,7 +92,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
             raise DataError(
                 "This is not the manifest of a token store.",
                 got=f"{shown(url)}/{MANIFEST_NAME}: {error}",
-                fix="data.store=ADDRESS of the folder",
+                fix="set data.store to the address of the folder that holds manifest.json",
             ) from None
         _fetch_tokenizer(url, folder, manifest, cache)
     files = {
@@ -103,20 +106,20 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     if is_main:
         total = sum(size for size, _ in files.values())
         place = f"data: the store at {shown(url)}, {format_size(total)}"
-        say(f"{place}, read through {cache.folder}")
+        say(f"{place}, is read through the cache {cache.folder}")
         if cache.limit is not None and cache.limit < total:
             warn(
                 f"data.cache_bytes={cache.limit} is less than the store ({total} bytes): "
-                "enough for the first epoch if it holds a window; "
-                "later epochs mix all shards, and would fetch them over and over"
+                "the first epoch is fast if the cache holds a window; "
+                "later epochs mix all shards and will fetch them again and again"
             )
     return Store(folder, manifest, train, val, ensure=ensure)
 
 
 def _manifest(url: str, cache: Cache, asked: float) -> bytes:
-    """The manifest of the server; the last known one when the server cannot be reached.
+    """The manifest on the server, or the cached manifest when the server cannot be reached.
 
-    One rank reads it. The others have waited since `asked` and use what it found, so all ranks
+    One rank reads it. The others have waited since `asked` and use the file it wrote, so all ranks
     open the same store.
     """
     memory = cache.folder / "stores" / f"{key_of(url)}.json"
@@ -127,9 +130,9 @@ def _manifest(url: str, cache: Cache, asked: float) -> bytes:
         content = cache.read_small(f"{url}/{MANIFEST_NAME}", _MAX_MANIFEST_BYTES)
     except DataError as error:
         if memory.is_file() and "cannot be reached" in error.what:
-            warn(f"{shown(url)} cannot be reached; what is in the cache is used")
+            warn(f"{shown(url)} cannot be reached; the store is read from the cache")
             with suppress(OSError):
-                os.utime(memory)  # the ranks that wait do not try again
+                os.utime(memory)  # so that the waiting ranks do not try again
             return memory.read_bytes()
         raise
     memory.parent.mkdir(parents=True, exist_ok=True)
@@ -149,16 +152,16 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
     }
     if hashlib.sha256(contents[path.name]).hexdigest() != manifest.tokenizer.sha256:
         raise DataError(
-            "The tokenizer of a remote store is not the one that its manifest describes.",
-            got=f"{shown(url)}/tokenizer/tokenizer.json: its sha256 is another",
+            "The tokenizer of a remote store does not have the sha256 in its manifest.",
+            got=f"{shown(url)}/tokenizer/tokenizer.json",
             fix=_COPY_AGAIN,
         )
-    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: it marks both as complete
+    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last, as the mark of completeness
         write_atomic(target / name, contents[name])
 
 
 def _touched(path: Path) -> bool:
-    """Whether the file is here; it counts as used now."""
+    """Whether the file exists. Sets its access time to now, so that the cache keeps it."""
     with suppress(OSError):
         status = path.stat()
         os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))

@@ -1,19 +1,20 @@
-"""The token store on disk, and reading it.
+"""Open and read the token store on disk.
 
     STORE/manifest.json          written last: without it the store is unfinished
-          tokenizer/             tokenizer.json, tokenizer_config.json: what made the tokens
+          tokenizer/             tokenizer.json, tokenizer_config.json: the tokenizer of the store
           train/00000.tok  .idx  shard 0: token ids (uint32, little-endian); INDEX entries
           val/00000.tok  .idx    the documents of shard 0 that are held out
-          shards/00000.json      counts, digests, place in the sources; written after its files
-          build.json             facts and fingerprint, from the first moment
-          committed.json         while it is built: how many shards, from the first, are final
-          tokenizer_report.json  what a tokenizer trained on the corpus makes of it
+          shards/00000.json      counts, digests, position in the sources; written after its files
+          build.json             facts and fingerprint; the first file that is written
+          committed.json         during the build: number of final shards, counted from shard 0
+          tokenizer_report.json  how a tokenizer that was trained on the corpus fits its text
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
           packed/*.npy           which documents share a sequence (read.packed)
 
-A split's stream is the concatenation of its shards; every document ends with EOS, so that no border
-is lost. Reading maps files into memory. Opening lists two folders, so a missing shard is found at
-once. The first rank also compares sizes then, and every rank when it first maps a shard.
+A split's stream is the concatenation of its shards; every document ends with EOS, which marks the
+boundary. Shard files are memory-mapped. Opening a store lists two folders, which finds a missing
+shard at once. File sizes are compared by the first rank at opening, and by every rank when it maps
+a shard.
 """
 
 from __future__ import annotations
@@ -42,21 +43,21 @@ COMMITTED_NAME = "committed.json"
 TOKEN = np.dtype("<u4")
 INDEX = np.dtype(
     [
-        ("end", "<u8"),  # tokens of the shard's split up to and with this document's EOS
+        ("end", "<u8"),  # tokens of the shard's split up to this document's EOS, inclusive
         ("hash", "<u8"),  # blake2b-64 of the NFC text
-        ("offset", "<u8"),  # where its record starts in the decompressed source
+        ("offset", "<u8"),  # offset of the document's record in the decompressed source
         ("source", "<u4"),  # index into the manifest's sources
-        ("text_bytes", "<u4"),  # UTF-8 bytes of its text
+        ("text_bytes", "<u4"),  # UTF-8 bytes of the document's text
     ]
 )
-_OPEN_REMOTE_FILES = 16  # a file that left the cache takes disk space while it is mapped
-_FETCHES = 5  # of a shard that others remove from the cache before it is mapped
-_FLAGS = 1 << 24  # address space, two bytes a shard
-_OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
+_OPEN_REMOTE_FILES = 16  # few, as a file deleted from the cache uses disk space until unmapped
+_MAX_FETCHES = 5  # attempts to map a shard that other processes remove from the cache
+_FLAGS = 1 << 24  # bytes of address space, two for each shard
+_OPEN_FILES = 128  # files mapped at a time; a usual limit is 1024 descriptors per process
 
 
 def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
-    """`kind` is tok or idx."""
+    """The path of a shard file. `kind` is tok or idx."""
     return store / split / f"{number:05d}.{kind}"
 
 
@@ -70,14 +71,14 @@ def shard_files(shard: ShardInfo) -> Iterator[tuple[str, int, str]]:
 
 
 def read_committed(store: Path) -> int:
-    """How many shards of an unfinished store are final. Raises OSError or ValueError."""
+    """Number of final shards of an unfinished store. Raises OSError or ValueError."""
     return int(json.loads((store / COMMITTED_NAME).read_text(encoding="utf-8"))["shards"])
 
 
 class TokenStream:
-    """The tokens of one split, as one array of `n_tokens` ids.
+    """The tokens of one split, read like one array of `n_tokens` ids.
 
-    Cheap to pickle; a copy opens its own files.
+    Cheap to pickle; the copy opens its own files.
     """
 
     def __init__(
@@ -88,20 +89,19 @@ class TokenStream:
         ensure: Callable[[Path], None] | None = None,
         vocabulary: int | None = None,
     ) -> None:
-        """`ensure` makes a file of a remote store exist before it is mapped.
+        """`ensure` fetches a file of a remote store before it is mapped; None for a local store.
 
-        `vocabulary`: higher ids are refused when they are read; None where the shards were made
-        here.
+        `vocabulary`: ids from this number on are refused; None trusts the shards.
         """
         self.n_tokens = self.n_documents = self.text_bytes = 0
         self._folder = folder
         self._split = split
         self._ensure = ensure
         self._vocabulary = vocabulary
-        self._numbers: list[int] = []  # of the shards that have tokens
+        self._numbers: list[int] = []  # numbers of the shards that have tokens in this split
         self._starts = [0]
-        self._documents: list[int] = []  # of each of these shards
-        self._digests: list[dict[str, str]] = []  # sha256 of each of these shards' files
+        self._documents: list[int] = []  # number of documents of each of these shards
+        self._digests: list[dict[str, str]] = []  # sha256 of the files of each of these shards
         self._verified: mmap | defaultdict[int, int] | None = None
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self.extend(shards)
@@ -125,9 +125,10 @@ class TokenStream:
         return {**self.__dict__, "_open": OrderedDict(), "_verified": verified}
 
     def verify_on_first_use(self) -> None:
-        """From now on compare a shard's sha256 with the manifest's before its first use.
+        """From now on, compare the sha256 of a shard with the manifest before its first use.
 
-        This process and its later forks do so once together; a copy by pickle does so again.
+        This process and its later forks check a shard once between them; a pickled copy checks it
+        again.
         """
         self._verified = mmap(-1, _FLAGS)  # shared with forked loader workers
 
@@ -138,13 +139,13 @@ class TokenStream:
         """The ids [start, stop), read-only. Raises IndexError outside the stream."""
         self._check(start, stop)
         parts = [self._map("tok", shard)[a:b] for shard, a, b in self.parts(start, stop)]
-        # Within one shard it is a view of the file.
+        # Ids within one shard are a view of the file, not a copy.
         ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, TOKEN), *parts])
         self.refuse_outside(ids, self._vocabulary)
         return ids
 
     def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
-        """Positions e in (start, stop] before which a document ends: token e-1 is its EOS."""
+        """Positions e in (start, stop] at which a document ends: token e-1 is its EOS."""
         stop = self.n_tokens if stop is None else stop
         self._check(start, stop)
         found = [np.empty(0, dtype=np.int64)]
@@ -155,7 +156,7 @@ class TokenStream:
         return np.concatenate(found)
 
     def documents(self, start: int, stop: int) -> Iterator[tuple[int, range, Any]]:
-        """Number in the split, tokens and `INDEX` entry of each document in [start, stop)."""
+        """Number, token range and `INDEX` entry of each document with tokens in [start, stop)."""
         self._check(start, stop)
         for shard, first, last in self.parts(start, stop):
             index = self._map("idx", shard)
@@ -173,7 +174,7 @@ class TokenStream:
             yield self._map("idx", shard)
 
     def count_tokens(self, vocabulary: int) -> npt.NDArray[np.int64]:
-        """How often each id below `vocabulary` occurs in the split, shape [vocabulary]."""
+        """Number of occurrences of each id in the split, shape [vocabulary]."""
         counts = np.zeros(vocabulary, dtype=np.int64)
         for start in range(0, self.n_tokens, 1 << 22):
             ids = self.read(start, min(start + (1 << 22), self.n_tokens))
@@ -187,7 +188,7 @@ class TokenStream:
             return
         raise DataError(
             "A token id is outside the vocabulary.",
-            got=f"{ids.max()} in {self._folder / self._split}, vocabulary of {vocabulary}",
+            got=f"id {ids.max()} in {self._folder / self._split}, vocabulary of {vocabulary}",
             fix="build the store again: it is damaged, or was made with another tokenizer",
         )
 
@@ -196,7 +197,7 @@ class TokenStream:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.n_tokens}")
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(number of the shard or stream, first, last) of the parts that make up [start, stop)."""
+        """The parts of [start, stop): (number of the shard or stream, first, end) within it."""
         while start < stop:
             part = bisect_right(self._starts, start) - 1
             begin = self._starts[part]
@@ -205,7 +206,7 @@ class TokenStream:
             start = end
 
     def _map(self, kind: str, shard: int) -> Any:
-        """A shard's file, mapped; the least recently used one is closed for it."""
+        """A mapped shard file; beyond the limit the least recently used file is closed."""
         key = (kind, shard)
         if key in self._open:
             self._open.move_to_end(key)
@@ -235,17 +236,17 @@ class TokenStream:
             raise damaged(self._folder, what)
 
     def _map_file(self, path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
-        for left in reversed(range(_FETCHES)):
+        for attempts_left in reversed(range(_MAX_FETCHES)):
             if self._ensure is not None:
                 self._ensure(path)
             try:
                 if (found := path.stat().st_size) != size:
                     raise damaged(self._folder, f"{path} has {found} bytes instead of {size}")
-                # As a plain array: a slice of np.memmap itself takes ten times as long.
+                # A plain array, because slicing np.memmap takes ten times as long.
                 return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
             except FileNotFoundError as error:
-                # Another process may have made room in the cache just now.
-                if self._ensure is None or not left:
+                # Another process may just have removed the file to make room in the cache.
+                if self._ensure is None or not attempts_left:
                     raise _unreadable(path, error, self._ensure is not None) from None
             except OSError as error:
                 raise _unreadable(path, error) from None
@@ -254,9 +255,9 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An opened, finished token store. Of a remote one, `dir` is the part of it in the cache.
+    """An opened, finished token store. `ensure`: see `TokenStream`.
 
-    `ensure`: see `TokenStream`.
+    For a remote store, `dir` is its folder in the cache.
     """
 
     dir: Path
@@ -266,7 +267,7 @@ class Store:
     ensure: Callable[[Path], None] | None = None
 
     def first_shards(self, split: str, count: int) -> TokenStream:
-        """A split of the first `count` shards."""
+        """The tokens of a split in the first `count` shards."""
         shards = self.manifest.shards[:count]
         length = self.manifest.tokenizer.length
         return TokenStream(self.dir, split, shards, self.ensure, length)
@@ -280,9 +281,10 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, *, sizes: bool = False) -> Store:
-        """Open a finished store whose files all exist, with `sizes` in full (a stat call each).
+        """Open a finished store and check that all files exist; with `sizes` also their sizes.
 
-        Raises DataError naming what is wrong, as reading does for a file of another length.
+        Checking sizes takes one stat call per file; otherwise they are checked when files are
+        read. Raises DataError that names the fault.
         """
         path = folder / MANIFEST_NAME
         try:
@@ -291,7 +293,7 @@ class Store:
             is_begun = (folder / "build.json").exists()
             raise DataError(
                 "There is no finished token store here.",
-                got=f"{path} is missing{', the build was not finished' if is_begun else ''}",
+                got=f"{path} is missing{'; the build was not finished' if is_begun else ''}",
                 fix="wikillm prepare data.path=FILE (resumes a stopped build)",
             ) from None
         except OSError as error:
@@ -307,7 +309,7 @@ class Store:
         return store
 
     def check_files(self, *, sizes: bool) -> None:
-        """Raise DataError when a file is missing, or with `sizes` has another length."""
+        """Raise DataError if a file is missing or, with `sizes`, has another size."""
         there: set[str] = set()
         for split in SPLITS:
             try:
@@ -335,12 +337,12 @@ def _not_accessible(path: Path, error: OSError) -> MachineError:
     return MachineError(
         "A token store cannot be read.",
         got=f"{path}: {error.strerror or error}",
-        fix="check the owner and mode of the folder, and its disk or mount",
+        fix="check owner and permissions of the folder, and its disk or mount",
     )
 
 
 def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
-    fix = "a larger data.cache_bytes, or a data.cache that no other run uses"
+    fix = "set a larger data.cache_bytes, or a data.cache that no other run uses"
     return DataError(
         "A shard of the token store cannot be read.",
         got=f"{path}: {error}",

@@ -1,4 +1,4 @@
-"""Write the files of one shard of a token store."""
+"""Write the files of a shard of a token store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from wikillm.data.types import TokenizedDocument
 
 
 def shard_record_path(store: Path, number: int) -> Path:
-    """The record of a finished shard, written after its files."""
+    """The path of a shard's record, which is written after its files."""
     return store / "shards" / f"{number:05d}.json"
 
 
 class SplitWriter:
-    """Writes NNNNN.tok as documents come and NNNNN.idx at the end; both are renamed when complete.
+    """Writes NNNNN.tok as documents are added and NNNNN.idx at the end; renames complete files.
 
-    An abandoned writer, as in a worker whose parent died, removes its unfinished file.
+    A writer that is dropped unfinished, as in a worker whose parent died, removes its file.
     """
 
     def __init__(self, store: Path, split: str, number: int) -> None:
@@ -50,9 +50,9 @@ class SplitWriter:
         self.add_all(document.ids, row)
 
     def add_all(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:
-        """Add documents: their ids, concatenated, and an `INDEX` entry each.
+        """Add documents: their ids, concatenated, and one `INDEX` entry per document.
 
-        `end` of an entry is the length of the document alone; it is replaced here.
+        Pass the length of a document as `end`; this method replaces it by the end position.
         """
         content = ids.astype(TOKEN, copy=False).data
         self._file.write(content)

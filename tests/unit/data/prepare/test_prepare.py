@@ -120,11 +120,11 @@ def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, source, setting
     prepare_store(settings(path, store=place))
     prepare_store(settings(path, store=place, workers=2, max_bad_fraction=0.5))  # decide nothing
     for changed in ({"val_fraction": 0.4}, {"max_text_bytes": 5000}, {"tokenizer": "train:300"}):
-        with pytest.raises(DataError, match="made from something else") as caught:
+        with pytest.raises(DataError, match="made from other sources or settings") as caught:
             prepare_store(settings(path, store=place, **changed))
         assert f"data.{next(iter(changed))}: the store has" in caught.value.got
     path.write_text(path.read_text() + '{"text": "one more"}\n')
-    with pytest.raises(DataError, match="made from something else") as caught:
+    with pytest.raises(DataError, match="made from other sources or settings") as caught:
         prepare_store(settings(path, store=place))
     assert "data.path" in caught.value.got
     other = tmp_path / "other"

@@ -180,7 +180,7 @@ def test_the_builder_ends_when_its_parent_does(tmp_path, settings):
 def test_a_folder_of_other_facts_is_refused_not_read(tmp_path, texts, write_source, settings):
     cfg = settings(slow_source(tmp_path / "x.jsonl", 4000), store=str(tmp_path / "s"))
     streamed(cfg).close()  # leaves an unfinished store
-    with pytest.raises(DataError, match="made from something else"):
+    with pytest.raises(DataError, match="made from other sources or settings"):
         streamed(cfg.model_copy(update={"val_fraction": 0.3}))
 
 
