@@ -12,7 +12,7 @@ from transformers import Trainer
 from wikillm.checkpoints.layout import MANIFEST, STATE, checkpoint_name
 from wikillm.checkpoints.lineage import next_ancestry
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
-from wikillm.checkpoints.retention import keep_newest, publish
+from wikillm.checkpoints.retention import publish, rotate
 from wikillm.core.files import write_json
 from wikillm.train.trainer import WikiTrainer
 
@@ -40,7 +40,7 @@ def save_as_before(self: WikiTrainer, model: Any, trial: Any) -> None:
         )
         publish(staged, saver.folder / checkpoint_name(step))
         saver.origin = ancestry
-        keep_newest(saver.folder, saver.keep)
+        rotate(saver.folder, saver.keep)
     self.context.group.barrier()
 
 

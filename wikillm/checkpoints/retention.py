@@ -1,6 +1,8 @@
-"""Which checkpoints stay: the newest, one every so many steps, and the best by held-out loss.
+"""Which checkpoints a run keeps: the newest, those at multiples of a number of steps, and the best
+by held-out loss.
 
-One is removed by a rename, so a crash never leaves half of one in the list.
+A checkpoint is renamed before it is deleted, so a crash never leaves a partial one under its own
+name.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from wikillm.core.files import files_below, fsync_path, rename_durably
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What stays of a run's checkpoints.
+    """Which checkpoints of a run to keep. A checkpoint stays if any of the three rules keeps it.
 
     Attributes:
-        newest: so many that were written last; train.save_total_limit.
-        every: also those of multiples of so many steps, permanently; None for none.
-        best: also so many with the lowest held-out loss of their own step.
+        newest: number of most recent checkpoints to keep (train.save_total_limit).
+        every: keep checkpoints whose step is a multiple of this number; None for no such rule.
+        best: number of checkpoints to keep with the lowest held-out loss at their own step.
     """
 
     newest: int
@@ -36,14 +38,15 @@ class Keep:
 
 
 def keep_of(train: TrainSection) -> Keep:
-    """The checkpoints that a run keeps."""
+    """The retention rules in the section `train`."""
     return Keep(train.save_total_limit, train.keep_every_steps, train.keep_best)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed save or rotation left behind. (one rank, before the first save)
+    """Remove the folders that a killed save or rotation left behind. (one rank, before the first
+    save)
 
-    A checkpoint that was being replaced gets its name back when the replacement was not published.
+    If a checkpoint was being replaced and the replacement was never published, restore its name.
     """
     for path in _leftovers(folder):
         final = folder / path.name.removeprefix(REPLACED)
@@ -60,7 +63,8 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Give a sealed checkpoint its name; one of that name, of an earlier branch, is replaced."""
+    """Rename a sealed checkpoint to its final name. An existing checkpoint of that name, from an
+    abandoned branch, is replaced."""
     replaced = final.with_name(f"{REPLACED}{final.name}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -70,10 +74,10 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def superfluous(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
-    """What `keep_newest` would remove; never `spare`.
+    """The checkpoints that `rotate` would remove; `spare` is never among them.
 
-    A checkpoint whose sizes are wrong does not count as kept, so neither the last one written nor
-    the last good one is ever removed.
+    A checkpoint with wrong file sizes does not count towards `keep.newest`, so neither the last
+    checkpoint written nor the last intact one is ever removed.
     """
     found = []
     good = 0
@@ -81,9 +85,9 @@ def superfluous(folder: Path, keep: Keep, spare: Path | None = None) -> list[Pat
     marked = {spare, *_every(lineage.branch, keep.every), *_best(lineage.branch, keep.best)}
     for checkpoint in (*lineage.branch, *lineage.abandoned):
         if good < keep.newest:
-            # A damaged one stays for the user to inspect, and one more is kept.
+            # A damaged checkpoint stays for the user to inspect, and is not counted.
             good += _is_whole(checkpoint)
-        # A copy under another name, or one without a manifest, stays.
+        # A copy under another name stays, and so does a folder without a manifest.
         elif checkpoint not in marked and _passes(read_ancestry, checkpoint):
             found.append(checkpoint)
     return found
@@ -94,7 +98,7 @@ def _every(branch: Sequence[Path], steps: int | None) -> list[Path]:
 
 
 def _best(branch: Sequence[Path], count: int) -> list[Path]:
-    """The `count` whole checkpoints with the lowest held-out loss; of equal ones the later."""
+    """The `count` intact checkpoints with the lowest held-out loss; ties go to the later step."""
     if not count:
         return []
     rated = [(held_out_loss_of(path), -(step_of(path) or 0), path) for path in branch]
@@ -103,7 +107,7 @@ def _best(branch: Sequence[Path], count: int) -> list[Path]:
 
 
 def held_out_loss_of(checkpoint: Path) -> float:
-    """In nats per token; infinity where no evaluation was made at the checkpoint's own step."""
+    """Held-out loss in nats per token; infinity without an evaluation at the checkpoint's step."""
     try:
         state = read_state(checkpoint)
         if state.get("held_out_step") == step_of(checkpoint):
@@ -114,7 +118,7 @@ def held_out_loss_of(checkpoint: Path) -> float:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether every file is there in its size."""
+    """Whether every file exists with the size in the manifest."""
     return _passes(partial(verify, hashes=False), checkpoint)
 
 
@@ -126,10 +130,10 @@ def _passes(check: Callable[[Path], object], checkpoint: Path) -> bool:
     return True
 
 
-def keep_newest(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
-    """Keep `spare` and what `keep` says, and remove the others. (one rank)
+def rotate(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
+    """Remove every checkpoint that is neither `spare` nor kept by `keep`. (one rank)
 
-    Abandoned ones go first. Returns what was removed.
+    Checkpoints of abandoned branches count as the oldest. Returns the removed checkpoints.
     """
     removed = superfluous(folder, keep, spare)
     for checkpoint in removed:
@@ -145,16 +149,17 @@ def keep_newest(folder: Path, keep: Keep, spare: Path | None = None) -> list[Pat
 def make_room(folder: Path, size: int, keep: Keep) -> tuple[list[Path], int]:
     """Make room for a checkpoint of `size` bytes that is about to be written. (one rank)
 
-    Where it does not fit, what the rotation after it would remove is removed now; the last good one
-    stays. Returns what was removed, and the bytes that are still missing.
+    If it does not fit, the rotation that would follow the save runs now; the last intact
+    checkpoint stays. Returns the removed checkpoints, and the bytes that are still missing.
     """
     removed: list[Path] = []
     if shutil.disk_usage(folder).free < size:
-        removed = keep_newest(folder, replace(keep, newest=max(1, keep.newest - 1)))
+        removed = rotate(folder, replace(keep, newest=max(1, keep.newest - 1)))
     return removed, max(0, size - shutil.disk_usage(folder).free)
 
 
-def room_to_come(folder: Path, keep: Keep) -> int:
-    """Bytes that the next start frees before its first save: leftovers, and what exceeds `keep`."""
+def bytes_freed_at_start(folder: Path, keep: Keep) -> int:
+    """Bytes that the next start frees before its first save: leftovers, and checkpoints that
+    `rotate` would remove."""
     deleting = [*_leftovers(folder), *superfluous(folder, keep)]
     return sum(path.stat().st_size for each in deleting for path in files_below(each))

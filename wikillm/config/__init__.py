@@ -1,2 +1,1 @@
-"""One description of a run: schema, layers with the origin of every value, presets, and the
-DeepSpeed JSON."""
+"""A run's configuration: schema, layers with the origin of every value, presets, DeepSpeed JSON."""

@@ -1,6 +1,6 @@
 """Rules across keys that need no machine and no data: divisors, lengths, keys without effect.
 
-Combinations that do not work at all are a table of their own, in `compatibility`.
+Combinations of settings that do not work are listed in `compatibility`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
 TEXT = ("data.path", "data.mixture")
 DIAL = ("model.depth", "model.size")
 GROUPS = (HORIZON, BATCH, TEXT, DIAL)
-"""Keys that exclude each other: one from a higher layer replaces one from a lower layer."""
+"""Groups of keys that exclude each other: a key set in a higher layer unsets the others of its
+group."""
 
 NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
     ("ema_start", "ema_decay", lambda t: t.ema_decay > 0, "train.ema_decay=0.999"),
@@ -52,7 +53,8 @@ NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
         "train.lr_scheduler_type=cosine_with_min_lr",
     ),
 )
-"""Keys of `train` that have an effect only beside another: (key, the other, condition, fix)."""
+"""Keys of `train` without effect unless another key has a certain value: (key, other key,
+condition, fix)."""
 
 
 def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
@@ -79,17 +81,18 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
 def check_init_from(
     config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """Model keys that the user set must agree with the shape in the folder of model.init_from."""
+    """Add a problem for each model key that the user set to another value than the model in
+    model.init_from has."""
     for setting in shape:
         value = getattr(config.model, setting.key.removeprefix("model."))
         if value != setting.value and origins[setting.key].is_user:
-            what = f"{setting.key}={value} contradicts the model that model.init_from names."
+            what = f"{setting.key}={value} contradicts the model in model.init_from."
             got = f"{origins[setting.key].where}; {setting.origin.where} says {setting.value}"
             problems.add(what, got=got, fix=f"leave {setting.key} out")
 
 
 def ranks_that_can_share(model: ModelSection) -> list[int]:
-    """Group sizes in which each rank gets equally many query heads, and the key heads they need."""
+    """Sizes of sequence-parallel groups over which query and key heads can be divided evenly."""
     heads = model.num_attention_heads
     kv_heads = model.num_key_value_heads
     return [n for n in _divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
@@ -100,34 +103,36 @@ def _divisors(number: int) -> list[int]:
 
 
 def _is_changed(key: str, value: object, origins: Mapping[str, Origin]) -> bool:
-    """Set by the user, and not to the default (a resolved file lists all defaults)."""
+    """Whether the user set the key to a value other than its default. (A config.resolved.yaml sets
+    every key, so being set is not enough.)"""
     return origins[key].is_user and value != all_keys()[key].default
 
 
 def _check_effects(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    """A setting that would have no effect is refused."""
+    """Add a problem for each setting that would have no effect."""
     for name, other, has_effect, fix in NEEDS:
         key = f"train.{name}"
         if _is_changed(key, getattr(train, name), origins) and not has_effect(train):
             what = f"{name} has no effect with {other}={getattr(train, other)}."
             problems.add(what, got=where_of(origins, key, f"train.{other}"), fix=fix)
-    most = "train.max_micro_batch_tokens"
+    limit = "train.max_micro_batch_tokens"
     micro = "train.per_device_train_batch_size"
     size = train.per_device_train_batch_size
-    # A micro-batch from a higher layer replaces the limit.
-    is_chosen = origins[most].rank >= origins[micro].rank
-    if size != "auto" and is_chosen and _is_changed(most, train.max_micro_batch_tokens, origins):
+    # A micro-batch set in a higher layer than the limit overrides it without an error.
+    is_chosen = origins[limit].rank >= origins[micro].rank
+    if size != "auto" and is_chosen and _is_changed(limit, train.max_micro_batch_tokens, origins):
         problems.add(
             f"max_micro_batch_tokens has no effect with per_device_train_batch_size={size}.",
-            got=where_of(origins, most, micro),
-            fix=f"{micro}=auto, or leave {most} out",
+            got=where_of(origins, limit, micro),
+            fix=f"{micro}=auto, or leave {limit} out",
         )
 
 
 def _check_retention(
     train: TrainSection, origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """Refuse to keep checkpoints that are never written, or have no held-out loss."""
+    """Add a problem for each retention rule that matches no checkpoint: steps at which none is
+    saved, or no held-out loss is measured."""
     save = train.save_steps
     every = train.keep_every_steps
     if every is not None and every % save:
@@ -147,7 +152,7 @@ def _check_retention(
 
 
 def _check_data(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    """Refuse a tokenizer that cannot be trained and a store without a name."""
+    """Add a problem for an invalid `train:N` tokenizer, and for a store path without a name."""
     if data.tokenizer.startswith(PREFIX):
         try:
             parse_train(data.tokenizer)
@@ -155,7 +160,7 @@ def _check_data(data: DataSection, origins: Mapping[str, Origin], problems: Prob
             problems.add(error.what, got=where_of(origins, "data.tokenizer"), fix=error.fix)
     if data.store is not None and not PurePath(data.store).name:
         problems.add(
-            "data.store is not the name of a folder.",
+            "data.store must name a folder.",
             got=where_of(origins, "data.store"),
             fix="data.store=stores/NAME",
         )
@@ -205,7 +210,7 @@ def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: P
 def _check_sequence_parallel(
     config: RunConfig, origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """Ranks that share a sequence get equal parts of it and equally many heads."""
+    """Ranks that share a sequence need equal parts of it, and equal numbers of heads."""
     key = "train.sequence_parallel_size"
     size = config.train.sequence_parallel_size
     length = config.train.sequence_length
@@ -236,7 +241,7 @@ def _check_warmup(train: TrainSection, origins: Mapping[str, Origin], problems: 
         problems.add(what, got=where_of(origins, key))
     if train.lr_scheduler_type == "constant" and warmup > 0 and origins[key].is_user:
         problems.add(
-            "The constant schedule has no warm-up, and warmup_steps is set.",
+            "The constant schedule has no warm-up, but warmup_steps is set.",
             got=where_of(origins, "train.lr_scheduler_type", key),
             fix="train.lr_scheduler_type=constant_with_warmup",
         )

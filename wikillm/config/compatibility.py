@@ -1,8 +1,8 @@
 """Settings that do not work together, for the configuration checks, the planner and the engine.
 
-Each caller fills in what it knows as a `Case`. A rule never applies to something that is unknown,
-so a rule fires at the first place that can decide it. What one key needs of another (divisors,
-lengths) is in `checks`.
+Each caller describes the known part of the run as a `Case`. A rule does not apply while a value it
+needs is unknown, so it fires at the first caller that knows all its values. Rules on divisors and
+lengths are in `checks`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ZERO = "zero_optimization."
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """What a DeepSpeed JSON decides and settings of the run can exclude."""
+    """The features of a DeepSpeed JSON that some settings of a run do not work with."""
 
     stage: int = 0
     offload_optimizer: bool = False
@@ -34,7 +34,8 @@ class Zero:
 
     @classmethod
     def of(cls, json: Mapping[str, Any]) -> Zero:
-        """Of a JSON that may still be wrong: what is not readable counts as DeepSpeed's default."""
+        """Read them from a JSON that is not checked yet; invalid values count as DeepSpeed's
+        defaults."""
 
         def offloads(name: str) -> bool:
             return str(lookup(json, f"{ZERO}{name}.device", "none")) != "none"
@@ -50,7 +51,7 @@ class Zero:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run as far as it is known; what is not known has a value that no rule is about."""
+    """The known part of a run. An unknown field keeps its default, to which no rule applies."""
 
     train: TrainSection
     model: ModelSection = ModelSection()
@@ -62,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`sentence` may name the values of `settings` by position: `{0}`."""
+    """Settings that do not work together. In `sentence`, `{0}` is the value of `settings[0]`."""
 
     settings: tuple[str, ...]
     when: Callable[[Case], bool]
@@ -79,7 +80,7 @@ def _uses_flash(case: Case) -> bool:
 
 
 def _excludes_muon(key: str) -> Rule:
-    """Muon does not work with this key of zero_optimization."""
+    """The rule that Muon does not work with this key of zero_optimization."""
     return Rule(
         ("train.optimizer", f"{ZERO}{key}"),
         lambda case: _is_muon(case) and getattr(case.zero or Zero(), key),
@@ -101,7 +102,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.optimizer", "train.precision"),
         lambda case: _is_muon(case) and case.precision == "fp16",
-        "Muon is not supported in fp16: its momentum would be kept in fp16, which was not tested.",
+        "Muon is not supported in fp16: its momentum would also be fp16, which was never tested.",
         "train.precision=bf16 (or fp32), or train.optimizer=adamw",
     ),
     *map(_excludes_muon, ("offload_optimizer", "offload_param", "zero_quantized_gradients")),
@@ -142,8 +143,8 @@ RULES: tuple[Rule, ...] = (
             and case.train.compile == "layers"
             and _uses_flash(case)
         ),
-        "Flash attention with a document mask gets a different number of documents in each batch, "
-        "and each number would be compiled again.",
+        "With a document mask, each new number of documents in a batch would recompile the layers "
+        "under flash attention.",
         f"train.compile=off, or {_SDPA}",
     ),
     Rule(
@@ -157,8 +158,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("data.mixture", "data.store"),
         lambda case: bool(case.data.mixture) and case.data.store is not None,
-        "Each source of data.mixture has its own store, but data.store names only one.",
-        "leave data.store out, or give each source its own: {name: ..., weight: ..., store: ...}",
+        "Each source of data.mixture has its own store, so data.store cannot be set.",
+        "leave data.store out, or set a store per source: {name: ..., weight: ..., store: ...}",
     ),
     Rule(
         ("data.mixture", "data.drop_list"),

@@ -1,9 +1,9 @@
-"""A DeepSpeed JSON: finding it, reading it strictly, and knowing the line of each key.
+"""Find a DeepSpeed JSON, parse it strictly, and report the line of a key.
 
 `read_deepspeed("zero2")` takes a file or the name of a shipped recipe (`ds_configs/` of the source
 tree, `wikillm/ds_configs` of an installed wheel). DeepSpeed accepts comments and duplicate keys;
-here they are refused. `deepspeed_check` checks the keys, `deepspeed_resolve`
-replaces "auto". Nothing here imports deepspeed or torch.
+this parser refuses them. `deepspeed_check` has the checks of the keys, `deepspeed_resolve` the
+replacement of "auto". Nothing here imports deepspeed or torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from wikillm.core.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFacts:
-    """What a run decides and a DeepSpeed JSON must agree with, known before a model exists.
+    """Values of the run that a DeepSpeed JSON must agree with. All are known before a model exists.
 
-    None is not known yet, because the machines are elsewhere: it agrees with anything.
+    A field is None while it is unknown, as when planning for another machine; unknown fields are
+    not checked.
     """
 
     train: TrainSection
@@ -38,12 +39,12 @@ class DeepSpeedFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFile:
-    """A JSON that was read; `text` is that of the file."""
+    """A parsed DeepSpeed JSON, and the text of its file."""
 
     path: Path
     json: Mapping[str, Any]
     text: str
-    asked_for: str  # what the user wrote: a path or a recipe's name
+    asked_for: str  # the path or recipe name that the user gave
     is_shipped: bool
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -91,11 +92,11 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
-    """The file meant by a path or a recipe's name, and whether it is a shipped one.
+    """(path of the JSON, whether it is a shipped recipe) for a path or a recipe's name.
 
-    A file that exists wins. `zero2`, `zero2.json` and `ds_configs/zero2.json` then mean the
-    shipped recipe, so that the documented commands work from any folder. Raises ConfigError with
-    the nearest name.
+    An existing file takes precedence. Otherwise `zero2`, `zero2.json` and `ds_configs/zero2.json`
+    mean the shipped recipe, so that documented commands work from any folder. Raises ConfigError
+    with the nearest name.
     """
     path = Path(path_or_name)
     names = shipped_names()
@@ -127,7 +128,7 @@ def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
 
 
 def parse_strictly(text: str, path: Path) -> dict[str, Any]:
-    """The object in `text`. Raises ConfigError if it is not strict JSON, or names a key twice."""
+    """Parse the JSON object in `text`. Raises ConfigError for invalid JSON and duplicate keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -152,7 +153,7 @@ def parse_strictly(text: str, path: Path) -> dict[str, Any]:
             fix=f"correct the line; JSON has no comments (`python -m json.tool {path}` checks it)",
         ) from None
     except (ValueError, RecursionError) as error:  # NaN, or beyond Python's limits
-        fix = "write finite numbers, and fewer levels"
+        fix = "write finite numbers, and nest fewer blocks"
         raise ConfigError("The DeepSpeed JSON cannot be used.", f"{path}: {error}", fix) from None
     if not isinstance(value, dict):
         got = f"{path} holds a {type(value).__name__}"

@@ -1,9 +1,9 @@
 """Refuse a DeepSpeed JSON that cannot work, before a model exists and without importing DeepSpeed.
 
-`check_deepspeed(file)` checks the file alone: unknown, removed and ineffective keys, kinds of
-values, missing blocks. `check_deepspeed(file, facts)` also compares it with the run: values that
-contradict it, features that the hardware lacks, combinations that do not work. All problems are
-reported at once, with line, key, value and fix.
+`check_deepspeed(file)` checks the file alone: unknown, removed and ineffective keys, types of
+values, missing blocks. `check_deepspeed(file, facts)` also compares the file with the run: values
+that contradict the run, features that the hardware lacks, combinations that do not work. All
+problems are reported at once, with line, key, value and fix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from wikillm.core.errors import ConfigError, Problems, did_you_mean
 
 
 def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) -> None:
-    """Raise one ConfigError with every problem of `file`, alone or (with `facts`) in this run."""
+    """Raises one ConfigError with every problem of `file`, and with `facts` also of its use in the
+    run."""
     problems = _FileProblems(file)
     _check_keys(problems, "", file.json, TOP_LEVEL)
     _check_blocks_present(problems)
@@ -57,7 +58,7 @@ def is_off(value: Any) -> bool:
 
 
 class _FileProblems(Problems):
-    """Problems of one file."""
+    """The problems of a DeepSpeed JSON."""
 
     def __init__(self, file: DeepSpeedFile) -> None:
         super().__init__(ConfigError)
@@ -119,7 +120,8 @@ def _check_kind(problems: _FileProblems, path: str, value: Any, kind: Kind) -> N
 
 
 def _check_range(problems: _FileProblems, path: str, value: float) -> None:
-    """Numbers that DeepSpeed would refuse after the model exists, or that mean nothing."""
+    """Refuse numbers that DeepSpeed would refuse only after the model exists, or that make no
+    sense."""
     least, most = RANGES.get(path, (0, math.inf))
     if not least <= value <= most:
         wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
@@ -132,7 +134,7 @@ def _check_blocks_present(problems: _FileProblems) -> None:
         if not isinstance(file.json.get(name), Mapping) or "enabled" not in file.json[name]:
             problems.add(
                 f'The block "{name}" with "enabled" is missing.',
-                got=f"{file.path}: without it Hugging Face takes the weights to be float16",
+                got=f"{file.path}: without the block, Hugging Face assumes float16 weights",
                 fix=f'"{name}": {{"enabled": "auto"}}',
             )
     if file.get("bf16.enabled") is True and file.get("fp16.enabled") is True:
@@ -141,7 +143,7 @@ def _check_blocks_present(problems: _FileProblems) -> None:
             got=f"{file.where('bf16.enabled')}, {file.where('fp16.enabled')}",
             fix='"enabled": "auto" in both; train.precision decides',
         )
-    if file.json.get("zero_optimization") is None:  # `_check_kind` reports one of another kind
+    if file.json.get("zero_optimization") is None:  # `_check_kind` reports a wrong type
         problems.add(
             'The block "zero_optimization" is missing.',
             got=str(file.path),
@@ -175,13 +177,13 @@ def _check_offload(problems: _FileProblems, name: str, lowest: int, stage: int) 
     if not isinstance(block, Mapping):
         return
     device = block.get("device", "none")
-    unheld = {
+    unsupported = {
         "device": device not in ("none", "cpu"),
         "ratio": device == "cpu" and block.get("ratio", 1.0) != 1.0,
         "super_offload": device == "cpu" and bool(block.get("super_offload")),
     }
-    for key in [key for key, is_wrong in unheld.items() if is_wrong]:
-        what = f"Checkpoints cannot hold the state of this {name}: it is not all in memory here."
+    for key in [key for key, is_wrong in unsupported.items() if is_wrong]:
+        what = f"Checkpoints cannot hold the state of this {name}: not all of it is in host memory."
         problems.at(f"{path}.{key}", what, f'"{name}": {{"device": "cpu"}}, or more ranks')
     if device == "cpu" and stage < lowest:
         problems.at(
@@ -197,21 +199,21 @@ def _check_ineffective(problems: _FileProblems) -> None:
         value = file.get(path)
         # accelerate looks for a scheduler, even an empty one.
         if not is_off(value) or (path == "scheduler" and value is not None):
-            problems.at(path, f'"{path}" is not used here: {why}.', "remove it")
+            problems.at(path, f'"{path}" is not supported: {why}.', "remove it")
     path = "managed_gradient_accumulation"
     if file.get(path) is False:
-        what = f"{path}=false would step at every micro-step under Hugging Face's Trainer."
+        what = f"{path}=false would update the weights at every micro-step."
         problems.at(path, what, "remove it")
     optimizer = file.json.get("optimizer")
     kind = str(optimizer.get("type") or "none") if isinstance(optimizer, Mapping) else "AdamW"
     if kind.lower() not in ("adam", "adamw", "muon"):
-        what = f"The optimizer block names {kind}; checkpoints hold the state of Adam and AdamW."
+        what = f"The optimizer block names {kind}, but only Adam and AdamW can be checkpointed."
         problems.at("optimizer", what, "remove the block")
 
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """A key that the run decides: its value, and the setting of the run it comes from."""
+    """A key of the JSON whose value the run sets, and the run's setting that it comes from."""
 
     value: Any
     setting: str
@@ -219,9 +221,9 @@ class Linked:
 
 
 def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
-    """Every dotted key that the run decides; a value of None is not known.
+    """Every dotted key whose value the run sets; the value is None while it is unknown.
 
-    The order is that of Hugging Face's `trainer_config_process`.
+    The order follows Hugging Face's `trainer_config_process`.
     """
     train = facts.train
     micro = facts.micro_batch
@@ -258,7 +260,7 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
     for path, linked in linked_values(facts).items():
         found = file.get(path)
         if found not in (None, "auto") and linked.value is not None and found != linked.value:
-            run = f"the run says {_show(linked.value)}{linked.because}: {linked.setting}"
+            run = f"the run has {_show(linked.value)}{linked.because}: {linked.setting}"
             fix = f'"auto" in the JSON (the run decides), or change {linked.setting}'
             problems.at(path, f"{path} contradicts the run.", fix, f", but {run}")
     kind = file.get("optimizer.type")
@@ -266,7 +268,8 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
     if str(kind).lower() == "muon" or (kind is not None and optimizer == "muon"):
         problems.at(
             "optimizer.type",
-            "A Muon run makes its optimizer from train.*, so that norms and biases do not decay.",
+            "A Muon run builds its optimizer from train.*, which exempts norms and biases from "
+            "weight decay.",
             "remove the block; train.optimizer=muon train.max_grad_norm=0",
             f", train.optimizer={optimizer}",
         )
@@ -276,7 +279,7 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
         problems.at(
             path,
             "zero_hpz_partition_size must divide the number of ranks.",
-            f'"auto" takes the ranks of a node ({facts.local_world_size})',
+            f'"auto", which is the number of ranks per node ({facts.local_world_size})',
             f", {facts.world_size} ranks",
         )
     if facts.has_gpu is False:

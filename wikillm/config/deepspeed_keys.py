@@ -1,8 +1,9 @@
-"""Every key that DeepSpeed 0.19 reads from its JSON, with its kind, and what is refused.
+"""Every key that DeepSpeed 0.19 reads from its JSON, with its type, and the keys to refuse.
 
-DeepSpeed refuses a misspelled key only in the blocks it parses with pydantic, and only after the
-model exists; it ignores a misspelled key at the top level. These tables allow the check without
-DeepSpeed (`tests/unit/config/test_deepspeed_keys.py` compares them with the installed version).
+DeepSpeed refuses a misspelled key only in the blocks that it parses with pydantic, and only after
+the model exists; it ignores a misspelled key at the top level. These tables allow a check without
+importing DeepSpeed (`tests/unit/config/test_deepspeed_keys.py` compares them with the installed
+version).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What JSON value a key takes."""
+    """The type of JSON value that a key takes."""
 
     BOOL = "true or false"
     INT = "a whole number"
@@ -118,7 +119,7 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         list="passes",
     ),
 }
-"""Blocks whose keys are all known, by dotted path; DeepSpeed checks the keys of others."""
+"""Blocks whose keys are all known, by dotted path. DeepSpeed checks the keys of other blocks."""
 
 _SIZES = (
     "allgather_bucket_size",
@@ -142,7 +143,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
         (1, math.inf),
     ),
 }
-"""The smallest and the largest value of a number; of all others 0 and no limit."""
+"""(smallest, largest) legal value of a number. Numbers not listed here start at 0, without an
+upper limit."""
 _TYPES = ("fp16", "bf16", "fp32")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "communication_data_type": _TYPES,
@@ -150,7 +152,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data_types.grad_accum_dtype": _TYPES,
     "checkpoint.tag_validation": ("ignore", "warn", "fail"),
 }
-"""Strings that DeepSpeed compares in lower case, with the ones that it knows."""
+"""Keys with a fixed set of strings, which DeepSpeed compares in lower case."""
 
 AUTO = frozenset(
     [
@@ -171,12 +173,13 @@ AUTO = frozenset(
         "zero_optimization.zero_hpz_partition_size",
     ]
 )
-"""Keys that may be "auto". Elsewhere accelerate raises, or DeepSpeed silently takes its default."""
+"""Keys that may be "auto". For other keys accelerate raises, or DeepSpeed silently uses its
+default."""
 
 _OFFLOAD = 'write "{}": {{"device": "cpu", "pin_memory": true}}'
 INSTEAD: Mapping[str, str] = {
     "amp": "remove it; use train.precision=bf16 or fp16",
-    "bfloat16": 'write "bf16": Hugging Face and accelerate look only for that name',
+    "bfloat16": 'write "bf16": Hugging Face and accelerate read only that name',
     "curriculum_learning": "remove it: the token store decides the order of the data",
     "elasticity": "remove it; set the batch in train.*: accumulation is derived from the ranks",
     "nebula": "remove it: WikiLLM writes complete, checked checkpoints itself",
@@ -191,32 +194,33 @@ INSTEAD: Mapping[str, str] = {
 
 _LOADER = "DeepSpeed's data loader is not used"
 _NO_EXPERTS = "the models here have no experts"
-_TRACK = "SwanLab and metrics.jsonl are used: observe.swanlab.mode=online (or local, offline)"
+_TRACK = "metrics go to SwanLab and metrics.jsonl: observe.swanlab.mode=online (or local, offline)"
 _PROJECT = f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM"
-_UNEXPLAINED = "its first losses differ from plain ZeRO, and the reason is not known yet"
+_UNEXPLAINED = "its first losses differ from plain ZeRO, for a reason not yet known"
 NOT_USED: Mapping[str, str] = {
     "activation_checkpointing": "use train.gradient_checkpointing=full",
     "autotuning": "the autotuner starts its own scripts; use `wikillm plan`",
     "comet": _PROJECT,
-    "csv_monitor": "every value is a line of RUN/metrics.jsonl, whose folder run.dir sets",
+    "csv_monitor": "RUN/metrics.jsonl has every value; run.dir sets the folder RUN",
     "data_efficiency": _LOADER,
     "dataloader_drop_last": _LOADER,
     "expert_parallel": _NO_EXPERTS,
     "hybrid_engine": "it serves reinforcement learning, not pretraining",
-    "pipeline": "Hugging Face models are no PipelineModule",
+    "pipeline": "a Hugging Face model is not a PipelineModule",
     "scheduler": (
         "the schedule is Hugging Face's: train.lr_scheduler_type=cosine|linear|constant_with_warmup"
         " train.warmup_steps=N"
     ),
-    "sequence_parallel_size": "sequences are shared without it; use train.sequence_parallel_size=N",
+    "sequence_parallel_size": "use train.sequence_parallel_size=N",
     "tensor_parallel": _UNEXPLAINED,
     "tensorboard": _TRACK,
     "use_data_before_expert_parallelism": _NO_EXPERTS,
     "wandb": _PROJECT,
-    "weight_quantization": "it belongs to inference",
+    "weight_quantization": "it is for inference",
     "zero_optimization.zenflow": _UNEXPLAINED,
 }
-"""Keys that have no effect here or do not work; refused unless they are off."""
+"""Keys that have no effect or do not work in WikiLLM, and why. They are refused unless they are
+off."""
 
 CUDA_ONLY: Mapping[str, str] = {
     "zero_optimization.zero_hpz_partition_size": "hpZ",

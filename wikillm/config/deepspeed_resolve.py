@@ -1,11 +1,14 @@
-"""Replace every "auto" of a DeepSpeed JSON by the run's value, with one line per decision.
+"""Replace every "auto" in a DeepSpeed JSON with the run's value, and record each decision as a
+line.
 
-The result is kept as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, whose own
-rules then find nothing to fill and no conflict. The optimizer stays Hugging Face's AdamW also
-under offload: a DeepSpeed optimizer block would get one flat list of parameters, and norms and
-biases would decay (measured at ZeRO-2 on two ranks: other losses from the third step on). With
-offload on a GPU, accelerate turns that AdamW, with its groups, into DeepSpeed's CPU Adam. Without
-a GPU torch's AdamW runs with bit-equal losses, which saves the 3-minute build of the CPU Adam op.
+The result is saved as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, in which
+Hugging Face finds nothing to fill and no conflict.
+
+The optimizer stays Hugging Face's AdamW, also under offload. A DeepSpeed optimizer block would get
+all parameters as one flat list, so weight decay would apply to norms and biases too (measured at
+ZeRO-2 on two ranks: losses differ from the third step on). With offload on a GPU, accelerate
+converts this AdamW with its parameter groups to DeepSpeed's CPU Adam. Without a GPU, torch's AdamW
+gives bit-equal losses and needs no 3-minute build of the CPU Adam op.
 """
 
 from __future__ import annotations
@@ -20,22 +23,25 @@ from wikillm.config.deepspeed_check import check_deepspeed, is_off, linked_value
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDeepSpeed:
-    """`json` without "auto"; `notes` are the decisions, one line each, in their order."""
+    """A DeepSpeed JSON without "auto". `notes` has one line per decision, in order."""
 
     json: dict[str, Any]
     notes: tuple[str, ...]
 
 
 def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
-    """Check `file` against the run, whose facts are all known, and fill it. Raises ConfigError."""
+    """Check `file` against the run, and replace each "auto". All fields of `facts` must be known.
+
+    Raises ConfigError.
+    """
     assert None not in (facts.micro_batch, facts.accumulation, facts.world_size), facts
     assert None not in (facts.local_world_size, facts.precision, facts.has_gpu), facts
-    # A wrong file is refused before it is changed; what follows fills each "auto" once.
+    # An invalid file is refused before any value is filled in.
     check_deepspeed(file, facts)
     config = copy.deepcopy(dict(file.json))
     notes: list[str] = []
     if file.is_shipped and file.asked_for not in (file.path.stem, file.path.name):
-        notes.append(f"there is no file {file.asked_for}; the shipped {file.path} is used")
+        notes.append(f"{file.asked_for} does not exist; using the shipped {file.path}")
     _drop_nulls(config)
     _fill_linked(config, facts, notes)
     _fill_hidden_size(config["zero_optimization"], facts, notes)
@@ -47,7 +53,8 @@ def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDee
 
 
 def _drop_nulls(block: dict[str, Any]) -> None:
-    """Remove keys that are null: that means DeepSpeed's default, but some of its readers fail."""
+    """Remove keys that are null. Null means DeepSpeed's default, but parts of DeepSpeed fail on
+    it."""
     for key in [key for key, value in block.items() if value is None]:
         del block[key]
     for value in block.values():
@@ -72,7 +79,8 @@ def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]
 
 
 def _fill_hidden_size(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """As `HfTrainerDeepSpeedConfig.trainer_config_finalize` of transformers 5.23 does."""
+    """Fill the sizes that follow from the hidden size, with the formulas of
+    `HfTrainerDeepSpeedConfig.trainer_config_finalize` in transformers 5.23."""
     h = facts.hidden_size
     formulas = {
         "reduce_bucket_size": h * h,
@@ -94,40 +102,40 @@ def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -
         zero["zero_hpz_partition_size"] = hpz = local
         notes.append(f"zero_hpz_partition_size={local}: each node keeps a copy of the weights")
     if not is_off(hpz) and facts.world_size == local:
-        notes.append("hpZ on one node costs memory and saves no traffic: it helps between nodes")
+        notes.append("hpZ costs memory, and on one node it saves no traffic between nodes")
     gather = "stage3_gather_16bit_weights_on_model_save"
     if zero.get(gather) == "auto":
         zero[gather] = zero["stage"] == 3
     if zero["stage"] == 3 and not zero.get(gather):
         notes.append(
-            f"{gather} is false: Hugging Face saves no weights; export reads the ZeRO shards"
+            f"{gather} is false: checkpoints have no gathered weights; export reads the ZeRO shards"
         )
 
 
 def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Decide which Adam steps, and where."""
+    """Decide which implementation of Adam runs, and on which device."""
     zero = config["zero_optimization"]
     block = config.get("optimizer")
     for name in ("offload_optimizer", "offload_param"):
         offload = zero.get(name)
         if offload and not facts.has_gpu and offload.get("pin_memory", True):
             offload["pin_memory"] = False
-            notes.append(f"{name}.pin_memory=false: there is no GPU to pin for")
+            notes.append(f"{name}.pin_memory=false: pinned memory is of no use without a GPU")
     offloads = lookup(zero, "offload_optimizer.device", "none") != "none"
     if block is not None:
         _use_optimizer_block(block, offloads, facts, notes)
         return
-    # Hugging Face sets it too; AdamW is on DeepSpeed's list of tested optimizers.
+    # Hugging Face sets this too. It is safe: AdamW is on DeepSpeed's list of tested optimizers.
     config["zero_allow_untested_optimizer"] = True
     if not offloads:
         return
     force = config.setdefault("zero_force_ds_cpu_optimizer", facts.has_gpu)
     if force:
-        adam = "DeepSpeed's CPU Adam steps (built once, in about 3 minutes)"
+        adam = "DeepSpeed's CPU Adam (built once, in about 3 minutes)"
     else:
-        adam = "torch's AdamW steps on the CPU, nothing is compiled"
+        adam = "torch's AdamW on the CPU, which needs no build"
     notes.append(
-        f"optimizer offload: {adam}, with Hugging Face's groups (no decay of norms, biases)"
+        f"optimizer offload: {adam}, with Hugging Face's groups (norms and biases do not decay)"
     )
 
 
@@ -139,10 +147,10 @@ def _use_optimizer_block(
     if kind.lower() in ("adam", "adamw"):
         if not facts.has_gpu and "torch_adam" not in params:
             params["torch_adam"] = True
-            notes.append("optimizer.params.torch_adam=true: without a GPU nothing is compiled")
+            notes.append("optimizer.params.torch_adam=true: on a CPU this saves building an op")
         elif not params.get("torch_adam"):
             adam = "CPU" if offloads else "fused"
-            notes.append(f"the {kind} block builds DeepSpeed's {adam} Adam once, for minutes")
+            notes.append(f"the {kind} block builds DeepSpeed's {adam} Adam once, in minutes")
     notes.append(
         f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one list of "
         "parameters, so norms and biases decay too (remove the block to exempt them)"
@@ -150,20 +158,21 @@ def _use_optimizer_block(
 
 
 def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Newton-Schulz needs whole gradients: ZeRO-3 must all-reduce, or DeepSpeed raises."""
+    """Newton-Schulz needs complete gradients, so ZeRO-3 must all-reduce them; otherwise DeepSpeed
+    raises."""
     if facts.train.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
         notes.append(
-            "reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles the traffic"
+            "reduce_scatter=false: Muon needs complete gradients at ZeRO-3 (twice the traffic)"
         )
 
 
 def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Disable what costs time or hides NaN, unless the file asks for it."""
+    """Disable features that cost time or hide NaN, unless the file sets them."""
     if facts.precision == "bf16" and config["bf16"].setdefault("check_grad_overflow", False):
         notes.append(
-            "bf16.check_grad_overflow is true: steps with an overflow are skipped, "
-            "and each step synchronises"
+            "bf16.check_grad_overflow is true: steps with an overflow are skipped, and every step "
+            "synchronises the device"
         )
     throughput = config.setdefault("timers", {}).setdefault("throughput", {})
     if "enabled" not in throughput:
@@ -173,7 +182,7 @@ def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]
         )
     config.setdefault("wall_clock_breakdown", False)
     if config["wall_clock_breakdown"]:
-        notes.append("wall_clock_breakdown is true: it synchronises many times in a step")
+        notes.append("wall_clock_breakdown is true: it synchronises several times in each step")
     if "steps_per_print" in config:
         notes.append(
             "steps_per_print has no effect: accelerate sets it to infinity, and WikiLLM logs"

@@ -1,17 +1,17 @@
 """One number for the size of a run: `model.depth=12` sets the shape, batch, horizon and rates.
 
-The values are a layer between the run preset and the user's file, so each of them can be set by
-hand; batch and rates follow a `train.max_tokens` of the user. With L layers:
+The values form a layer between the run preset and the user's file, so a user can override each of
+them. If the user sets `train.max_tokens`, batch and rates follow from it. With L layers:
 
     width          64 L; heads of 128 from width 1,024 on, else 64; a quarter as many key heads
     feed-forward   8/3 of the width, rounded up to a multiple of 128
     horizon        D = 20 tokens per parameter in a matrix product (Hoffmann et al., 2203.15556)
     batch          0.58 D^0.571 tokens (Li et al., 2503.04715), as a power of two of sequences
-    AdamW's rate   1.79 N^-0.713 D^0.307, N without the embedding (the same)
+    AdamW's rate   1.79 N^-0.713 D^0.307, N without the embedding (also Li et al.)
     Muon's rate    constant: its update has the same spectral norm at every width
     schedule       2 % of the steps as warm-up, constant, linear to 0 over the last half
 
-docs/measurements/2026-11-28-speedrun.md has what was measured of them, and at which sizes.
+docs/measurements/2026-11-28-speedrun.md has the measurements of these laws, and their sizes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DECAY_SHARE = 0.5
 WARMUP_SHARE = 0.02
 WEIGHT_DECAY = 0.1
 QWEN2_ROWS = 151_936
-"""Vocabulary of Qwen2's tokenizer, which is taken where the run's is not known yet."""
+"""Vocabulary of Qwen2's tokenizer, used while the run's tokenizer is unknown."""
 
 
 def shape(depth: int) -> dict[str, Any]:
@@ -76,23 +76,23 @@ def body(depth: int) -> int:
 
 
 def horizon(depth: int, rows: int, per_parameter: float = TOKENS_PER_PARAMETER) -> int:
-    """Tokens to train on; `rows` of the embedding."""
+    """Tokens to train on, for an embedding with `rows` rows."""
     return round(per_parameter * (body(depth) + rows * WIDTH_PER_LAYER * depth))
 
 
 def batch_tokens(tokens: int, sequence_length: int) -> int:
-    """The global batch: the power of two of sequences that is nearest to the law."""
+    """The global batch in tokens: the law's batch, rounded to a power of two of sequences."""
     wanted = 0.58 * tokens**0.571 / sequence_length
     return int(2 ** max(0, round(math.log2(wanted)))) * sequence_length
 
 
 def adamw_rate(parameters: int, tokens: int) -> float:
-    """AdamW's peak rate for so many parameters without the embedding, to two digits."""
+    """AdamW's peak rate, to two digits. `parameters` excludes the embedding."""
     return float(f"{1.79 * parameters**-0.713 * tokens**0.307:.1e}")
 
 
 def depth_of(parameters: int, rows: int) -> int:
-    """The depth whose model has the nearest number of parameters, by their ratio."""
+    """The depth whose number of parameters has the ratio to `parameters` that is nearest to 1."""
 
     def distance(depth: int) -> float:
         tables = 1 if depth < TIED_BELOW else 2
@@ -102,7 +102,7 @@ def depth_of(parameters: int, rows: int) -> int:
 
 
 def dial_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
-    """What `model.depth` or `model.size` sets; nothing where neither is set.
+    """The settings that follow from `model.depth` or `model.size`; none if neither is set.
 
     Args:
         chosen: the settings of the run preset, the file and the command line, lowest first.
@@ -158,7 +158,7 @@ def _depth(setting: Setting, rows: int) -> int:
 
 
 def _rows(settings: Mapping[str, Setting]) -> int:
-    """Rows of the embedding, as far as they are known before the tokenizer is."""
+    """Rows of the embedding, or the best guess before the tokenizer is known."""
     rows = _value(settings, "model.vocab_size")
     tokenizer = str(_value(settings, "data.tokenizer") or "")
     if rows not in (None, "auto"):

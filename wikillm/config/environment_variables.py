@@ -1,10 +1,10 @@
 """Environment variables of other launchers and libraries that would change a run silently.
 
-`accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*, and
-Hugging Face's Trainer uses them where it was given nothing else: a run would be bf16 and say fp32.
-A variable that contradicts the configuration is refused by name. The rest of these families is
-removed before a library reads it, so that unknown variables change nothing either. torch's
-variables that change numbers or disable compilation are refused but never removed.
+`accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*. Hugging
+Face's Trainer uses them as defaults: a run could train in bf16 and report fp32. A variable that
+contradicts the configuration is refused by name. All other variables of these families are removed
+before a library reads them. torch's variables that change numbers or disable compilation are
+refused, never removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 
 @dataclass(frozen=True, slots=True)
 class RunNeeds:
-    """What decides whether a variable contradicts the run. `precision` may be auto."""
+    """The facts of a run that a variable can contradict. `precision` may be auto."""
 
     precision: str = "auto"
     compiles: bool = False
@@ -35,11 +35,11 @@ class RunNeeds:
 
 @dataclass(frozen=True, slots=True)
 class VariableRule:
-    """When a variable would change the run, what it does, and what to use instead of it."""
+    """When a variable would change the run, its effect, and the setting to use instead."""
 
     is_active: Callable[[str, RunNeeds], bool]
     does: str
-    instead: str  # `{value}` is the variable's
+    instead: str  # `{value}` stands for the variable's value
 
 
 def find_conflicts(environ: Mapping[str, str], needs: RunNeeds) -> dict[str, VariableRule]:
@@ -52,12 +52,12 @@ def find_conflicts(environ: Mapping[str, str], needs: RunNeeds) -> dict[str, Var
 
 
 def clean_environment(environ: MutableMapping[str, str], needs: RunNeeds) -> None:
-    """Refuse what contradicts the run, and remove the rest of the families.
+    """Refuse variables that contradict the run, and remove the other variables of the families.
 
     All ranks call it, before the libraries read the environment.
 
     Raises:
-        ConfigError: with every such variable and the key to use instead.
+        ConfigError: lists every contradicting variable and the setting to use instead.
     """
     problems = Problems(ConfigError)
     for name, rule in find_conflicts(environ, needs).items():

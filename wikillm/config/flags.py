@@ -1,10 +1,10 @@
-"""Words of a command line -> settings, in two spellings that can be mixed:
+"""Parse the arguments of a command line into settings. Two spellings can be mixed:
 
     train.learning_rate=3e-4  data.path=a.jsonl,b.jsonl  run.dir=null        dotted keys
     --max_steps 5  --max-steps=5  --bf16  --train.max_steps 5                Hugging Face's flags
 
-All mistakes are collected, each with the word as typed and the nearest correct one. Values become
-numbers by the rules of `yaml_file`. Whether a value fits its key is checked by the schema.
+All mistakes are collected, each with the argument as typed and the nearest correct spelling. Values
+are parsed as in a YAML file (`yaml_file`); the schema validates them later.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
 _COMMAS = ("data.path", "data.mixture", "train.eval_tasks", "alerts.events")
-"""Lists whose items are separated by commas."""
+"""Keys that take a comma-separated list."""
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 
 
 def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
-    """Settings in the order of the words; of a key given twice the last one wins."""
+    """Settings in the order of the words; if a key is given twice, the last value wins."""
     settings: list[Setting] = []
     switches: dict[str, tuple[bool, str]] = {}
     for name, text, typed in _pairs(words, problems):
@@ -101,7 +101,7 @@ def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str,
             fix = f"{near}={word}" if near else hint
             if os.path.exists(word):
                 fix = f"data.path={shlex.quote(word)}"
-            problems.add(f"{word!r} belongs to no key.", got=word, fix=fix)
+            problems.add(f"{word!r} is a value without a key.", got=word, fix=fix)
 
 
 def _stands_alone(name: str, follower: str | None) -> bool:
@@ -121,7 +121,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
         problems.add(f"There is no {kind}{name}.", got=typed, fix=advise(name, text))
         return None
     key = all_keys()[key_name]
-    if name == "max_steps" and text == "-1":  # Hugging Face's way to say "not set"
+    if name == "max_steps" and text == "-1":  # Hugging Face's value for "not set"
         text = "null"
     try:
         value = read_text(key, text)
@@ -134,7 +134,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
         return None
     if name == "warmup_ratio" and not (isinstance(value, (int, float)) and 0 <= value < 1):
         problems.add(
-            "warmup_ratio must be a share of all steps, from 0 to below 1.",
+            "warmup_ratio must be a share of all steps: at least 0 and below 1.",
             got=typed,
             fix="train.warmup_steps=N",
         )
@@ -145,7 +145,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
 def _precision(
     switches: dict[str, tuple[bool, str]], settings: list[Setting], problems: Problems
 ) -> Iterator[Setting]:
-    """--bf16 and --fp16 as train.precision; both false is fp32, as with Trainer."""
+    """--bf16 and --fp16 as train.precision. If both are false it is fp32, as in Trainer."""
     if not switches:
         return
     typed = " ".join(text for _, text in switches.values())

@@ -1,8 +1,8 @@
 """The shape of a Hugging Face model folder, read from its `config.json`, for `model.init_from`.
 
-The keys are settings of the `preset` layer and replace the model preset's shape. What WikiLLM
-could not continue exactly is refused: other architectures, remote code, quantized weights, sliding
-windows, scaled rotary embeddings. The weights are read by `models`.
+The keys are settings of the `preset` layer and replace the model preset's shape. Models that
+WikiLLM cannot continue exactly are refused: other architectures, remote code, quantized weights,
+sliding windows, scaled rotary embeddings. The weights are read in `models.pretrained`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _REQUIRED = [
     "num_key_value_heads",
     "vocab_size",
 ]
-# What transformers assumes for all of them when a key is missing, and what it does not agree on.
+# Defaults of transformers for a missing key: these are equal for all architectures ...
 _OPTIONAL = {
     "tie_word_embeddings": False,
     "rms_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
+# ... and max_position_embeddings differs.
 _POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
 
 
@@ -40,7 +41,7 @@ def shape_settings(folder: str) -> list[Setting]:
     missing = [name for name in _REQUIRED if not isinstance(found.get(name), int)]
     if missing:
         got = f"{path}: {', '.join(missing)}"
-        raise ConfigError("A model folder's config.json lacks keys.", got)
+        raise ConfigError("config.json has missing or non-integer keys.", got)
     values: dict[str, Any] = {"architecture": _architecture(found)}
     values |= {name: found[name] for name in _REQUIRED}
     values |= {name: found.get(name, default) for name, default in _OPTIONAL.items()}
@@ -68,17 +69,17 @@ def _read(path: Path, folder: str) -> dict[str, Any]:
 
 
 def _rope(found: dict[str, Any]) -> dict[str, Any]:
-    """Rotary parameters, as transformers 5 nests them or as version 4 wrote them."""
+    """Rotary parameters, from the nested form of transformers 5 or the flat form of version 4."""
     nested = found.get("rope_parameters") or {}
     flat = {"rope_theta": found.get("rope_theta", 10_000.0), **(found.get("rope_scaling") or {})}
     return flat | nested
 
 
 def _architecture(found: dict[str, Any]) -> str | None:
-    """The architecture in WikiLLM's terms.
+    """The architecture in WikiLLM's terms; None if it is not supported.
 
-    A Llama with attention biases is an export of a Qwen2 model; `models` checks that the biases
-    which Qwen2 lacks are 0.
+    A Llama with attention biases is an export of a Qwen2 model. Loading the weights later checks
+    that the biases which Qwen2 lacks are 0.
     """
     model_type = found.get("model_type")
     if model_type == "llama" and found.get("attention_bias"):
@@ -91,8 +92,8 @@ def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
         what = f"model.init_from must be a {' or '.join(ARCHITECTURES)} model."
         raise ConfigError(what, got=f"{path}: model_type {found.get('model_type')!r}")
     if "auto_map" in found:
-        what = "A model folder needs its own Python code to be run."
-        raise ConfigError(what, got=f"{path}: auto_map", fix="use a folder without remote code")
+        what = "The model needs remote code, which WikiLLM does not run."
+        raise ConfigError(what, got=f"{path}: auto_map", fix="a model without auto_map")
     rope_type = _rope(found).get("rope_type", _rope(found).get("type", "default"))
     layer_types = set(found.get("layer_types") or ()) - {"full_attention"}
     unsupported = {

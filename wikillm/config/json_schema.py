@@ -1,5 +1,4 @@
-"""The JSON Schema of a run's YAML file, from which editors complete keys and show their
-sentences."""
+"""The JSON Schema of a run's YAML file, with which editors complete and describe keys."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from wikillm.config.schema import RunConfig
 
 _FILE_KEYS: dict[str, dict[str, Any]] = {
     "preset": {"description": "The run preset that this file is based on."},
-    "about": {"type": "string", "description": "One sentence about a preset; no effect."},
+    "about": {"type": "string", "description": "One sentence about a preset; has no effect."},
     "parameters": {"type": "integer", "description": "Parameter count of a model preset."},
     "layers": {
         "description": "Written to config.resolved.yaml: the layer that each key came from.",
@@ -31,7 +30,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _without_noise(node: Any) -> Any:
-    """Drop pydantic's titles, and put each description on one line."""
+    """Remove pydantic's titles, and put each description on one line."""
     if isinstance(node, list):
         return [_without_noise(item) for item in node]
     if not isinstance(node, dict):

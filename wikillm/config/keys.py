@@ -1,6 +1,6 @@
 """The schema as a flat list of dotted keys, for layers, flags, `--help` and `config show`.
 
-Derived from `schema.RunConfig` alone, so that a new field appears everywhere.
+The list is derived from `schema.RunConfig` alone, so a new field appears everywhere.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ REMOVED = {
     "train.batch_ramp_tokens": None,
     "model.zero_init_outputs": False,
 }
-"""Keys of earlier versions, with the value that is still read from old run directories."""
+"""Removed keys -> the only value that is still accepted, because old run directories contain it."""
 RENAMED = {"train.meet_seconds": "train.rendezvous_seconds"}
-"""Names of keys in earlier versions, still read, and the present ones."""
+"""Former names of keys, still accepted -> present names."""
 WAS_REMOVED = "leave it out: it was removed because no measurement showed a gain"
 
 
@@ -47,7 +47,7 @@ class Key:
 
     @property
     def is_optional(self) -> bool:
-        """`null` is a value of this key: it unsets it."""
+        """Whether `null` is a legal value, which unsets the key."""
         return type(None) in self.kinds or tuple in self.kinds
 
     @property
@@ -64,7 +64,7 @@ class Key:
 
     @property
     def names_a_variable(self) -> bool:
-        """The value is the name of an environment variable that holds a secret."""
+        """Whether the value names an environment variable that holds a secret."""
         return self.name.startswith("alerts.") and self.leaf in (*HOOKS, *SECRETS)
 
 
@@ -110,7 +110,7 @@ def all_keys() -> Mapping[str, Key]:
 
 @functools.cache
 def section_names() -> frozenset[str]:
-    """Every name that holds keys: `train`, `observe.swanlab`."""
+    """Every section of the schema, by dotted name: `train`, `observe.swanlab`."""
     names: set[str] = set()
     for name in all_keys():
         parts = name.split(".")
@@ -119,7 +119,7 @@ def section_names() -> frozenset[str]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as the nested mapping that pydantic reads."""
+    """Convert dotted keys to the nested mapping that pydantic reads."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         *sections, leaf = name.split(".")
@@ -131,7 +131,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """A configuration as dotted keys, in the schema's order."""
+    """Convert a configuration to dotted keys, in the schema's order."""
     values = {}
     for name in all_keys():
         node: Any = config

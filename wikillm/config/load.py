@@ -4,9 +4,9 @@
              < file < command line
 
 `--config` names a run preset or a YAML file; a file may name a run preset as its base (`preset:
-NAME`). All problems are collected and raised as one ConfigError, each with its place. Of the keys
-that exclude each other (the horizon; the two ways to set the batch) at most one is set in the
-result.
+NAME`). All problems are collected and raised as one ConfigError, each with its place. From each
+group of keys that exclude each other (such as the three keys of the horizon) the result has at
+most one set.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def load(
     """Resolve a run.
 
     Args:
-        config: name of a run preset or path of a YAML file; None is the tutorial's run,
-            `wiki-zh-120m`.
-        overrides: words of a command line, see `flags`.
-        deepspeed: what `--deepspeed` was given; sets `deepspeed.config`.
+        config: name of a run preset or path of a YAML file; None for `wiki-zh-120m`, the
+            tutorial's run.
+        overrides: arguments of a command line; see `flags`.
+        deepspeed: the value of `--deepspeed`; sets `deepspeed.config`.
 
-    Raises ConfigError with everything that is wrong.
+    Raises ConfigError with every problem found.
     """
     problems = Problems(ConfigError)
-    # The highest layer first: it may name the presets of the lower ones.
+    # Read the highest layer first: it may name the presets of lower layers.
     typed = parse_arguments(overrides, problems)
     if deepspeed is not None:
         typed.append(
@@ -63,12 +63,12 @@ def load(
     named[1] = _without_foreign_licence(named[1], chosen)
     laws = dial_settings(chosen, problems)
     if laws and config is None:
-        # The default preset's name says 120M, which this model is not.
+        # The default preset's run name contains 120m, which would be wrong for this model.
         depth = next(law for law in laws if law.key == "model.num_hidden_layers")
         laws.append(Setting("run.name", f"depth-{depth.value}", depth.origin))
     shape = _shape(chosen, problems)
-    # Lowest layer first. Rules across keys are checked only if every file could be read: a missing
-    # base would make them report keys that it sets.
+    # Lowest layer first. Rules across keys are checked only if every file could be read; otherwise
+    # they would report keys that the missing file sets.
     merged = merge([*named, run, laws, shape, file, typed], GROUPS, problems)
     resolved = _validate(merged, problems)
     if resolved is not None and is_read:
@@ -80,7 +80,7 @@ def load(
 
 
 def _without_foreign_licence(preset: list[Setting], chosen: Sequence[Setting]) -> list[Setting]:
-    """Drop the licence of a data preset where the user names other text; it covers the preset's."""
+    """Drop the licence of a data preset if the user names other text, which it does not cover."""
     keys = ("data.path", "data.mixture", "data.store")
     if any(setting.key in keys and setting.origin.is_user for setting in chosen):
         return [setting for setting in preset if setting.key != "data.licence"]
@@ -88,7 +88,7 @@ def _without_foreign_licence(preset: list[Setting], chosen: Sequence[Setting]) -
 
 
 def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Setting], bool]:
-    """Settings of the run preset and of the file of `--config`, and whether both were read."""
+    """(settings of the run preset, settings of the file, whether all of `--config` was read)."""
     found_before = len(problems)
     run: list[Setting] = []
     file: list[Setting] = []
@@ -100,12 +100,12 @@ def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Set
     except ConfigError as error:
         problems.add(error.what, got=error.got, fix=error.fix)
         return run, file, False
-    entries.pop("about", None)  # a copy of a shipped preset is a good start for a file
+    entries.pop("about", None)  # the file may be a copy of a shipped preset
     base = entries.pop("preset", None)
     if base is not None:
         run = _preset_settings("runs", str(base.value), problems, f"{name}:{base.line}")
     is_read = len(problems) == found_before
-    # A config.resolved.yaml keeps the layer that each of its values had in that run.
+    # A config.resolved.yaml records the layer of each value in the run that wrote it.
     layers = _recorded_layers(entries)
     for setting in _settings(entries, name, "file", problems):
         layer = layers.get(setting.key, "file")
@@ -114,7 +114,8 @@ def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Set
 
 
 def _recorded_layers(entries: dict[str, Entry]) -> dict[str, Layer]:
-    """Takes `layers` out of a config.resolved.yaml: which layer each key came from in that run."""
+    """Remove `layers` from the entries of a config.resolved.yaml, and return the layer of each
+    key."""
     layers: dict[str, Layer] = {}
     for layer in LAYERS:
         entry = entries.pop(f"layers.{layer}", None)
@@ -144,7 +145,7 @@ def _preset_settings(axis: Axis, name: str, problems: Problems, where: str = "")
 def _named_preset(
     axis: Axis, key: str, chosen: Sequence[Setting], problems: Problems
 ) -> list[Setting]:
-    """Settings of the preset that the highest setting of `key` names."""
+    """Settings of the preset that `key` names, in the highest layer that sets it."""
     default = Setting(key, all_keys()[key].default, Origin("default", "defaults"))
     highest = next((setting for setting in reversed(chosen) if setting.key == key), default)
     if highest.value is None:
@@ -168,7 +169,7 @@ def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
 def _settings(
     entries: Mapping[str, Entry], name: str, layer: Layer, problems: Problems
 ) -> list[Setting]:
-    """Entries of a YAML file as settings; an unknown key is a problem."""
+    """Convert the entries of a YAML file to settings. Each unknown key is a problem."""
     settings: list[Setting] = []
     unknown_sections: list[str] = []
     for written, entry in entries.items():
@@ -199,20 +200,20 @@ def _settings(
 
 
 def _typed(value: object) -> str:
-    """A scalar of a file as typed on the command line; "" for a list or a mapping."""
+    """A scalar from a file in its command-line form; "" for a list or a mapping."""
     is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     return str(value) if is_scalar else ""
 
 
 def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | None:
-    """Validate by the schema. None if a value does not fit; the reasons are in `problems`."""
+    """Validate with the schema. Returns None if a value is invalid; `problems` has the reasons."""
     found_before = len(problems)
     values = {}
     for setting in merged.values():
         key = all_keys()[setting.key]
         if isinstance(setting.value, bool) and not key.is_switch:
             got = f"{str(setting.value).lower()} ({setting.origin.where})\n{key.doc}"
-            problems.add(f"{key.name} is not a switch.", got=got)
+            problems.add(f"{key.name} does not take true or false.", got=got)
         else:
             values[key.name] = () if setting.value is None and key.is_list else setting.value
     try:
@@ -227,7 +228,8 @@ def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | N
 
 
 def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Problems) -> None:
-    """One problem per key, with the place of its value; the reports of a union are joined."""
+    """Add one problem per key, with the place of its value. pydantic's messages for the members of
+    a union are joined."""
     reasons: dict[str, list[str]] = {}
     for detail in error.errors():
         parts = [str(part) for part in detail["loc"]]

@@ -1,8 +1,8 @@
-"""The weights of `data.mixture` as whole numbers: how many samples of every 4096 each source gives.
+"""Convert the weights of `data.mixture` to counts: the samples of each source in every 4096.
 
 Weights are relative. Weights that are all below 1 are shares and must sum to 1, so that a typing
-error is not normalised away. The counts are the largest-remainder apportionment of 4096: a share
-is exact to 1/4096, and the rounding error does not grow with the run.
+error is not normalised away. The counts apportion 4096 by the largest-remainder method. A share is
+exact to 1/4096, and the rounding error does not grow with the length of the run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SUM_TOLERANCE = Fraction(1, 10**6)
 
 
 def counts_of(sources: Sequence[MixtureSource]) -> tuple[int, ...]:
-    """Samples of each source in `PERIOD` consecutive ones. Equal remainders: the earlier source is
-    rounded up."""
+    """Samples of each source in `PERIOD` consecutive samples. On equal remainders the earlier
+    source is rounded up."""
     weights = [Fraction(repr(source.weight)) for source in sources]
     exact = [weight * PERIOD / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]
@@ -35,7 +35,7 @@ def counts_of(sources: Sequence[MixtureSource]) -> tuple[int, ...]:
 
 
 def check_mixture(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    """Add everything that is wrong with `data.mixture` itself to `problems`."""
+    """Add every problem of `data.mixture` itself to `problems`."""
     if not data.mixture:
         return
     place = where_of(origins, "data.mixture")
@@ -43,12 +43,12 @@ def check_mixture(data: DataSection, origins: Mapping[str, Origin], problems: Pr
     for name, count in Counter(source.name for source in data.mixture).items():
         if count > 1:
             what = f"data.mixture has {count} sources named {name}."
-            problems.add(what, got=place, fix="name each differently")
+            problems.add(what, got=place, fix="a different name for each source")
     for source in data.mixture:
         name = source.name
         if source.weight <= 0:
             problems.add(
-                f"The weight of {name} in data.mixture is not above 0.",
+                f"The weight of {name} in data.mixture must be above 0.",
                 got=f"{source.weight:g} ({place})",
                 fix=f"a weight above 0, or leave {name} out",
             )
@@ -76,7 +76,7 @@ def _check_shares(sources: Sequence[MixtureSource], place: str, problems: Proble
         if count == 0:
             problems.add(
                 f"The share of {name} in data.mixture is below 1/{2 * PERIOD}: "
-                "it would never be read.",
+                "this source would never be read.",
                 got=f"{share:.3g} ({place})",
                 fix=f"leave {name} out, or a share of at least 1/{PERIOD}",
             )

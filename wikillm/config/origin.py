@@ -1,4 +1,4 @@
-"""Where a value comes from. The layers, lowest first: default, preset, file, command line."""
+"""The origin of each value. The layers, lowest first, are default, preset, file, command line."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ LAYERS: tuple[Layer, ...] = ("default", "preset", "file", "command line")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`where` is `FILE:LINE`, or the argument as it was typed; empty for a default."""
+    """The layer that set a value. `where` is `FILE:LINE`, or the argument as typed; empty for a
+    default."""
 
     layer: Layer
     where: str = ""
 
     @property
     def rank(self) -> int:
-        """Position of the layer: a higher one wins."""
+        """Position of the layer; the layer with the highest rank wins."""
         return LAYERS.index(self.layer)
 
     @property
     def is_user(self) -> bool:
-        """Set by the user for this run, in a file or on the command line."""
+        """Whether the user set the value for this run, in a file or on the command line."""
         return self.layer in ("file", "command line")
 
     def __str__(self) -> str:
@@ -38,7 +39,7 @@ DEFAULT = Origin("default")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key as one source sets it, before validation."""
+    """The value that one source gives to a key, before validation."""
 
     key: str
     value: Any
@@ -50,8 +51,8 @@ def merge(
 ) -> dict[str, Setting]:
     """Merge `sources`, lowest first; within a source the last setting of a key wins.
 
-    Of each group (keys that exclude each other) at most one ends up set: one from a higher source
-    sets the others to None and becomes their origin; two in one source are a problem.
+    A group holds keys that exclude each other. A key set in a higher source sets the other keys of
+    its group to None and becomes their origin. Two keys of a group set in one source are a problem.
     """
     merged: dict[str, Setting] = {}
     groups = tuple(groups)
@@ -61,7 +62,7 @@ def merge(
         for group in groups:
             named = [own[key] for key in group if key in own and _is_set(own[key])]
             if len(named) > 1:
-                places = [f"{one.key}={one.value}   ({one.origin.where})" for one in named]
+                places = [f"{s.key}={s.value}   ({s.origin.where})" for s in named]
                 what = " and ".join(setting.key for setting in named) + " exclude each other."
                 problems.add(what, "\n".join(places), f"keep one of {', '.join(group)}")
             elif named:
@@ -81,6 +82,6 @@ def _unset_others(merged: dict[str, Setting], group: tuple[str, ...], winner: Se
 
 
 def where_of(origins: Mapping[str, Origin], *keys: str) -> str:
-    """The places of `keys` for a message, defaults left out: `a.yaml:3, --max_steps 5`."""
+    """Where `keys` are set, for a message, without defaults: `a.yaml:3, --max_steps 5`."""
     places = dict.fromkeys(origins[key].where for key in keys if origins[key].where)
     return ", ".join(places) or "defaults"

@@ -1,9 +1,9 @@
 """Named settings that ship with the package, on three axes: models, data, runs.
 
-A preset is a small YAML file in `wikillm/presets/AXIS/NAME.yaml`: `about` (one sentence), for
-models also `parameters` (the exact count at the preset's vocabulary), and below that the sections
-of the schema with what departs from the defaults (a model's shape is always written out). A run
-preset names its model and data preset like any other key.
+A preset is a small YAML file, `wikillm/presets/AXIS/NAME.yaml`. It has `about` (one sentence), for
+models also `parameters` (the exact count at the preset's vocabulary), and those keys of the schema
+that differ from the defaults (a model preset sets its whole shape). A run preset sets its model and
+data preset like any other key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AXES: tuple[Axis, ...] = ("models", "data", "runs")
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """`source` is what messages and origins call it; `entries` are its keys of the schema."""
+    """A preset. `source` is its name in messages and origins; `entries` are its keys."""
 
     source: str
     about: str

@@ -1,4 +1,4 @@
-"""A resolved configuration, and its text forms: YAML that loads to the same values, and rows."""
+"""A resolved configuration, and its text forms: rows, and YAML that loads to equal values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wikillm.config.schema import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A run's configuration, and for every dotted key where its value comes from."""
+    """A run's configuration, and the origin of the value of every dotted key."""
 
     config: RunConfig
     origins: Mapping[str, Origin]
@@ -29,11 +29,10 @@ class Resolved:
 def to_yaml(resolved: Resolved) -> str:
     """Every key with its origin as a comment; `load(FILE).config` equals `resolved.config`.
 
-    `layers` records the layer of every key. A preset's value may be adjusted (its warm-up to a
-    short horizon, its vocabulary to the tokenizer), and loading the file must adjust the same
-    values.
+    `layers` records the layer of every key. A run adjusts values of presets (the warm-up to a short
+    horizon, the vocabulary to the tokenizer), and a run from this file must adjust equal ones.
     """
-    lines = ["# Every value of this run and where it came from. Usable as --config."]
+    lines = ["# Every value of this run, with its origin. Usable as --config."]
     open_sections: list[str] = []
     for name, value in flat(resolved.config).items():
         *sections, leaf = name.split(".")
@@ -59,7 +58,7 @@ def to_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
 
 
 def typed_form(value: Any) -> str:
-    """A value as it is typed after `=` on the command line."""
+    """A value in the form that is typed after `=` on the command line."""
     if isinstance(value, str) and value and all(ch.isprintable() for ch in value):
         return value
     return _scalar(value)
@@ -82,7 +81,7 @@ def _scalar(value: Any) -> str:
 
 
 def _escape(ch: str) -> str:
-    """A character within the double quotes of YAML, which knows JSON's escapes."""
+    """A character inside double quotes in YAML, which accepts JSON's escapes."""
     if ch.isprintable() and ch not in '"\\':
         return ch
     return json.dumps(ch)[1:-1] if ch < "\U00010000" else f"\\U{ord(ch):08x}"

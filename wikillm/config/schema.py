@@ -1,8 +1,9 @@
 """Every key of a run's configuration: type, default and one sentence.
 
 The sentence under a field appears in `--help`, in the docs and in the JSON schema. A key has
-Hugging Face's name where there is one; other keys carry their unit. `schema_data`, `schema_train`
-and `schema_alerts` hold the long sections. Rules across keys are in `checks` and `compatibility`.
+Hugging Face's name if Hugging Face has the setting; other names contain their unit. `schema_data`,
+`schema_train` and `schema_alerts` hold the long sections. Rules across keys are in `checks` and
+`compatibility`.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class ModelSection(Section):
     preset: str = "120m"
     """A model preset (`wikillm presets`)."""
     depth: int | None = Field(default=None, ge=1, le=128)
-    """Layers of a model whose shape, batch, horizon and rates follow from them by laws."""
+    """Number of layers, from which laws derive shape, batch, horizon and learning rates."""
     size: Count | None = None
-    """Parameters, such as 300m: takes the nearest model.depth."""
+    """Number of parameters, such as 300m; sets the nearest model.depth."""
     architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
     """qwen2 (biases on q, k, v), qwen3 (RMSNorm on q and k) or llama (neither)."""
     hidden_size: int = Field(default=512, ge=1, le=2**20)
@@ -80,11 +81,11 @@ class ModelSection(Section):
     init_from: str | None = None
     """Folder of a Hugging Face model to continue from; its config replaces the preset's shape."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel, in Hugging Face's name; the last trains only on a GPU."""
+    """Attention kernel, by Hugging Face's name; flash_attention_2 needs a GPU."""
 
     @property
     def label(self) -> str:
-        """What messages call the shape: the preset, or the depth that set it."""
+        """Name of the shape for messages: the preset, or the depth that set the shape."""
         by_laws = self.depth is not None or self.size is not None
         return f"depth {self.num_hidden_layers}" if by_laws else self.preset
 
@@ -99,9 +100,9 @@ class SwanLabSection(Section):
     experiment_name: str | None = None
     """Name of the experiment. Default: run.name."""
     log_dir: str | None = None
-    """Where SwanLab keeps its files. Default: RUN/swanlog."""
+    """Folder for SwanLab's files. Default: RUN/swanlog."""
     finish_timeout_seconds: float = Field(default=15.0, gt=0)
-    """How long the run waits for the tracker at the end of training."""
+    """Longest wait for SwanLab to finish at the end of training."""
     hardware_seconds: int | None = Field(default=None, ge=5, le=86_400)
     """Seconds between SwanLab's readings of rank 0's machine (CPU, GPU, memory). Default: none."""
 
@@ -109,19 +110,19 @@ class SwanLabSection(Section):
 class ObserveSection(Section):
     swanlab: SwanLabSection = SwanLabSection()
     live: Literal["auto", "off"] = "auto"
-    """auto redraws a view of the run where rank 0's output is a terminal; off prints lines."""
+    """auto shows a live view of the run if rank 0's output is a terminal; off prints lines."""
     sample_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between sample generations. Default: at each evaluation."""
     sample_prompts: Paths = ("中国的首都是", "The history of", "")
-    """Prompts of the samples; an empty one starts from the end-of-text token."""
+    """Prompts of the samples; an empty prompt starts from the end-of-text token."""
     sample_tokens: int = Field(default=48, ge=1, le=2**31)
     """New tokens per sample."""
 
 
 class DeepSpeedSection(Section):
     config: str | None = None
-    """A DeepSpeed JSON: a file, or the name of a shipped one (zero2). Default: none, which is
-    plain data parallelism."""
+    """A DeepSpeed JSON: a file, or the name of a shipped recipe (zero2). Default: none, for plain
+    data parallelism."""
 
 
 class RunConfig(Section):

@@ -1,7 +1,7 @@
 """The section `alerts`: which events of a run send a message, and through which channels.
 
 Addresses of hooks and passwords are secrets. The configuration holds only the names of the
-environment variables that have them.
+environment variables that contain them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wikillm.config.schema_types import Section
 Event = Literal["ended", "failed", "stopped", "lost", "stalled", "spike"]
 EVENTS: tuple[Event, ...] = ("ended", "failed", "stopped", "lost", "stalled", "spike")
 HOOKS = ("webhook", "dingtalk", "lark", "wecom", "slack", "discord")
-"""Channels that are one address each; `email` is the other one."""
+"""Channels that need only an address; the channel `email` needs more keys."""
 SECRETS = ("dingtalk_secret", "lark_secret", "email_password")
 
 
@@ -51,15 +51,15 @@ class AlertsSection(Section):
     discord: Variable = None
     """Environment variable with the URL of a Discord hook."""
     email_to: str | None = None
-    """Receiver of e-mails; also needs email_from, email_password and smtp_server."""
+    """Recipient of e-mails; also needs email_from, email_password and smtp_server."""
     email_from: str | None = None
-    """Sender of e-mails, and the user name at the server."""
+    """Sender of e-mails, and the user name for the server."""
     email_password: Variable = None
-    """Environment variable with the sender's password at the server."""
+    """Environment variable with the sender's password for the server."""
     smtp_server: str | None = None
-    """The server that takes e-mails; it must offer TLS."""
+    """Mail server; it must offer TLS."""
     smtp_port: int = Field(default=465, ge=1, le=65535)
-    """465 is TLS from the start; any other port starts with STARTTLS."""
+    """Port of the mail server: 465 uses TLS from the start, any other port STARTTLS."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -79,6 +79,6 @@ class AlertsSection(Section):
         return (*hooks, "email") if self.email_to is not None else hooks
 
     def missing(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """The variables that are named here and not set, by key."""
+        """{key: environment variable} for each variable that a key names and that is not set."""
         named = {key: getattr(self, key) for key in (*HOOKS, *SECRETS)}
         return {key: name for key, name in named.items() if name and not environ.get(name)}

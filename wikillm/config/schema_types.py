@@ -1,5 +1,4 @@
-"""What all sections of the schema share: the base class, and types that accept more than one
-spelling."""
+"""The base class of the schema's sections, and types that accept several spellings."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ FILE_KEYS = frozenset(
         *("drop_list", "init_from", "preset", "config", "log_dir"),
     )
 )
-"""Keys whose values are opened as files or folders."""
+"""Keys whose values are paths of files or folders."""
 
 
 class Section(BaseModel):
-    """Frozen, without unknown keys, NaN or infinity; the docstring of a field is its
-    description."""
+    """Base of all sections: frozen, refuses unknown keys, NaN and infinity. A field's docstring is
+    its description."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -34,14 +33,15 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse numbers that no machine can hold and names that no file can have."""
+        """Refuse numbers beyond 64 bits, and paths that no file can have."""
         if isinstance(value, int) and abs(value) > LARGEST:
             raise ValueError(f"is larger than {LARGEST}")
         if info.field_name in FILE_KEYS:
             texts = value if isinstance(value, tuple) else (value,)
             if any(isinstance(text, str) and "\0" in text for text in texts):
                 raise ValueError("no file has a NUL character in its name")
-            # A shell does not expand `run.dir=~/x`; libraries that do would then write elsewhere.
+            # A shell does not expand `run.dir=~/x`, but some libraries do, and would use another
+            # folder than WikiLLM.
             if isinstance(value, tuple):
                 return tuple(map(_expand_user, value))
             return _expand_user(value)
@@ -72,9 +72,9 @@ Paths = Annotated[
 Backend = Annotated[
     Literal["auto", "hf", "fastokens"], BeforeValidator(lambda v: "auto" if v == "tiktoken" else v)
 ]
-"""The library that encodes; tiktoken, of earlier versions, is read as auto."""
+"""The tokenizer library. Earlier versions had tiktoken, which is read as auto."""
 Packing = Literal["concat", "best_fit"]
 Checkpointing = Literal["none", "selective", "full_but_attention", "full"]
-"""What the backward pass recomputes, from nothing to everything."""
+"""How much of the forward pass is recomputed in the backward pass, from least to most."""
 ALSO_A_SWITCH = BeforeValidator(_full_or_none, json_schema_input_type=Checkpointing | bool)
-"""For a key that is a boolean in other trainers."""
+"""Annotation for a key that is a boolean in other trainers: true means full, false means none."""

@@ -6,12 +6,12 @@ from wikillm.core.errors import ConfigError
 
 PREFIX = "train:"
 MIN_VOCABULARY = 259
-"""256 bytes and the special tokens; a test compares it with the trainer."""
+"""256 bytes plus the special tokens. A test compares this number with the trainer's."""
 MAX_VOCABULARY = 1_000_000
 
 
 def parse_train(setting: str) -> int:
-    """`train:8000` -> 8000. Raises ConfigError for anything that is not a vocabulary size."""
+    """`train:8000` -> 8000. Raises ConfigError if N is not a valid vocabulary size."""
     text = setting.removeprefix(PREFIX).replace("_", "")
     is_number = text.isascii() and text.isdecimal()
     if not is_number or not MIN_VOCABULARY <= int(text) <= MAX_VOCABULARY:

@@ -1,8 +1,5 @@
-"""Names that other trainers use: Hugging Face's that are accepted as flags, and advice for all
-others.
-
-The advice is the table `trainer_names.yaml`.
-"""
+"""Names of settings in other trainers: the Hugging Face flags that are accepted, and advice for all
+other names, from the table `trainer_names.yaml`."""
 
 from __future__ import annotations
 
@@ -40,24 +37,25 @@ ALIASES: dict[str, str] = {
     "warmup_ratio": "train.warmup_steps",
     "deepspeed": "deepspeed.config",
 }
-"""HF's flag -> our key with the same meaning."""
+"""Hugging Face's flag -> WikiLLM's key with the same meaning."""
 
 SWITCHES = ("bf16", "fp16")
-"""Hugging Face's two booleans that are one choice here: train.precision."""
+"""Two booleans of Hugging Face that correspond to one key, train.precision."""
 NOT_OFFERED = "leave it out: WikiLLM decides this itself"
-"""Start of the advice for arguments without a substitute; other names win over it."""
+"""Start of the advice for arguments without a substitute; any more specific advice is preferred."""
 
 
 @functools.cache
 def refused_names(trainer: str) -> Mapping[str, str]:
-    """Name -> what to write instead, for `hugging_face` or `others`."""
+    """{name: advice}, for the trainer `hugging_face` or `others`."""
     file = resources.files("wikillm.config") / "trainer_names.yaml"
     groups = yaml.safe_load(file.read_text(encoding="utf-8"))[trainer]
     return {name: group["write"] for group in groups for name in group["for"].split()}
 
 
 def advise(name: str, value: str = "") -> str:
-    """What to write instead of an unknown key or flag with this value, or where to look it up."""
+    """The setting to write instead of an unknown key or flag with this value, or where to find
+    it."""
     leaf = name.rsplit(".", 1)[-1]
     value = shlex.quote(value) if value else ""
     hugging_face = refused_names("hugging_face")
@@ -78,7 +76,8 @@ def advise(name: str, value: str = "") -> str:
 
 
 def _advise_nearest(name: str, leaf: str, value: str) -> str | None:
-    """A dotted name is compared with keys first, a flag with their last parts and other names."""
+    """The nearest known name. A dotted name is compared with whole keys first; a flag with the last
+    parts of keys and with other trainers' names."""
     dotted = (*all_keys(), *section_names())
     if "." in name and (near := did_you_mean(name, dotted)) is not None:
         return f"did you mean {near}?"
@@ -93,8 +92,8 @@ def _advise_nearest(name: str, leaf: str, value: str) -> str | None:
 
 
 def _advise_other(name: str, value: str) -> str | None:
-    """The advice for another trainer's name, in any case, with or without `use_`; None if
-    unknown."""
+    """The advice for a name from `others`; None if unknown. Upper case, `-`, `_` and a leading
+    `use_`, `enable_` or `with_` do not matter."""
     advice_for = {name.replace("_", ""): text for name, text in refused_names("others").items()}
     plain = re.sub("[-_]", "", name.lower())
     bare = re.sub("^(use|enable|with)[-_]|[-_]", "", name.lower())

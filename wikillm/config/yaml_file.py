@@ -1,10 +1,10 @@
-"""Strict YAML, without the surprises of YAML 1.1; every value is kept with its line number.
+"""Read strict YAML, and keep the line number of every value.
 
-In: a file or a text. Out: a flat mapping of dotted key -> `Entry(value, line)`. Scalars follow
-YAML 1.2, not PyYAML's 1.1: `1e-4` and `3e8` are numbers, `no`, `on` and `1:30` are text, `012` is
-twelve. Duplicate keys, aliases (and with them exponential bombs), tags and several documents are
-refused with file and line; a file is at most 1 MiB and 20 levels deep. The schema plays no
-role here.
+The input is a file or a text, the output a flat mapping of dotted key -> `Entry(value, line)`.
+Scalars follow YAML 1.2, not PyYAML's 1.1: `1e-4` and `3e8` are numbers, `no`, `on` and `1:30` are
+text, `012` is twelve. Duplicate keys, aliases (which allow exponential expansion), tags and several
+documents are refused with file and line. A file has at most 1 MiB and 20 levels. The values are
+not validated here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Refused(Exception):
 
 
 class _NodeLoader(yaml.SafeLoader):
-    """Composes nodes only; no scalar is resolved here, no alias is followed."""
+    """Compose nodes without resolving scalars; refuse aliases."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
     _depth = 0
@@ -76,8 +76,7 @@ class _NodeLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Entry]:
-    """Entries of a YAML file in their order, keyed by dotted path. Raises ConfigError with
-    `file:line`."""
+    """The entries of a YAML file in order, by dotted key. Raises ConfigError with `file:line`."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -94,7 +93,7 @@ def read_yaml(path: Path) -> dict[str, Entry]:
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Entry]:
-    """As `read_yaml`, from text; `name` stands for the file in messages."""
+    """Like `read_yaml`, but from text; messages use `name` as the name of the file."""
     try:
         node = _compose(text)
         if node is None:
@@ -189,8 +188,7 @@ def _scalar(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
-        # Longer than any quantity here, and int() would raise beyond 4300 digits: leave it to the
-        # schema as text.
+        # int() raises beyond 4300 digits, and no setting needs 100: the schema refuses the text.
         return int(text) if len(text) <= 100 else text
     if _FLOAT.fullmatch(text):
         return float(text)

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from wikillm.checkpoints.retention import Keep, room_to_come
+from wikillm.checkpoints.retention import Keep, bytes_freed_at_start
 from wikillm.core.errors import WikiLLMError
 from wikillm.core.files import file_system_kind, files_below, nearest_existing
 from wikillm.core.units import format_size
@@ -59,7 +59,7 @@ def inspect_checkpoints(request: Request) -> tuple[int, int]:
     """(bytes of the run's checkpoints that stay, bytes that its start frees)."""
     folder = Path(request.run_dir) / "checkpoints"
     try:
-        go = room_to_come(folder, Keep(*request.keep))
+        go = bytes_freed_at_start(folder, Keep(*request.keep))
         return sum(path.stat().st_size for path in files_below(folder)) - go, go
     except OSError:  # a file was removed meanwhile
         return 0, 0

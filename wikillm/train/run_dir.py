@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.layout import STAGING, list_checkpoints
-from wikillm.checkpoints.retention import Keep, clear_leftovers, room_to_come
+from wikillm.checkpoints.retention import Keep, bytes_freed_at_start, clear_leftovers
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError, StoppedError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
@@ -160,7 +160,7 @@ class RunDir:
         Raises MachineError.
         """
         free = shutil.disk_usage(self.path).free
-        to_come = room_to_come(self.checkpoints, keep)
+        to_come = bytes_freed_at_start(self.checkpoints, keep)
         if free + to_come >= checkpoint:
             return
         kept = min(keep.newest, len(list_checkpoints(self.checkpoints)))

@@ -35,7 +35,7 @@ from wikillm.checkpoints.manifest import (
     tensor_entry,
     write_manifest,
 )
-from wikillm.checkpoints.retention import Keep, keep_newest, publish
+from wikillm.checkpoints.retention import Keep, publish, rotate
 from wikillm.checkpoints.tensor_digests import (
     RANKS,
     Extent,
@@ -196,7 +196,7 @@ class CheckpointSaver:
         if self.origin is None or not self.world.is_main:
             return
         spare = self.folder / checkpoint_name(self.origin.position.step)
-        for path in keep_newest(self.folder, self.keep, spare):
+        for path in rotate(self.folder, self.keep, spare):
             say(f"removed {path}: train.save_total_limit={self.keep.newest}")
 
     def _fits(self, size: int) -> bool:
@@ -299,7 +299,7 @@ class CheckpointSaver:
     def _rotate(self) -> None:
         """Remove superfluous checkpoints, and name those that the run had abandoned."""
         abandoned = set(arrange(self.folder).abandoned)
-        for path in keep_newest(self.folder, self.keep):
+        for path in rotate(self.folder, self.keep):
             if path in abandoned:
                 say(f"removed {path}, which the run had abandoned")
 

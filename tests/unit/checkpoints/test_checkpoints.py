@@ -25,10 +25,10 @@ from wikillm.checkpoints.manifest import (
 )
 from wikillm.checkpoints.retention import (
     Keep,
+    bytes_freed_at_start,
     clear_leftovers,
-    keep_newest,
     make_room,
-    room_to_come,
+    rotate,
     superfluous,
 )
 from wikillm.core.errors import CheckpointError
@@ -122,7 +122,7 @@ def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Pat
     for step in (10, 20, 30, 40):
         make(tmp_path, step)
     os.truncate(tmp_path / "checkpoint-40" / "model.safetensors", 1)
-    assert steps(keep_newest(tmp_path, Keep(2))) == [10]
+    assert steps(rotate(tmp_path, Keep(2))) == [10]
     assert steps(list_checkpoints(tmp_path)) == [40, 30, 20]
     (tmp_path / STAGING / "checkpoint-50").mkdir(parents=True)
     (tmp_path / ".deleting-checkpoint-5").mkdir()
@@ -135,7 +135,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
-from wikillm.checkpoints.retention import Keep, keep_newest
+from wikillm.checkpoints.retention import Keep, rotate
 from wikillm.core.files import rename_durably
 folder, step = Path({folder!r}), {first}
 while True:
@@ -146,7 +146,7 @@ while True:
         (staged / name).write_bytes(str(step).encode() * 20000)
     write_manifest(staged, seal_files(staged, files_to_list(staged)), {{"step": step}})
     rename_durably(staged, folder / staged.name)
-    keep_newest(folder, Keep(2))
+    rotate(folder, Keep(2))
     print(step, flush=True)
 """
 
@@ -188,15 +188,15 @@ def test_every_file_is_hashed_by_one_of_the_ranks(tmp_path: Path) -> None:
         assert found == sorted(manifest["files"])
 
 
-def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_path: Path) -> None:
-    assert room_to_come(tmp_path / "none", Keep(1)) == 0
+def test_bytes_freed_at_start_are_those_of_leftovers_and_superfluous_checkpoints(tmp_path: Path) -> None:
+    assert bytes_freed_at_start(tmp_path / "none", Keep(1)) == 0
     sizes = [
         sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)
     ]
-    assert room_to_come(tmp_path, Keep(3)) == 0
+    assert bytes_freed_at_start(tmp_path, Keep(3)) == 0
     (tmp_path / STAGING / "checkpoint-4").mkdir(parents=True)
     (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").write_bytes(bytes(12345))
-    assert room_to_come(tmp_path, Keep(2)) == 12345 + sizes[0]
+    assert bytes_freed_at_start(tmp_path, Keep(2)) == 12345 + sizes[0]
 
 
 @pytest.mark.parametrize("wrong", [None, -1, 10**30, "7", True])
@@ -218,7 +218,7 @@ def test_every_so_many_steps_stay_for_ever_and_the_best_beside_the_newest(tmp_pa
     rated(tmp_path, losses)
     keep = Keep(newest=2, every=4, best=2)
     assert steps(superfluous(tmp_path, keep)) == [7, 3, 2, 1], "of equal losses the later stays"
-    assert steps(keep_newest(tmp_path, keep)) == [7, 3, 2, 1]
+    assert steps(rotate(tmp_path, keep)) == [7, 3, 2, 1]
     assert steps(list_checkpoints(tmp_path)) == [9, 8, 6, 5, 4]
     # A damaged checkpoint is not the best; the next one takes its place.
     os.truncate(tmp_path / "checkpoint-5" / "model.safetensors", 1)

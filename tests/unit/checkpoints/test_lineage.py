@@ -19,7 +19,7 @@ from wikillm.checkpoints.lineage import (
     read_ancestry,
 )
 from wikillm.checkpoints.manifest import files_to_list, seal_files, verify, write_manifest
-from wikillm.checkpoints.retention import Keep, clear_leftovers, keep_newest, publish
+from wikillm.checkpoints.retention import Keep, clear_leftovers, publish, rotate
 from wikillm.core.errors import CheckpointError
 
 
@@ -44,7 +44,7 @@ class Run:
         )
         final = self.folder / staged.name
         publish(staged, final)
-        keep_newest(self.folder, Keep(keep))
+        rotate(self.folder, Keep(keep))
         return final
 
     def go_back(self, step: int) -> None:
@@ -114,7 +114,7 @@ def test_rotation_removes_abandoned_ones_first(
 def test_rotation_keeps_the_last_good_one_even_on_an_abandoned_branch(rolled_back: Run) -> None:
     for step in (2, 4, 6):
         damage(rolled_back.folder / f"checkpoint-{step}")
-    keep_newest(rolled_back.folder, Keep(1))
+    rotate(rolled_back.folder, Keep(1))
     verify(rolled_back.folder / "checkpoint-8")
 
 

@@ -37,7 +37,7 @@ CASES: list[tuple[Case, str]] = [
     (case({"compile": "layers"}, zero=Zero(3)), "train.compile=layers does not work with ZeRO-3"),
     (case({}, precision="fp16", has_gpu=False), "fp16 does not train on a CPU"),
     (case({}, FLASH, has_gpu=False), "{0} does not train on a CPU"),
-    (case({"document_mask": "on", "compile": "layers"}, FLASH), "compiled again"),
+    (case({"document_mask": "on", "compile": "layers"}, FLASH), "recompile the layers"),
     (case({"sequence_parallel_size": 2}, {"attn_implementation": "eager"}), "Sequence parallelism"),
     (case({}, data={"mixture": MIXTURE, "store": "stores/a"}), "has its own store"),
     (case({}, data={"mixture": MIXTURE, "drop_list": "drops"}), "drop list"),

@@ -216,7 +216,7 @@ def test_muon_reduces_whole_gradients_at_stage_3_only(tmp_path: Path) -> None:
     muon = with_train(CPU, optimizer="muon", max_grad_norm=0.0)
     zero3 = resolve(tmp_path, muon, zero_optimization={"stage": 3, "reduce_scatter": True})
     assert zero3.json["zero_optimization"]["reduce_scatter"] is False
-    assert any("Muon needs whole gradients" in note for note in zero3.notes)
+    assert any("Muon needs complete gradients" in note for note in zero3.notes)
     zero2 = resolve(tmp_path, muon, zero_optimization={"stage": 2, "reduce_scatter": True})
     assert zero2.json["zero_optimization"]["reduce_scatter"] is True
     assert "optimizer" not in zero2.json and zero2.json["gradient_clipping"] == 0.0

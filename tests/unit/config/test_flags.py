@@ -67,7 +67,7 @@ def test_spellings(words: list[str], key: str, value: object) -> None:
         (["train.max_stps=5"], "There is no key train.max_stps.", "did you mean train.max_steps?"),
         (["max_steps=5"], "max_steps is not a dotted key.", "train.max_steps=5"),
         (["5"], "'5' belongs to no key.", "--max_steps 5"),
-        ([__file__], "belongs to no key.", f"data.path={__file__}"),
+        ([__file__], "is a value without a key.", f"data.path={__file__}"),
         (["--max_steps"], "--max_steps needs a value.", "--max_steps VALUE"),
         (["--report_to", "none"], "There is no flag --report_to.", "observe.swanlab.mode"),
         (["--do_train"], "There is no flag --do_train.", "leave it out"),
@@ -80,7 +80,7 @@ def test_spellings(words: list[str], key: str, value: object) -> None:
         (["--bf16=maybe"], "true or false", "train.precision=bf16"),
         (["data.path="], "data.path has no value.", "data.path=null"),
         (["data.path=[a"], "data.path cannot be read", None),
-        (["-x"], "belongs to no key", None),
+        (["-x"], "is a value without a key", None),
     ],
 )
 def test_refusals(words: list[str], what: str, fix: str | None) -> None:

@@ -63,7 +63,7 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
     ("changes", "what"),
     [
         ({"model_type": "mistral"}, "must be a qwen2 or qwen3 or llama"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, "own Python code to be run"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "needs remote code"),
         ({"quantization_config": {}}, "quantized weights"),
         ({"use_sliding_window": True}, "sliding-window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
@@ -71,7 +71,7 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rotary scaling 'yarn'"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention biases"),
-        ({"hidden_size": None}, "lacks keys"),
+        ({"hidden_size": None}, "missing or non-integer keys"),
     ],
 )
 def test_refusals(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
