@@ -188,7 +188,7 @@ def test_every_file_is_hashed_by_one_of_the_ranks(tmp_path: Path) -> None:
         assert found == sorted(manifest["files"])
 
 
-def test_bytes_freed_at_start_are_those_of_leftovers_and_superfluous_checkpoints(tmp_path: Path) -> None:
+def test_bytes_freed_at_start_are_leftovers_and_superfluous_checkpoints(tmp_path: Path) -> None:
     assert bytes_freed_at_start(tmp_path / "none", Keep(1)) == 0
     sizes = [
         sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)

@@ -239,7 +239,7 @@ def test_a_contradiction_names_both_values(tmp_path: Path, path: str) -> None:
     functools.reduce(operator.getitem, blocks, config)[key] = wrong
     message = refusal(tmp_path, config, CPU)
     assert f"{path} contradicts the run." in message and linked.setting in message
-    assert f"= {wrong}" in message and f"says {linked.value}" in message
+    assert f"= {wrong}" in message and f"the run has {linked.value}" in message
 
 
 def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_spellings(words: list[str], key: str, value: object) -> None:
         (["--max_stps", "5"], "There is no flag --max_stps.", "did you mean train.max_steps?"),
         (["train.max_stps=5"], "There is no key train.max_stps.", "did you mean train.max_steps?"),
         (["max_steps=5"], "max_steps is not a dotted key.", "train.max_steps=5"),
-        (["5"], "'5' belongs to no key.", "--max_steps 5"),
+        (["5"], "'5' is a value without a key.", "--max_steps 5"),
         ([__file__], "is a value without a key.", f"data.path={__file__}"),
         (["--max_steps"], "--max_steps needs a value.", "--max_steps VALUE"),
         (["--report_to", "none"], "There is no flag --report_to.", "observe.swanlab.mode"),

@@ -54,7 +54,7 @@ def test_counts_sum_to_the_period_and_stay_within_one_of_the_share(weights: list
     ("words", "reason"),
     [
         (["data.mixture=a:1:x,a:2:y"], "2 sources named a"),
-        (["data.mixture=a:0:x,b:1:y"], "weight of a in data.mixture is not above 0"),
+        (["data.mixture=a:0:x,b:1:y"], "weight of a in data.mixture must be above 0"),
         (["data.mixture=a:0.2:x,b:0.3:y"], r"sum to 0.5\.(.|\n)*a 0.4, b 0.6"),
         (["data.mixture=a:99999:x,b:1:y"], "share of b in data.mixture is below 1/8192"),
         (["data.mixture=a:x"], "is not NAME:WEIGHT:PATH"),
