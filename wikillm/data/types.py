@@ -1,4 +1,4 @@
-"""The types that cross the borders between the data rooms.
+"""The types that the packages of `wikillm.data` exchange.
 
     SourceFile -> RecordBatch (`sources.record_batches`) -> CleanedDocuments -> files of a shard
 
@@ -27,7 +27,7 @@ class WikiSite:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file after `sniff`. `format` is one of data.format."""
+    """A file after `sniff`. `format` is a value of data.format other than auto."""
 
     path: str
     size: int  # bytes on disk
@@ -46,7 +46,7 @@ Item = tuple[int, bytes | None, int]
 
 
 class Dropped(NamedTuple):
-    """Why a record gives no document: a line of the funnel."""
+    """Why a record gives no document; the funnel counts drops by reason."""
 
     reason: str
     characters: int
@@ -66,8 +66,8 @@ class DroppedItem(NamedTuple):
 class CleanedDocuments:
     """The documents and dropped records of one record batch, as columns.
 
-    Document i is `offsets[i]`, `payloads[i]`, `texts[i]`. Columns, since 300 MB can be half a
-    million records.
+    Document i is `offsets[i]`, `payloads[i]`, `texts[i]`. Columns are used since 300 MB can be half
+    a million records.
     """
 
     source: int  # index into the list of source files

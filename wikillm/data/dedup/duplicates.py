@@ -1,4 +1,4 @@
-"""Which documents are duplicates: exact ones by content hash, near ones by MinHash with LSH.
+"""Find exact duplicates by content hash, and near duplicates by MinHash with LSH.
 
 Documents come in the order of the sources, and one is dropped when it is similar to an earlier one
 that is kept. Similarity to a dropped document does not count, and a decision depends on earlier
@@ -30,8 +30,8 @@ from wikillm.data.filters.drop_list import DROP, EXACT
 BANDS = 16
 ROWS = 8
 MAX_COMPARED = 64
-"""Kept documents of one band that a document is compared with, the nearest before it first."""
-_AT_A_TIME = 1 << 16  # signatures read at a time
+"""Number of kept documents per band that a document is compared with, nearest first."""
+_READ_ROWS = 1 << 16  # signatures read at a time
 
 
 def find_duplicates(
@@ -77,7 +77,7 @@ class _Near:
     similarity: float
 
     def duplicates(self) -> Iterator[tuple[int, int, float]]:
-        """(document, the kept document it is like, estimated similarity), in order."""
+        """(document, the kept document it resembles, estimated similarity), in order."""
         signatures = _Signatures(self.folder, self.shards)
         members, before = self._bands(signatures)
         numbers = self.which[members]
@@ -119,16 +119,16 @@ class _Near:
 
 
 def _kept_before(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) -> list[int]:
-    """The kept members that share a band with `at`.
+    """The kept members before `at` that share a band with it.
 
-    Shortens the chains past dropped members, so that each of these is visited once.
+    Removes dropped members from the chains, so that each dropped member is visited once.
     """
     found: set[int] = set()
     for chain in before:
         here = int(chain[at])
         compared = 0
         if here >= 0 and is_dropped[here]:
-            here = int(chain[here])  # shortened already when it was visited
+            here = int(chain[here])  # its own chain was shortened when it was visited
             chain[at] = here
         while here >= 0 and compared < MAX_COMPARED:
             found.add(here)
@@ -138,7 +138,7 @@ def _kept_before(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) 
 
 
 class _Signatures:
-    """The minima of all shards, on the disk."""
+    """The minima of all shards, mapped from the disk."""
 
     def __init__(self, folder: Path, shards: Sequence[MinHashShard]) -> None:
         filled = [shard for shard in shards if shard.documents]
@@ -157,8 +157,8 @@ class _Signatures:
         """A 64-bit hash per document of its minima in one band."""
         keys = np.empty(int(self._starts[-1]), dtype=np.uint64)
         for start, rows in zip(self._starts, self._maps, strict=False):
-            for at in range(0, len(rows), _AT_A_TIME):
-                part = rows[at : at + _AT_A_TIME, band * ROWS : (band + 1) * ROWS]
+            for at in range(0, len(rows), _READ_ROWS):
+                part = rows[at : at + _READ_ROWS, band * ROWS : (band + 1) * ROWS]
                 key = np.zeros(len(part), dtype=np.uint64)
                 for column in range(ROWS):
                     key = mix(key ^ part[:, column].astype(np.uint64)) + np.uint64(column + 1)

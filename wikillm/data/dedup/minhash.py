@@ -1,6 +1,6 @@
 """First pass over the sources: the hash and the MinHash signature of each kept document.
 
-It runs in the worker pool, cut into the same shards as the build. Per document it writes 28 bytes,
+The pass runs in the worker pool, on the same shards as the build. Per document it writes 28 bytes,
 and for near duplicates another 512: 128 minima of 32 bits over runs of five units (hanzi, words).
 The minima come from rensa (MIT, wheels for x86_64 and aarch64, no dependencies). On 2.5 MB of
 Chinese Wikipedia it took a ninth of datasketch 2.0's CPU time. With 112 minima on 800 pairs of
@@ -42,7 +42,7 @@ SEED = 1
 
 
 def minhash_facts() -> dict[str, Any]:
-    """What decides a signature. Raises ConfigError when rensa is missing."""
+    """The parameters of a signature. Raises ConfigError when rensa is missing."""
     algorithm = _rensa().ALGORITHM_VERSION
     return {"minima": MINIMA, "units": SHINGLE_UNITS, "seed": SEED, "rensa": algorithm}
 
@@ -61,7 +61,7 @@ def _rensa() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class MinHashShard:
-    """The records between two cursors, of which `documents` were kept and hashed."""
+    """The shard between two cursors; `documents` is the number that were kept and hashed."""
 
     number: int
     start: Cursor
@@ -73,7 +73,7 @@ class MinHashShard:
 
 @dataclass(frozen=True, slots=True)
 class MinHashJob:
-    """Hash the documents of a shard; `with_minima` for near duplicates too."""
+    """Hashes the documents of a shard; `with_minima` adds the signatures for near duplicates."""
 
     folder: Path
     clean: CleanJob
@@ -105,7 +105,7 @@ def minima_of(text: str, digest: int) -> npt.NDArray[np.uint32]:
     """The signature of a text, of shape (128,).
 
     The expected share of equal minima is the Jaccard similarity of the sets of runs. A text without
-    units is similar to its exact duplicates only: its hash, `digest`, replaces the runs.
+    units resembles only its exact duplicates: its hash, `digest`, replaces the runs.
     """
     grams = grams_of(units_of(text), SHINGLE_UNITS)
     if not len(grams):

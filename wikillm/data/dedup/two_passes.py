@@ -1,7 +1,7 @@
-"""From sources to a drop-list: hash the missing shards, decide, write `drops.bin`. Resumable.
+"""Build the drop-list: hash the missing shards, decide, write `drops.bin`. Resumable.
 
-Everything is in `.dedup-KEY` beside the store; KEY is a hash of all that decides the drop-list.
-Preparations that differ in tokenizer or split alone share it, so it has its own lock
+All files are in `.dedup-KEY` beside the store; KEY is a hash of all that the drop-list depends on.
+Preparations that differ only in tokenizer or split share the folder, so it has its own lock
 (`.dedup-KEY.lock`). The signatures are removed when the list is complete. With
 `data.max_text_bytes` the pass ends when enough text is left, since a decision depends on earlier
 documents only: a small part of a large dump costs little.
@@ -35,12 +35,12 @@ _RECORD_NAME = "drops.json"
 
 @dataclass
 class FirstPass:
-    """What the first pass reads, and how.
+    """The first pass over the sources.
 
     Attributes:
         folder: where signatures and the drop-list go.
         similarity: of near duplicates; None finds exact duplicates only.
-        wanted_text: bytes of kept text that are enough; None: all.
+        wanted_text: number of bytes of kept text after which the pass ends; None reads all.
     """
 
     folder: Path
@@ -100,7 +100,7 @@ class FirstPass:
         return None
 
     def _decide(self) -> np.ndarray:
-        """Hash shards until enough text is kept. Their number depends on the sources alone."""
+        """Hash shards until enough text is kept. Interruptions do not change their number."""
         target = self.wanted_text
         while True:
             self._hash_shards(target)
@@ -138,7 +138,7 @@ class FirstPass:
                 self._text_bytes += shard.text_bytes
                 bad.add(shard.funnel, shard.end.position - shard.start.position)
                 fix = "repair the source, or raise data.max_bad_fraction"
-                bad.check(at_end=False, fix=f"data.dedup=none shows where they are; {fix}")
+                bad.check(at_end=False, fix=f"use data.dedup=none to see where they are; {fix}")
                 if target is not None and self._text_bytes >= target:
                     break
             else:

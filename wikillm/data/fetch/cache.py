@@ -1,4 +1,4 @@
-"""A bounded folder of remote files: complete or absent, the least recently used removed first.
+"""A bounded folder of complete remote files; the least recently used are removed first.
 
     CACHE/files/KEY/NAME     a file; KEY is the sha256 of its address, NAME is its own name,
         which shows the format
@@ -7,8 +7,8 @@
     CACHE/stores/KEY/...     prepared stores that are read remotely, shard by shard
         (`remote_store.py`)
 
-One process at a time downloads into a cache; the others wait and find the file. A file is kept
-while the server has the version that was downloaded (without versions: the size). When the server
+One process at a time downloads into a cache; the others wait and find the file. A file is used
+while the server reports the downloaded version (or size, if it reports no version). When the server
 cannot be reached, the local file is used, with a warning. Interrupted downloads count
 towards the bound. A process that needs room may remove a file that another one is reading: that
 build ends with an error, and resumes when it is started again.
@@ -42,7 +42,7 @@ from wikillm.data.fetch import remote
 from wikillm.data.fetch.remote import RemoteFile, Unreachable, shown
 from wikillm.data.workers.exclusive import exclusive
 
-ATTEMPTS = 6  # in a row that receive nothing
+ATTEMPTS = 6  # number of attempts in a row that may receive nothing
 BACKOFF_SECONDS = 0.5  # doubles with each attempt: 0.5, 1, 2, 4, 8
 Answer = TypeVar("Answer")
 _SPARE_BYTES = 64 << 20  # left free on the disk
@@ -52,7 +52,7 @@ _ABANDONED_SECONDS = 3600.0  # without a byte; a running download gives up much 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file on this machine. A local one has no `url` and no `version` (ETag or revision)."""
+    """A file on this machine. `url` and `version` (ETag or revision) are empty for a local file."""
 
     path: Path
     url: str = ""
@@ -64,7 +64,7 @@ def key_of(text: str) -> str:
 
 
 class Cache:
-    """The folder and its bound. `limit` in bytes of data; None: what the disk has."""
+    """The folder and its bound: `limit` bytes of data, or the whole disk if None."""
 
     def __init__(self, folder: str | None = None, limit: int | None = None) -> None:
         cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -89,7 +89,7 @@ class Cache:
             raise MachineError(
                 "The cache for remote files cannot be written.",
                 got=f"{error.filename}: {error.strerror}",
-                fix="data.cache=FOLDER that can be written",
+                fix="set data.cache to a folder that can be written",
             ) from None
 
     def entries(self) -> list[tuple[float, int, Path]]:
@@ -102,7 +102,7 @@ class Cache:
                     continue
                 with suppress(FileNotFoundError):  # another machine shares the folder
                     status = path.stat()
-                    # A part's age counts from its last byte, so that a killed download ages, too.
+                    # A part's age counts from its last byte, so that a killed download also ages.
                     used = status.st_mtime if is_hidden else status.st_atime
                     found.append((used, status.st_size, path))
         return sorted(found)
@@ -110,13 +110,13 @@ class Cache:
     def make_room(self, need: int, what: str, keep: Collection[Path] = ()) -> None:
         """Remove the least recently used files until `need` bytes fit; MachineError if they cannot.
 
-        `what` names the file to be stored, for the message; the files in `keep` stay.
+        `what` names the file to be stored, for the error; the files in `keep` are not removed.
         """
         entries = []
         for used, size, path in self.entries():
             if path.suffix != STAGING_SUFFIX:
                 entries.append((size, path))
-            elif used < time.time() - _ABANDONED_SECONDS:  # of a process that was killed
+            elif used < time.time() - _ABANDONED_SECONDS:  # left by a killed process
                 path.unlink(missing_ok=True)
         held = sum(size for size, _ in entries)
         kept = sum(size for size, path in entries if path in keep)
@@ -140,14 +140,14 @@ class Cache:
                 "A remote file does not fit on this disk.",
                 got=f"{what}: {format_size(need)} are needed in {self.folder}, "
                 f"{format_size(free)} are free",
-                fix="data.cache=FOLDER on a larger disk",
+                fix="set data.cache to a folder on a larger disk",
             )
 
     def fetch(self, url: str, keep: Collection[Path] = (), since: float = 0.0) -> Fetched:
         """The file behind an address, downloaded unless the local copy has the server's version.
 
-        Needs `exclusive`. An entry that was compared with the server after `since` (Unix time) is
-        not compared again.
+        The caller must hold `exclusive`. An entry that was compared with the server after `since`
+        (Unix time) is not compared again.
         """
         folder = self.folder / "files" / key_of(url)
         path = folder / remote.file_name(url)
@@ -186,7 +186,10 @@ class Cache:
         return _retrying(entry, remote.listed)
 
     def read_small(self, url: str, limit: int) -> bytes:
-        """A small file, not kept. Raises DataError when it is longer than `limit` bytes."""
+        """The content of a small file, which is not cached.
+
+        Raises DataError when it is longer than `limit` bytes.
+        """
 
         def read(url: str) -> bytes:
             file = remote.look(url)
@@ -200,7 +203,7 @@ class Cache:
                 raise DataError(
                     "A remote file is far too long for what it should be.",
                     got=f"{shown(url)}: {size} bytes or more, at most {limit} are read",
-                    fix="check the address: it should be the folder of a token store",
+                    fix="check the address: it must be the folder of a token store",
                 )
             return bytes(content)
 
@@ -227,7 +230,7 @@ class Cache:
         say(f"data: downloading {shown(file.url)}, {size}{resumed}")
         start = time.monotonic()
         self._receive(file, part)
-        # A file that changed in between may be half one version and half the other.
+        # If the file changed during the download, it may be a mix of both versions.
         after = _retrying(file.url, remote.look)
         if (after.version, after.size) != (file.version, file.size):
             part.unlink(missing_ok=True)
@@ -236,7 +239,7 @@ class Cache:
                 "A remote file changed while it was downloaded.",
                 got=f"{shown(file.url)}: {file.version or '?'}, {file.size} bytes before, "
                 f"{after.version or '?'}, {after.size} bytes after",
-                fix="start again when it is complete; or name an address that does not change, "
+                fix="start again when it is uploaded; or name an address that does not change, "
                 "with a version in it",
             )
         fsync_path(part)
@@ -251,7 +254,7 @@ class Cache:
         """Write the file's bytes to `part`, from its end on, until all are there."""
         attempt = 0
         with open(part, "ab") as out:
-            best = at = out.seek(0, os.SEEK_END)
+            farthest = at = out.seek(0, os.SEEK_END)
             while file.size is None or at < file.size:
                 try:
                     for offset, piece in remote.read_from(file, at):
@@ -259,15 +262,15 @@ class Cache:
                             out.truncate(offset)
                         out.write(piece)
                         at = offset + len(piece)
-                        if at > best:  # bytes that were not received before
-                            best = at
+                        if at > farthest:  # bytes that were not received before
+                            farthest = at
                             attempt = 0
                         if file.size is None and self.limit is not None and at > self.limit:
                             self.make_room(at, shown(file.url))
                     if file.size is None:
                         return
                     if at < file.size:
-                        raise Unreachable(f"it ended after {at} of {file.size} bytes")
+                        raise Unreachable(f"the answer ended after {at} of {file.size} bytes")
                 except Unreachable as error:
                     attempt += 1
                     _wait_or_give_up(attempt, file.url, error)
@@ -275,19 +278,19 @@ class Cache:
                     raise MachineError(
                         "A remote file cannot be stored.",
                         got=f"{part}: {error}",
-                        fix="data.cache=FOLDER with room",
+                        fix="set data.cache to a folder with enough free space",
                     ) from None
         if at != file.size:
             part.unlink()
             raise DataError(
                 "The size of a remote file differs from the size that its server reported.",
                 got=f"{shown(file.url)}: {at} bytes instead of {file.size}",
-                fix=f"start again when it is complete\n{remote.HOW_WITHOUT}",
+                fix=f"start again when the file is complete\n{remote.HOW_WITHOUT}",
             )
 
 
 def _used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
-    modified = path.stat().st_mtime_ns  # kept: the prepared store identifies the file by it
+    modified = path.stat().st_mtime_ns  # not changed: the prepared store identifies the file by it
     with suppress(OSError):
         os.utime(path, ns=(time.time_ns(), modified))
     return Fetched(path, shown(url), str(known.get("version", "")))

@@ -1,13 +1,14 @@
-"""Data sets of Hugging Face and ModelScope: files at one revision, by the sites' own clients.
+"""Fetch data sets of Hugging Face and ModelScope at one revision, with the sites' own clients.
 
     hf://ORG/NAME[/CONFIG][@REVISION][:SPLIT]        modelscope://ORG/NAME[@REVISION][:SPLIT]
 
-A data set is a repository of files, and the files of a split are sources like any other. Hugging
-Face's branch is resolved to its commit, which the manifest records; `datasets` names the files of a
-split. ModelScope names no commit for a branch: the manifest records the revision as it was given,
-each file is compared with the listed sha256, and a split's files are those with its name in their
-path. Files are kept in the sites' own caches (HF_HOME, MODELSCOPE_CACHE). When a site cannot be
-reached, its last answer and the local files are used, with a warning.
+A data set is a repository of files, and the files of a split are sources like any other. A branch
+on Hugging Face is resolved to its commit, which the manifest records; the library `datasets` lists
+the files of a split. ModelScope names no commit for a branch: the manifest records the revision as
+it was given, and each file is compared with the listed sha256. There, a split's files are those
+with the split's name in their path. Files are kept in the sites' own caches (HF_HOME,
+MODELSCOPE_CACHE). When a site cannot be reached, its last answer and the local files are used, with
+a warning.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ _ADDRESS = re.compile(
 )
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _HOW = {
-    "hf": "a mirror: export HF_ENDPOINT=https://hf-mirror.com; an account: export HF_TOKEN=...\n"
+    "hf": "to use a mirror: export HF_ENDPOINT=https://hf-mirror.com; "
+    "to use an account: export HF_TOKEN=...\n"
     "or on another machine: hf download {repo} --repo-type dataset --local-dir FOLDER, "
     "then data.path=FOLDER",
-    "modelscope": "another address: export MODELSCOPE_ENDPOINT=https://...; "
-    "an account: export MODELSCOPE_API_TOKEN=...\n"
+    "modelscope": "to use another address: export MODELSCOPE_ENDPOINT=https://...; "
+    "to use an account: export MODELSCOPE_API_TOKEN=...\n"
     "or on another machine: modelscope download --dataset {repo} --local_dir FOLDER, "
     "then data.path=FOLDER",
 }
@@ -77,12 +79,12 @@ class Listing:
 
 
 def parse(text: str) -> DatasetAddress:
-    """Raises ConfigError if `text` is not the address of a data set."""
+    """Parse the address of a data set. Raises ConfigError if `text` is not such an address."""
     found = _ADDRESS.fullmatch(text)
     if found is None or (found["scheme"] == "modelscope" and found["config"]):
         scheme = "modelscope" if text.startswith("modelscope") else "hf"
         config = "[/CONFIG]" if scheme == "hf" else ""
-        fix = f"{scheme}://ORG/NAME{config}[@REVISION][:SPLIT]"
+        fix = f"write it as {scheme}://ORG/NAME{config}[@REVISION][:SPLIT]"
         raise ConfigError("This is not the address of a data set.", got=text, fix=fix)
     return DatasetAddress(
         text,
@@ -95,9 +97,9 @@ def parse(text: str) -> DatasetAddress:
 
 
 def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
-    """The files of a split, on this machine. One process asks, the others wait. (all ranks)"""
+    """Download the files of a split. One process asks the site, the others wait. (all ranks)"""
     address = parse(text)
-    # Read when huggingface_hub is imported.
+    # huggingface_hub reads this when it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     is_hf = address.scheme == "hf"
     ask = _hf_listing if is_hf else _modelscope_listing
@@ -111,7 +113,7 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
                 here = download(address.repo, listing.revision, path, sha256, is_local)
             except MachineError:
                 raise
-            except Exception as error:  # of the site's client, or of its HTTP library
+            except Exception as error:  # any error of the site's client or its HTTP library
                 what = f"A file of a data set cannot be fetched: {path}."
                 raise address.refused(what, _first_line(error)) from None
             url = f"{address.scheme}://{address.repo}/{path}"
@@ -128,7 +130,7 @@ def _listing(
     cache: Cache,
     asked: float,
 ) -> tuple[Listing, bool]:
-    """The site's answer and False; if it does not answer, its last answer and True."""
+    """The site's answer and False; if the site does not answer, its last answer and True."""
     memory = cache.folder / "hub" / f"{key_of(address.text)}.json"
     known: Listing | None = None
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -163,7 +165,7 @@ def _hf_listing(address: DatasetAddress) -> Listing:
         info = HfApi().dataset_info(address.repo, revision=address.revision, timeout=LOOKUP_SECONDS)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _unknown(address, error) from None
-    except Exception as error:  # of the HTTP library, whichever it is
+    except Exception as error:  # any error of the HTTP library
         raise _Silent(error) from None
     revision = str(info.sha)
     urls = _of_split(address, _hf_splits(address, revision))
@@ -180,10 +182,11 @@ def _hf_splits(address: DatasetAddress, revision: str) -> dict[str, list[str]]:
         builder = load_dataset_builder(address.repo, address.config, revision=revision)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         # no such config, no data, a script
-        what = "`datasets` cannot name the files of this data set."
-        fix = f"hf://{address.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
+        what = "The library `datasets` cannot list the files of this data set."
+        fix = f"name a configuration: hf://{address.repo}/CONFIG\n"
+        fix += "or download its files yourself, and set data.path to their folder"
         raise address.refused(what, str(error), fix) from None
-    except Exception as error:  # a status, a cut connection, no answer
+    except Exception as error:  # an HTTP error, a cut connection, no answer
         raise _Silent(error) from None
     return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 
@@ -251,11 +254,12 @@ def _of_split(address: DatasetAddress, splits: dict[str, list[str]]) -> list[str
     if address.split in splits:
         return splits[address.split]
     names = sorted(splits)
-    near = did_you_mean(address.split, names) or (names[0] if names else None)
-    got = f"it has {', '.join(names)}" if names else "no file of it is named like a corpus"
+    suggestion = did_you_mean(address.split, names) or (names[0] if names else None)
+    listed = ", ".join(names)
+    got = f"its splits are {listed}" if names else "none of its files is named like a corpus"
     base = address.text.removesuffix(f":{address.split}")
     what = f"The data set has no split {address.split}."
-    raise address.refused(what, got, f"{base}:{near}" if near else None)
+    raise address.refused(what, got, f"{base}:{suggestion}" if suggestion else None)
 
 
 def _unknown(address: DatasetAddress, error: BaseException) -> DataError:

@@ -1,8 +1,8 @@
-"""What `data.path` names, as files on this machine: local ones as they are, remote ones downloaded.
+"""Find the files that `data.path` names, and download the remote ones.
 
-`locate` expands local entries. An address is fetched into the cache; `s3://` and `oss://` may have
-a `*`, or end with `/` for everything below that is named like a corpus. `hf://` and `modelscope://`
-are data sets at a pinned revision. Files keep the order of the entries.
+Local entries are expanded by `locate`. An address is fetched into the cache; `s3://` and `oss://`
+may have a `*`, or end with `/` for every file below that is named like a corpus. `hf://` and
+`modelscope://` name data sets at a pinned revision. Files keep the order of the entries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wikillm.data.sources.locate import is_named_like_a_corpus, locate
 
 
 def find_sources(cfg: DataSection, *, is_main: bool = True) -> list[Fetched]:
-    """The files of `data.path`, each once, with where each came from. (all ranks)
+    """The files of `data.path`, each once, with the address and version of each. (all ranks)
 
     Raises ConfigError, DataError and MachineError as `locate`, `cache` and `datasets` do.
     """

@@ -1,9 +1,9 @@
-"""Files on other machines: size, version, bytes from any offset (urllib for http, else fsspec).
+"""Read remote files: size, version, bytes from any offset (urllib for http, else fsspec).
 
 `look` gives size and version (ETag, or the date) without reading; `read_from` streams from an
 offset, so that an interrupted download resumes. Temporary failures (no answer, a cut connection,
-5xx, 429) are `Unreachable`, and `cache` retries them; permanent ones (404, 403) are a DataError at
-once. Credentials come from the environment only.
+5xx, 429) raise `Unreachable`, and the caller retries; permanent failures (404, 403) raise DataError
+at once. Credentials come from the environment only.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from urllib.parse import unquote, urlsplit
 from wikillm.core.errors import ConfigError, DataError, MachineError, WikiLLMError
 
 SILENCE_SECONDS = 30.0
-LOOKUP_SECONDS = 5.0  # without an answer from a site of data sets or models
+LOOKUP_SECONDS = 5.0  # timeout for an answer from a site of data sets or models
 PIECE_BYTES = 1 << 20
-_RANGE_BYTES = 8 << 20  # asked for at a time where there is no stream (s3, oss)
+_RANGE_BYTES = 8 << 20  # bytes per request where there is no stream (s3, oss)
 _EXTRAS = {"s3": "s3fs", "oss": "ossfs"}
-_PASSES = (408, 425, 429, 500, 502, 503, 504)
+_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WIKILLM_OFFLINE")
 HOW_WITHOUT = "or download it by other means, and name the file: data.path=FILE"
 
 
 class Unreachable(Exception):
-    """A failure that a retry may cure."""
+    """A temporary failure: a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """`size` is None where the server does not state it; `version` is empty where it has none."""
+    """`size` is None if the server does not report it; `version` is empty if there is none."""
 
     url: str
     size: int | None
@@ -78,20 +78,21 @@ def check_address(url: str) -> None:
         raise ConfigError(
             f"Addresses of the scheme {scheme}:// cannot be read.",
             got=shown(url),
-            fix="one of: http, https, s3, oss; hf and modelscope for data sets",
+            fix="use http, https, s3 or oss; for data sets hf or modelscope",
         )
     if urlsplit(url).query == "***":
         raise ConfigError(
-            "An address in data.path has lost its query: a run's files keep none.",
+            "An address in data.path has lost its query, which a run's files do not store.",
             got=shown(url),
-            fix="data.path=ADDRESS, with its query; "
-            "or data.path=null data.store=FOLDER, where its tokens are",
+            fix="set data.path to the address with its query; or, if its token store exists, "
+            "use data.path=null and set data.store to the folder of the store",
         )
     if "@" in urlsplit(url).netloc:
         raise ConfigError(
             "An address in data.path holds a user or a password.",
             got=shown(url),
-            fix="keys come from the environment: AWS_ACCESS_KEY_ID ..., OSS_ACCESS_KEY_ID ...",
+            fix="remove it, and set the keys in the environment: AWS_ACCESS_KEY_ID ..., "
+            "OSS_ACCESS_KEY_ID ...",
         )
 
 
@@ -139,7 +140,7 @@ def _ranges(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
         end = stop - 1 if scheme_of(file.url) == "oss" else stop
         piece = _call(file.url, "cat_file", start=offset, end=end)
         if not piece:
-            raise Unreachable("nothing was sent")
+            raise Unreachable("the server sent nothing")
         if len(piece) > stop - offset:
             asked = f"{stop - offset} from {offset} on"
             raise Unreachable(f"{len(piece)} bytes arrived instead of the {asked}")
@@ -186,10 +187,10 @@ def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         with error:
             status = f"HTTP {error.code} {error.reason}"
-            if error.code in _PASSES:
+            if error.code in _TEMPORARY:
                 raise Unreachable(status) from None
             if error.code == 416:  # not even the first byte exists
-                status = "HTTP 416: it is empty, or shorter than it was"
+                status = "HTTP 416: the file is empty, or shorter than before"
             raise _refused(url, status) from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(_reason(error)) from None
@@ -211,7 +212,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _call(url: str, name: str, **arguments: Any) -> Any:
-    """One call of an fsspec file system. A new one for each process: they do not survive a fork."""
+    """Call a method of an fsspec file system. Each process has its own: none survives a fork."""
     try:
         return getattr(_file_system(url), name)(url.split("://", 1)[1], **arguments)
     except FileNotFoundError:
@@ -220,12 +221,12 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
         raise
     except (PermissionError, ValueError, TypeError) as error:  # not the network
         raise _refused(url, f"{_reason(error)}; are its keys in the environment?") from None
-    except Exception as error:  # each library has its own: EndpointConnectionError, RequestError
+    except Exception as error:  # each library has its own, such as RequestError
         reason = f"{type(error).__name__}: {_reason(error)}"
         # ossfs wraps the client's error, which has the status of the answer.
-        statuses = [getattr(one, "status", None) for one in (error, error.__cause__)]
-        status = next((one for one in statuses if isinstance(one, int)), 0)
-        is_final = 400 <= status < 500 and status not in _PASSES
+        statuses = [getattr(cause, "status", None) for cause in (error, error.__cause__)]
+        status = next((found for found in statuses if isinstance(found, int)), 0)
+        is_final = 400 <= status < 500 and status not in _TEMPORARY
         if is_final or "Credentials" in type(error).__name__:
             raise _refused(url, f"{reason}; are its keys in the environment?") from None
         raise Unreachable(reason) from None
@@ -236,7 +237,7 @@ def _file_system(url: str) -> Any:
     try:
         import fsspec
 
-        # ossfs reads what it listed from its cache, and fails without one: it gets one per call.
+        # ossfs fails without a cache of listings, so each call gets a new one.
         is_oss = scheme == "oss"
         caching = {"use_listings_cache": is_oss, "skip_instance_cache": is_oss}
         return fsspec.filesystem(scheme, **caching, **_options(scheme))
@@ -257,7 +258,7 @@ def _options(scheme: str) -> dict[str, Any]:
         raise ConfigError(
             "oss:// needs the endpoint of its region.",
             got="OSS_ENDPOINT is not set",
-            fix="export OSS_ENDPOINT=https://oss-cn-hangzhou.aliyuncs.com, or that of your region",
+            fix="export OSS_ENDPOINT=https://oss-cn-hangzhou.aliyuncs.com, with your own region",
         )
     names = {
         "endpoint": "OSS_ENDPOINT",

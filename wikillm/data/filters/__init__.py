@@ -1,6 +1,6 @@
-"""What happens to a clean text before it is tokenized.
+"""The filters between cleaning and tokenizing.
 
-It is converted, checked by quality rules, compared with evaluation files, and dropped if it is a
-duplicate. `settings` turns `data.*` into a picklable description (`Filters`) that is part of the
-fingerprint; `apply` carries it out; `drop_list` reads what `data/dedup/` found.
+A text is converted, checked by quality rules, compared with evaluation files, and dropped if it is
+a duplicate. `Filters` (settings.py) holds the settings as a picklable value that is part of the
+fingerprint. apply.py applies them; drop_list.py reads the duplicates that `data/dedup/` found.
 """

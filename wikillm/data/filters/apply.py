@@ -9,7 +9,7 @@ from wikillm.data.filters.settings import Filters
 from wikillm.data.text.clean import title_of
 from wikillm.data.types import Dropped
 
-CONTAMINATED = "holds an evaluation example"  # kept as it is: it is in stored manifests
+CONTAMINATED = "holds an evaluation example"  # do not reword: stored manifests hold it
 
 
 class Pipeline:
@@ -31,7 +31,7 @@ class Pipeline:
             )
 
     def __call__(self, text: str, payload: bytes, format: str) -> str | Dropped:
-        """The text to keep, or why it is dropped. `payload` is the record it was cleaned from."""
+        """The text to keep, or why it is dropped. `payload` is the record of the text."""
         if self._filters.quality != "none" and format == "mediawiki":
             fault = page_fault(payload.decode("utf-8", errors="replace"), title_of(payload))
             if fault is not None:

@@ -10,8 +10,8 @@ from wikillm.core.units import format_size
 from wikillm.data.filters.documents import TOO_LONG
 from wikillm.data.funnel import Funnel, FunnelLine, merged
 
-_CHECK_RECORDS = 1000  # the share of bad records is checked from here on, and at the end
-_CHECK_BYTES = 64 << 20  # and the share of their bytes
+_CHECK_RECORDS = 1000  # records to read before the share of bad records is checked
+_CHECK_BYTES = 64 << 20  # bytes to read before the share of bad bytes is checked
 
 
 @dataclass(slots=True)
@@ -36,23 +36,28 @@ class BadRecords:
     def check(
         self, *, at_end: bool, examples: Callable[[], Sequence[str]] = tuple, fix: str | None = None
     ) -> None:
-        """Raise DataError when too much could not be read; `examples` adds lines to it."""
-        most = self.max_fraction
+        """Raise DataError when the share of bad records or bytes is above `max_fraction`.
+
+        Args:
+            at_end: check even if little was read.
+            examples: returns lines to add to the error.
+        """
+        limit = self.max_fraction
         share = self._bad / max(1, self._read)
-        of_bytes = min(1.0, self._bad_bytes / max(1, self._read_bytes))
-        by_records = share > most and (at_end or self._read >= _CHECK_RECORDS)
-        by_bytes = of_bytes > most and (at_end or self._read_bytes >= _CHECK_BYTES)
+        byte_share = min(1.0, self._bad_bytes / max(1, self._read_bytes))
+        by_records = share > limit and (at_end or self._read >= _CHECK_RECORDS)
+        by_bytes = byte_share > limit and (at_end or self._read_bytes >= _CHECK_BYTES)
         if not by_records and not by_bytes:
             return
         bad = [line for line in merged(self._funnels).dropped if line.is_bad]
         lines = [f"{x.records:>8,}  {x.reason} ({format_size(x.characters)})" for x in bad]
         what = f"{self._bad:,} of {self._read:,} records cannot be read"
         if not by_records:
-            what += f", and they are {of_bytes:.1%} of the bytes"
+            what += f", and they are {byte_share:.1%} of the bytes"
         raise DataError(
-            f"{what}: more than data.max_bad_fraction={most:g}.",
+            f"{what}: more than data.max_bad_fraction={limit:g}.",
             got="\n".join([*lines, *examples()]),
-            fix=fix or _fix(bad, max(share, of_bytes)),
+            fix=fix or _fix(bad, max(share, byte_share)),
         )
 
 

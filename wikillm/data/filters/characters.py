@@ -1,10 +1,10 @@
 """Texts as numbers: the kind of each character, and 64-bit hashes of units.
 
-A unit is a hanzi, a kana, a hangul syllable, or a word. Everything is vectorised and the same on
-every machine. The table of kinds comes from Unicode 3.2, which every Python carries unchanged; a
-newer character counts as a symbol, except for later hanzi. Case is folded by Python's own table
-(Unicode 14 in 3.11, 15 in 3.12). Hashes are polynomials modulo 2^64 with an odd base, mixed by
-splitmix64's finaliser (Steele, Lea and Flood, 2014).
+A unit is a hanzi, a kana, a hangul syllable, or a word. All functions are vectorised, with the same
+results on every machine. The table of kinds comes from Unicode 3.2, which every Python ships
+unchanged; a newer character counts as a symbol, except for newer hanzi. Case is folded by Python's
+own table (Unicode 14 in 3.11, 15 in 3.12). Hashes are polynomials modulo 2^64 with an odd base,
+mixed by splitmix64's finaliser (Steele, Lea and Flood, 2014).
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _PIECE = 1 << 18  # characters hashed at a time: bounds memory for any length of
 
 @cache
 def _table() -> npt.NDArray[np.uint8]:
-    old = unicodedata.ucd_3_2_0
-    kinds = [_BY_CATEGORY.get(old.category(chr(code))[0], SYMBOL) for code in range(_TABLE_SIZE)]
+    unicode_3_2 = unicodedata.ucd_3_2_0
+    kinds = [
+        _BY_CATEGORY.get(unicode_3_2.category(chr(code))[0], SYMBOL) for code in range(_TABLE_SIZE)
+    ]
     table = np.array(kinds, dtype=np.uint8)
     for first, last in (*_KANA_AND_HANGUL, *_HAN_RANGES):
         table[first : last + 1] = CJK
@@ -55,7 +57,7 @@ def kinds_of(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
 
 
 def count_han(codes: npt.NDArray[np.uint32]) -> int:
-    """How many code points are hanzi."""
+    """Number of code points that are hanzi."""
     counts = (np.count_nonzero((codes >= low) & (codes <= high)) for low, high in _HAN_RANGES)
     return int(sum(counts))
 
@@ -108,7 +110,7 @@ def _powers(base: int) -> Hashes:
 
 
 def grams_of(units: Hashes, length: int) -> Hashes:
-    """A hash per run of `length` units; of fewer units, one hash of all of them."""
+    """A hash per run of `length` units; if there are fewer units, one hash of them all."""
     length = min(length, len(units))
     if not length:
         return units

@@ -1,4 +1,4 @@
-"""Clean and filter the records of a shard: what a worker does first, in both passes.
+"""Clean and filter the records of a shard: the first step of a worker in both passes.
 
 Each record batch becomes one `CleanedDocuments`.
 """
@@ -24,18 +24,18 @@ from wikillm.data.workers.progress import Report, Work
 
 TOO_LONG = "longer than data.max_document_bytes"
 _LONGEST_TEXT = 16 << 20
-"""A longer record may be many whose borders are damaged, so it counts as bad."""
+"""A longer record counts as bad: it may be many records whose borders are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleanJob:
-    """Clean and filter shards. Called, it returns the texts that a tokenizer is trained on."""
+    """Cleans and filters shards. A call returns the texts on which a tokenizer is trained."""
 
-    formats: tuple[str, ...]  # of the sources
+    formats: tuple[str, ...]  # of each source
     text_key: str
     filters: Filters = Filters()
     drop_list: DropList | None = None
-    sites: tuple[WikiSite, ...] = ()  # of the sources; empty if all are unknown
+    sites: tuple[WikiSite, ...] = ()  # of each source; empty if all are unknown
 
     def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
         """The texts in order, and the funnel of all records."""
@@ -59,7 +59,7 @@ class CleanJob:
             yield _cleaned(records, clean[kinds[records.source]], duplicates)
 
     def _cleaner(self, format: str, site: WikiSite) -> Clean:
-        """Cleaning and filters for the records of one format, from one wiki."""
+        """The function that cleans and filters records of one format, from one wiki."""
         clean = cleaner(format, self.text_key, site)
         if self.filters.is_idle:
             return clean

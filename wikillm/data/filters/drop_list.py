@@ -1,9 +1,9 @@
-"""The documents dropped as duplicates of others: `drops.bin`, sorted by source and offset.
+"""The list of documents dropped as duplicates: `drops.bin`, sorted by source and offset.
 
 Deduplication (`data/dedup/`) writes it, the build of the store reads it, and its sha256 is part of
 the fingerprint. Each entry names the document that is kept instead, so every drop can be checked.
-In a separate file (`data.drop_list`) the entries follow one line of JSON: what they were made
-from, their counts and their sha256.
+In a separate file (`data.drop_list`) the entries follow one line of JSON, which has what they were
+made from, their counts and their sha256.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ DROP = np.dtype(
 """`percent`: estimated similarity to the kept document; `EXACT` when the texts are equal."""
 EXACT = 1000
 DROP_LIST_NAME = "drops.bin"
-EXACT_DUPLICATE = "exact copy"  # these words are in stored manifests, so they stay
+EXACT_DUPLICATE = "exact copy"  # do not reword: stored manifests hold it
 NEAR_DUPLICATE = "near copy"
 _MARK = "wikillm_drop_list"
 _VERSION = 1
 _COUNTED = ("sha256", "exact", "near")
-_LONGEST_HEADER = 64 << 20  # it has the sha256 of each source
+_LONGEST_HEADER = 64 << 20  # a header has the sha256 of each source
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +60,18 @@ class DropList:
     start: int = 0
 
     def entries(self) -> bytes:
-        """Its entries. Raises DataError when they do not match `sha256`."""
+        """The bytes of the entries. Raises DataError when they do not match `sha256`."""
         content = b""
         with suppress(OSError), open(self.path, "rb") as file:
             file.seek(self.start)
             content = file.read()
         if len(content) % DROP.itemsize == 0 and hashlib.sha256(content).hexdigest() == self.sha256:
             return content
-        fix = f"remove {self.path.parent} and start again: it is made again"
+        fix = f"remove {self.path.parent} and start again: the drop-list is rebuilt"
         if self.start:
             make = f"wikillm prepare ... --drop-list-only {self.path}"
-            fix = f"copy it again, or make it again: {make}"
-        what = "A drop-list is missing, cut off, or not the one the store is made with."
+            fix = f"copy the file again, or rebuild it: {make}"
+        what = "A drop-list is missing, cut off, or not the drop-list of this store."
         raise DataError(what, got=str(self.path), fix=fix)
 
     def between(self, ranges: Mapping[int, tuple[int, int]]) -> dict[tuple[int, int], Dropped]:
@@ -100,7 +100,7 @@ def _open(drop_list: DropList) -> npt.NDArray[Any]:
 
 
 def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any]) -> None:
-    """Write it as a separate file; `made_from` has everything that decided it."""
+    """Write a separate file; `made_from` has everything that the drop-list depends on."""
     header = {
         _MARK: _VERSION,
         **{name: getattr(drop_list, name) for name in _COUNTED},

@@ -1,10 +1,10 @@
-"""Does a text contain an evaluation example? Runs of units (words, hanzi) are compared by hash.
+"""Find evaluation examples in a text, by hashes of runs of units (words, hanzi).
 
 An example is one record of a JSON file (all its strings), one row of a CSV file, or one line of
 plain text. A text is dropped when it has at least `share` of the distinct runs of an example, in
-any place. An example shorter than a run is searched whole, down to `MIN_UNITS`; shorter ones are
-ignored, since they are ordinary text. Case, punctuation and white space do not matter. Memory: 24
-bytes per run of the evaluation files.
+any place. An example shorter than a run is searched as a whole. Examples below `MIN_UNITS` are
+ignored, since they occur in ordinary text. Case, punctuation and white space do not matter. Memory:
+24 bytes per run of the evaluation files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_EXAMPLE_BYTES = 16 << 20
 
 
 class EvaluationIndex:
-    """The runs of all examples, sorted, and which examples have them."""
+    """The sorted runs of all examples, each with the example that has it."""
 
     def __init__(self, files: tuple[PinnedFile, ...], units: int, share: float) -> None:
         self._units = units
@@ -52,19 +52,19 @@ class EvaluationIndex:
             raise DataError(
                 "The files of data.decontaminate have no example that is long enough to search.",
                 got=", ".join(file.path for file in files),
-                fix=f"an example has at least {MIN_UNITS} words or hanzi",
+                fix=f"name files with examples of at least {MIN_UNITS} words or hanzi",
             )
-        every = np.concatenate(runs)
+        all_runs = np.concatenate(runs)
         owner = np.concatenate(owners)
-        order = np.argsort(every, kind="stable")
-        self._runs = every[order]
+        order = np.argsort(all_runs, kind="stable")
+        self._runs = all_runs[order]
         self._owners = owner[order]
         self._sizes = np.bincount(owner, minlength=len(self.names))
         self._lengths = tuple(sorted(lengths))
 
     def _runs_of_example(self, strings: list[str], lengths: dict[int, None]) -> Hashes:
         parts = [units for string in strings if len(units := units_of(string)) >= self._units]
-        if not parts:  # a question and its answer may each be too short, and together not
+        if not parts:  # a question and its answer may be long enough only together
             parts = [units for units in [units_of("\n".join(strings))] if len(units) >= MIN_UNITS]
         grams = [grams_of(units, self._units) for units in parts]
         lengths.update(dict.fromkeys(min(self._units, len(units)) for units in parts))
@@ -85,8 +85,8 @@ class EvaluationIndex:
             return None
         hits = [self._owners[first[i] : last[i]] for i in found_in]
         examples, times = np.unique(np.concatenate(hits), return_counts=True)
-        over = examples[times >= self._share * self._sizes[examples]]
-        return self.names[int(over[0])] if len(over) else None
+        contained = examples[times >= self._share * self._sizes[examples]]
+        return self.names[int(contained[0])] if len(contained) else None
 
 
 def examples_of(file: PinnedFile) -> Iterator[list[str]]:
@@ -100,7 +100,7 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
         raise DataError(
             f"A file of data.decontaminate is {source.format}.",
             got=file.path,
-            fix="wanted: JSON Lines, a JSON array, CSV, or plain text with one example per line",
+            fix="use JSON Lines, a JSON array, CSV, or plain text with one example per line",
         )
     # A line of plain text is an example; as a source of the corpus it would be one document.
     if source.format == "text":

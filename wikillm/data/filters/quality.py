@@ -1,9 +1,9 @@
 """Rules that drop a text, each with its own reason in the funnel, for Chinese and English.
 
-Shares are of the characters that are not white space. The weight of a text counts a CJK character
-as three letters, about its content and its size in UTF-8. The rules are similar to those of
-Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020). Their limits were set by
-looking at what they drop from Wikipedia. They are constants: a change raises `QUALITY_VERSION`.
+Shares are of the characters that are not white space. In the weight of a text, a CJK character
+counts as three letters, close to its content and its size in UTF-8. The rules are similar to those
+of Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020). Their limits were chosen by
+looking at what they drop from Wikipedia. They are constants: raise `QUALITY_VERSION` with a change.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MAX_REPEATED_RUNS = 0.4  # share of runs of RUN_UNITS that occurred before
 RUN_UNITS = 10
 MAX_LIST_LINES = 0.9  # share of list items among at least MIN_LINES lines
 MIN_LINES = 10
-MIN_HAN = 0.3  # share of letters, for data.quality=zh
-MIN_LATIN = 0.5  # and for en
+MIN_HAN = 0.3  # share of letters that are hanzi, for data.quality=zh
+MIN_LATIN = 0.5  # share of letters that are Latin, for data.quality=en
 
 _LIST_ITEM = re.compile(r"[-*•·+‣◦]\s|\d{1,3}[.、)]\s?")
 _DISAMBIGUATION = re.compile(
@@ -66,17 +66,17 @@ def text_fault(text: str, rules: str) -> str | None:
     """The first rule that a text breaks, in words, or None. `rules` is data.quality."""
     codes = codes_of(text)
     counts = np.bincount(kinds_of(codes), minlength=KINDS)
-    solid = len(codes) - int(counts[SPACE])
+    visible = len(codes) - int(counts[SPACE])
     letters = int(counts[LETTER]) + int(counts[CJK])
     if int(counts[LETTER]) + 3 * int(counts[CJK]) < MIN_WEIGHT:
         return "few letters in all"
     checks: tuple[Callable[[], str | None], ...] = (
-        lambda: "few letters for its length" if letters < MIN_LETTERS * solid else None,
-        lambda: "many digits" if counts[DIGIT] > MAX_DIGITS * solid else None,
-        lambda: "many symbols" if counts[SYMBOL] > MAX_SYMBOLS * solid else None,
-        lambda: "much punctuation" if counts[PUNCTUATION] > MAX_PUNCTUATION * solid else None,
+        lambda: "few letters for its length" if letters < MIN_LETTERS * visible else None,
+        lambda: "many digits" if counts[DIGIT] > MAX_DIGITS * visible else None,
+        lambda: "many symbols" if counts[SYMBOL] > MAX_SYMBOLS * visible else None,
+        lambda: "much punctuation" if counts[PUNCTUATION] > MAX_PUNCTUATION * visible else None,
         lambda: _language_fault(rules, codes, letters),
-        lambda: _line_fault(text, solid),
+        lambda: _line_fault(text, visible),
         lambda: "repeated runs of words" if _repeated_runs(text) > MAX_REPEATED_RUNS else None,
     )
     return next(filter(None, (check() for check in checks)), None)
@@ -92,7 +92,7 @@ def _language_fault(rules: str, codes: np.ndarray, letters: int) -> str | None:
     return None
 
 
-def _line_fault(text: str, solid: int) -> str | None:
+def _line_fault(text: str, visible: int) -> str | None:
     lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
     seen: set[str] = set()
     repeated = 0
@@ -100,7 +100,7 @@ def _line_fault(text: str, solid: int) -> str | None:
         if line in seen:
             repeated += sum(not char.isspace() for char in line)
         seen.add(line)
-    if repeated > MAX_REPEATED_LINES * solid:
+    if repeated > MAX_REPEATED_LINES * visible:
         return "repeated lines"
     items = sum(_LIST_ITEM.match(line) is not None for line in lines)
     if len(lines) >= MIN_LINES and items > MAX_LIST_LINES * len(lines):

@@ -1,4 +1,4 @@
-"""From `data.*` to what is done with each clean text, as picklable values for the fingerprint.
+"""Turn the settings `data.*` into `Filters`, a picklable value that is part of the fingerprint.
 
 Idle `Filters` add nothing to the facts, so stores without filters keep their fingerprint. The files
 that they name (protected terms, evaluation files) are pinned by sha256, which is checked again when
@@ -23,12 +23,12 @@ from wikillm.data.sources.locate import locate
 QUALITY_VERSION = 1
 """Raise it with every change of a quality rule: it is part of the fingerprint."""
 OVERLAP_VERSION = 1
-"""The same for the comparison with evaluation files."""
+"""Raise it with every change of the comparison with evaluation files."""
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile:
-    """A file whose content decides bytes of the store, with its sha256."""
+    """A file that the bytes of the store depend on, with its sha256."""
 
     path: str
     sha256: str
@@ -38,7 +38,7 @@ class PinnedFile:
         return cls(str(path), sha256_file(path))
 
     def check(self) -> None:
-        """Raises DataError when its content has changed since it was pinned."""
+        """Raises DataError when the content has changed since the file was pinned."""
         if sha256_file(Path(self.path)) != self.sha256:
             raise DataError(
                 "A file changed while the store was being built.",
@@ -47,14 +47,14 @@ class PinnedFile:
             )
 
     def read(self) -> bytes:
-        """Its bytes. Raises DataError when they have changed since it was pinned."""
+        """The bytes of the file. Raises DataError when they have changed since it was pinned."""
         self.check()
         return Path(self.path).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What is done with each clean text, in this order. Duplicates are in the drop-list instead."""
+    """What is done with each clean text, in this order. Duplicates are in the drop-list."""
 
     convert: str = "none"
     converter: str = ""  # library and version
@@ -69,7 +69,7 @@ class Filters:
         return self.convert == "none" and self.quality == "none" and not self.evaluation
 
     def facts(self) -> dict[str, Any]:
-        """What decides bytes of the store; empty when nothing is done."""
+        """The settings that the bytes of the store depend on; empty when no filter is on."""
         facts: dict[str, Any] = {}
         if self.convert != "none":
             protected = self.protected.sha256 if self.protected else None
@@ -91,7 +91,7 @@ class Filters:
 
 
 def plan_filters(cfg: DataSection) -> Filters:
-    """Pin what the settings name.
+    """The filters that the settings ask for, with their files pinned.
 
     Raises ConfigError for a missing package, DataError for a missing file.
     """
@@ -125,11 +125,12 @@ def _protected(entry: str) -> PinnedFile:
 
 
 def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
-    """The local files that `key` names, found as data.path's are; errors name `key` instead."""
+    """The local files that `key` names, found like those of data.path; errors name `key`."""
     for entry in entries:
         if scheme_of(entry):
             what = f"{key} takes local files only."
-            raise ConfigError(what, got=shown(entry), fix=f"download it, and {key}=FILE")
+            fix = f"download it, and name the local file in {key}"
+            raise ConfigError(what, got=shown(entry), fix=fix)
     try:
         return tuple(PinnedFile.pin(path) for path in locate(entries))
     except DataError as error:
@@ -148,10 +149,10 @@ def _converter() -> str:
 
 
 def has_opencc() -> bool:
-    """Is the converter of data.convert installed?"""
+    """Whether the converter of data.convert is installed."""
     return find_spec("opencc") is not None
 
 
 def has_minhash() -> bool:
-    """Is the library of data.dedup=minhash installed?"""
+    """Whether the library of data.dedup=minhash is installed."""
     return find_spec("rensa") is not None

@@ -1,9 +1,9 @@
-"""From a raw record to clean text, or to the reason why there is none.
+"""Turn a raw record into clean text, or into the reason why it has none.
 
-JSON and CSV: the text under `data.text_key`, stripped; plain text and Parquet: the record itself.
-MediaWiki: pages of the article namespace that are no redirect, as title, blank line and article
-text (`wikitext`). All text is NFC-normalised here, so that hashes, byte counts and tokens refer to
-the same characters.
+JSON and CSV give the text under `data.text_key`; plain text and Parquet give the record itself.
+MediaWiki gives the articles: pages of the article namespace that are no redirects, as title, blank
+line and text (`wikitext`). All text is stripped and NFC-normalised, so that hashes, byte counts and
+tokens refer to the same characters.
 
 `CLEANER_VERSION` is part of a store's fingerprint: raise it with every change that changes any
 text.
@@ -33,11 +33,14 @@ MIN_ARTICLE_CHARACTERS = 64
 """A shorter article (without its title) is a template stub, a list of links or a soft redirect."""
 
 Clean = Callable[[bytes, int], str | Dropped]
-"""From a record and its offset to its text, or why it has none. Never raises for any content."""
+"""Takes a record and its offset; returns its text or why it has none. Never raises."""
 
 
 def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
-    """The function that cleans the records of a source; `site` is that of a MediaWiki export."""
+    """The function that cleans records of a format; `site` is the wiki of a MediaWiki export.
+
+    Raises ValueError for an unknown format.
+    """
     if format == "mediawiki":
         return partial(_clean_page, site=site)
     if format in ("text", "blocks", "lines", "parquet"):
@@ -65,12 +68,12 @@ def _not_utf8(payload: bytes, error: UnicodeDecodeError) -> Dropped:
 
 def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     line = payload.removeprefix(BOM) if offset == 0 else payload
-    may_be_broken = False  # orjson refuses half of a UTF-16 pair, json does not
+    may_have_surrogates = False  # orjson refuses half of a UTF-16 pair, json does not
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
-        may_be_broken = True
-        try:  # slower, but it takes Python's NaN, and its messages say what is wrong
+        may_have_surrogates = True
+        try:  # slower, but accepts NaN, and its messages say what is wrong
             value = parse_json(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             return _not_utf8(payload, error)
@@ -86,7 +89,7 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     text = value[text_key]
     if not isinstance(text, str):
         return _bad(payload, f"{text_key!r} is not a string", f"it is {KINDS[type(text)]}")
-    if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
+    if may_have_surrogates and any("\ud800" <= letter <= "\udfff" for letter in text):
         detail = "half of a UTF-16 pair, as in \\ud83d without its partner"
         return _bad(payload, "lone surrogate", detail)
     return _normalized(payload, text)
@@ -142,7 +145,7 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
         return Dropped(reason, len(wikitext))
 
     namespace = page.findtext("ns")
-    if namespace is None:  # an old export: by the prefix of the title
+    if namespace is None:  # an old export: decide by the prefix of the title
         is_article = prefix_of(title) not in site_names(site).others
     else:
         is_article = namespace.strip() == "0"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 
 PREFERRED = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
-"""Variants in order of preference; without any of them, the first that is written counts."""
+"""Variants in order of preference; if a rule has none of them, its first variant is used."""
 
 _OPEN = r"-\{(?!\{(?!\{))"  # `-{{` is a hyphen before a template
-_CLOSE = r"(?:(?<!\})|(?<=\}\}))\}-"  # `}}-` is one behind it
+_CLOSE = r"(?:(?<!\})|(?<=\}\}))\}-"  # `}}-` is a hyphen after a template
 _INNERMOST = re.compile(rf"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTALL)
 _UNPAIRED = re.compile(rf"{_OPEN}|{_CLOSE}")
 _FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
@@ -36,7 +36,7 @@ def resolve_variants(wikitext: str) -> str:
 
 
 def without_unpaired(wikitext: str) -> str:
-    """Without the marks that `resolve_variants` leaves, since they have no partner."""
+    """Remove the marks that `resolve_variants` leaves because they have no partner."""
     return _UNPAIRED.sub("", wikitext) if "-{" in wikitext or "}-" in wikitext else wikitext
 
 

@@ -1,8 +1,8 @@
-"""What a prefix before a colon means on the wiki that a page comes from: of a title, and of a link.
+"""What the prefix of a title or a link (the part before a colon) means on the page's wiki.
 
-Namespaces are named by the dump's `<siteinfo>`, by the English names that every MediaWiki knows,
-and by the aliases of `wikitext_names`, which no dump lists. Prefixes of other wikis are a fixed
-list: any other colon is part of the title, as in `CSI:Miami`.
+Namespace names come from the dump's `<siteinfo>`, from the English names that every MediaWiki
+knows, and from the aliases in `wikitext_names`, which no dump lists. Prefixes of other wikis are a
+fixed list. Any other colon is part of the title, as in `CSI:Miami`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _WITHOUT_TALK = frozenset({"media", "special"})
 
 
 class SiteNames(NamedTuple):
-    """Prefixes are as `prefix_of` gives them."""
+    """Prefixes with a meaning, in the form that `prefix_of` returns."""
 
-    hidden: frozenset[str]  # of links that show a picture or sort the page
+    hidden: frozenset[str]  # of links that show a picture or set a category
     others: frozenset[str]  # of titles that are not articles
     converts: bool  # whether `-{...}-` is markup
 
@@ -40,7 +40,7 @@ def prefix_of(title: str) -> str:
 
 @lru_cache(maxsize=64)
 def site_names(site: WikiSite) -> SiteNames:
-    """The prefixes of a wiki; without siteinfo those that hold everywhere."""
+    """The prefixes of a wiki; without siteinfo, only those that every wiki has."""
     local = [(key, prefix_of(f"{name}:")) for key, name in site.namespaces]
     others = {name for key, name in local if key != _ARTICLES}
     for name in (*_EVERYWHERE, prefix_of(f"{site.name}:"), "wikipedia"):

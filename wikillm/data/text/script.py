@@ -1,7 +1,7 @@
 """Whether a text is Chinese, and written in simplified or traditional characters.
 
-The characters of only one script are those that GB 2312 has and Big5 lacks, and the reverse: two
-encodings that Python brings along. Characters that both have count for neither.
+A character that the encoding GB 2312 has and Big5 lacks counts as simplified, and the reverse as
+traditional; Python ships both encodings. Characters in both count for neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 SCRIPTS = ("simplified", "traditional", "other")
 _HAN_SHARE = 0.3
-"""Of a text's letters, at least this share are Han characters in Chinese text."""
+"""In Chinese text, at least this share of the letters are Han characters."""
 _FIRST_HAN = 0x4E00
 _LAST_HAN = 0x9FFF
 
@@ -34,7 +34,7 @@ def script_of(text: str) -> str:
             traditional += count * (character in traditional_only)
         elif "\u3040" <= character <= "\u30ff":
             kana += count
-    # Japanese has Han characters too.
+    # Japanese text also has Han characters, but many kana.
     if han == 0 or han < _HAN_SHARE * letters or 4 * kana > han:
         return "other"
     return "traditional" if traditional > simplified else "simplified"

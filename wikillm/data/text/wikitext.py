@@ -1,10 +1,10 @@
-"""Wikitext to text that reads like the article, by mwparserfromhell (2.2 MB/s per core).
+"""Turn wikitext into text that reads like the article, with mwparserfromhell (2.2 MB/s per core).
 
 Kept: prose, list items ("- "), section headings as lines of their own, the text of links, templates
 inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas. Dropped:
 other templates, tables, references, pictures with their captions, categories, galleries, formulas
-in TeX, comments, sections of links and sources, headings of sections without text. Pages elsewhere
-are unknown here, so a transcluded text is lost.
+in TeX, comments, sections of links and sources, headings of sections without text. Other pages are
+not available here, so text transcluded from them is lost.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _BRACKETS = (  # opening and closing marks of each kind
         r"(<(?!(?:br|hr|li|p|dd|dt|wbr|img)\b)[a-z]\w*\b(?![^<>]*/>))|</[a-z]", re.IGNORECASE
     ),
 )
-_MAX_OPEN = 200  # an article has a dozen; the parser takes 0.1 s for 200, and the square of that
+_MAX_OPEN = 200  # articles have a dozen; the parser takes 0.1 s for 200, and quadratic time
 
 
 class DamagedWikitext(ValueError):
@@ -65,12 +65,12 @@ class DamagedWikitext(ValueError):
 def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite()) -> str:
     """The article's text, paragraphs separated by blank lines. Empty when nothing readable is left.
 
-    `site` says what the prefixes of links mean. Raises DamagedWikitext for a page whose marks do
+    `site` says what link prefixes mean. Raises DamagedWikitext for a page whose marks do
     not pair at all.
     """
     names = site_names(site)
     regions = Regions()
-    # First, since no rule below may see what is inside `<nowiki>`, and since references are a third
+    # This comes first: no rule below may see what is inside `<nowiki>`, and references are a third
     # of an English article and half of the parser's time.
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
@@ -137,7 +137,7 @@ class _Article:
 
 
 class _Renderer:
-    """Text of the parser's nodes. `before` is the known text in front of a node."""
+    """Renders the parser's nodes as text. `before` is the rendered text in front of a node."""
 
     def __init__(self, names: SiteNames, regions: Regions) -> None:
         self._names = names
@@ -228,7 +228,7 @@ class _Renderer:
         values = [self.text(param.value).strip() for param in node.params if not param.showkey]
         named = {str(param.name).strip(): param.value for param in node.params if param.showkey}
 
-        def argument(key: str) -> str:  # renders only what is shown: boxes have dozens
+        def argument(key: str) -> str:  # renders only what is shown: infoboxes have dozens
             return self.text(named.get(key)).strip()
 
         name = name.casefold().replace("_", " ")

@@ -11,7 +11,7 @@ from wikillm.data.text.wikitext_regions import NOWIKI
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200e\u200f\u2060\ufeff\u00ad"))
 _SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
-_NESTED = 50  # rounds from the inside out; what is nested deeper loses its braces only
+_NESTED = 50  # rounds from the inside out; templates nested deeper lose only their braces
 _LEFT_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
 _LEFT_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}")
 _QUOTED_LINE = re.compile(r"^.*?''.*$", re.MULTILINE)
@@ -26,7 +26,7 @@ _LEFT_TAG = re.compile(  # known names only: `List<int>` is text
 _LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
 _LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
-# Possessive runs that start only where the run does: linear time, whatever a page holds.
+# Possessive quantifiers that match only from the start of a run: linear time for any page.
 _EMPTY_BRACKETS = re.compile(
     r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]"
 )  # their content was a template
@@ -34,7 +34,7 @@ _AFTER_BRACKET = re.compile(r"(?<=[(（])[\s,;，；、]++")
 _BEFORE_BRACKET = re.compile(r"(?<![\s,;，；、])[\s,;，；、]++(?=[)）])")
 _BEFORE_MARK = re.compile(r"[ ]+([,;:.!?](?=[\s)]|$)|[，；：。！？、）])")
 _EMPTY_ITEM = re.compile(r"^[ \t]*(?:[-*#:;•·][ \t]*)+$", re.MULTILINE)
-_LEADING = re.compile(r"^[,;，；、]\s*", re.MULTILINE)  # behind a template that began the paragraph
+_LEADING = re.compile(r"^[,;，；、]\s*", re.MULTILINE)  # after a template that began the paragraph
 _GAP = re.compile(r"\n{3,}")
 
 _TABLE_MARK = re.compile(r"^[ \t:*#-]*(?:\{\||\|\}|\|-|\|\+)", re.MULTILINE)
@@ -50,10 +50,9 @@ _SWITCH = re.compile(r"__([^\W\d_](?:[^\W\d_]|_(?!_)){1,48})__")
 
 
 def without_switches(wikitext: str) -> str:
-    """Without `__NOTOC__` and its like in any case and language.
+    """Remove switches such as `__NOTOC__`, in any case and language.
 
-    Of words between two underscores that are not known, `__FILE__` and `__init__`, the underscores
-    and all stay.
+    Other words between double underscores, such as `__FILE__` and `__init__`, stay as they are.
     """
     if "__" not in wikitext:
         return wikitext
@@ -91,10 +90,11 @@ def remove_leftovers(text: str) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """Without the apostrophes that mark italics and bold, which are recognized as MediaWiki does.
+    """Remove the apostrophes that mark italics and bold, by the rules of MediaWiki.
 
-    Two, three or five are marks; one of four and all beyond five are shown. When a line opens both
-    kinds and closes neither, as `''Iliad'''s`, one of three is an apostrophe behind a word.
+    Runs of two, three or five are marks. Of a run of four, one apostrophe is shown; of a longer
+    run, all beyond five. When a line opens both kinds and closes neither, as in `''Iliad'''s`, the
+    first run of three after a word shows one apostrophe.
     """
     if "''" not in text:
         return text
@@ -118,8 +118,8 @@ def _apostrophes(run: re.Match[str]) -> str:
 def _without_rows(lines: list[str]) -> Iterator[str]:
     """The lines without the rows of tables that the parser could not pair.
 
-    A line that begins with `|` or `!` is text, unless a table was opened before it, or its run of
-    such lines has a mark of rows (`|-`, `|}`): then a template opened the table.
+    A line that begins with `|` or `!` is text, with two exceptions: a table was opened before it,
+    or its run of such lines has a row mark (`|-`, `|}`), since a template may open the table.
     """
     is_open = False
     for are_cells, group in groupby(lines, lambda line: _CELL.match(line) is not None):

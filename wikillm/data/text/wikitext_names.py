@@ -1,6 +1,6 @@
-"""What names mean in wikitext: link prefixes, sections of links, templates that carry running text.
+"""Tables of names in wikitext: link prefixes, sections of links, templates with running text.
 
-The tables are in `wikitext_names.yaml`, which describes each. Names are in lower case, except
+The tables are in `wikitext_names.yaml`, which describes each table. Names are in lower case, except
 `CASED_SWITCHES`.
 """
 
@@ -26,7 +26,7 @@ PROJECT_PREFIXES = _names("project_prefixes")
 CONVERTED_LANGUAGES = _names("converted_languages")
 SWITCHES = _names("switches")
 CASED_SWITCHES = frozenset({"INDEX", "DISAMBIG", "START", "END"})
-"""Switches in this case only: `__index__` is a name in Python."""
+"""Switches that count in upper case only: `__index__` is a name in Python."""
 REDIRECTS = _names("redirects")
 TAIL_SECTIONS = _names("tail_sections")
 FIRST_ARGUMENT = _names("first_argument")

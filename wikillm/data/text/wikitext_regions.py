@@ -3,8 +3,8 @@
 Comments, references and the content of tags such as `<gallery>` are cut. The content of `<nowiki>`,
 `<pre>`, `<code>`, `<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula,
 whatever it looks like: `Regions` keeps it, and a short mark replaces it until the page is text. The
-tag that starts first wins, as in MediaWiki (https://www.mediawiki.org/wiki/Preprocessor_ABNF). Of a
-tag that is never closed only the tag is cut. One linear pass.
+tag that starts first wins, as in MediaWiki (https://www.mediawiki.org/wiki/Preprocessor_ABNF). If a
+tag is never closed, its content stays in the page. The page is read in one linear pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 # Marks are made of characters that XML forbids, so that no dump holds them.
 NOWIKI = "\x01"
-"""Replaces `<nowiki>`: what it separates is not one mark, and stray marks in its line are text."""
+"""Replaces `<nowiki>`, which splits a mark in two. Unpaired marks in its line are kept as text."""
 _OPEN = "\x02"
 _CLOSE = "\x03"
 _MARK = re.compile(f"{NOWIKI}?{_OPEN}(\\d+){_CLOSE}")
@@ -29,7 +29,7 @@ _CUT = (
 )
 _NAMES = sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True)
 _CUT_ALONE = {"ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA} - {"source"}
-"""Tags that are cut without a partner; a lone `<source>` is often a word about HTML."""
+"""Tags that are cut even without a partner; a lone `<source>` is often a word about HTML."""
 _TAG = re.compile(rf"<!--|<(/?)({'|'.join(_NAMES)})(?=[\s/>])([^<>]*)>", re.IGNORECASE)
 _ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _NAMES}
 _NOWIKI_PAIR = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.IGNORECASE | re.DOTALL)
@@ -50,7 +50,7 @@ class Regions:
         self._texts: list[tuple[str, bool]] = []
 
     def protect(self, text: str, *, is_block: bool = False) -> str:
-        """The mark of a text that no rule may touch. A block gets its own lines."""
+        """A mark to replace `text`, which no rule may change. A block gets its own lines."""
         self._texts.append((text, is_block))
         return f"{_OPEN}{len(self._texts) - 1}{_CLOSE}"
 
@@ -73,7 +73,7 @@ def is_marked(text: str) -> bool:
 
 
 class _Ahead:
-    """The next match of a pattern behind growing positions; searches each part of the text once."""
+    """Finds the next match after ever larger positions; searches each part of the text once."""
 
     def __init__(self, pattern: re.Pattern[str], text: str) -> None:
         self._pattern = pattern
@@ -87,7 +87,7 @@ class _Ahead:
 
 
 def set_apart(wikitext: str, regions: Regions) -> str:
-    """The page without comments and cut regions, with marks for what `regions` keeps."""
+    """The page without comments and cut regions, with marks in place of what `regions` keeps."""
     if is_marked(wikitext) or _CLOSE in wikitext:
         wikitext = wikitext.translate(_FORBIDDEN)
     kept: list[str] = []
@@ -126,7 +126,7 @@ def _end_of_text(
 ) -> re.Match[str] | None:
     """The end tag of the `<ref>` or `<code>` whose text begins at `start`; `end` is the next one.
 
-    None when `end` belongs to another tag: in another section, or behind text and another `<code>`.
+    None when `end` belongs to another tag: a heading comes first, or text and another `<code>`.
     An end tag inside a `<nowiki>` does not count.
     """
     if heading is not None and heading.start() < end.start():
@@ -164,7 +164,7 @@ def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
 
 
 def _code(content: str) -> str:
-    """`<code>` as it is shown: in it MediaWiki knows nowiki, styles and entities."""
+    """The content of `<code>` as shown: MediaWiki interprets nowiki, styles and entities in it."""
     if (nested := _CODE_START.match(content.lstrip())) and nested.end() < len(content.strip()):
         content = content.lstrip()[nested.end() :]
     shown: list[str] = []
@@ -180,5 +180,5 @@ def _without_styles(content: str) -> str:
 
 
 def _decoded(text: str) -> str:
-    """Entities as characters; what lacks its semicolon is text."""
+    """Replace entities by their characters; an entity without its semicolon is text."""
     return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text

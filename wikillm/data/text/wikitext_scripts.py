@@ -1,7 +1,7 @@
 """Superscripts and subscripts in plain text: `10<sup>8</sup>` is 10⁸, not 108.
 
-Digits and signs become the characters Unicode has for them. What has none is marked as in TeX,
-`e^(iπx)` and `T_max`, where it follows what it belongs to; words, footnote signs and the endings of
+Digits and signs become the raised or lowered characters of Unicode. Other terms are marked as in
+TeX, `e^(iπx)` and `T_max`, if they directly follow a base. Words, footnote signs and the endings of
 ordinals stay as they are.
 """
 
@@ -29,7 +29,7 @@ _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
 
 def superscript(text: str, before: str) -> str:
-    """`text` raised behind `before`, the text in front of it or its end."""
+    """`text` as a superscript after `before`, the end of the text in front of it."""
     shown = _without_style(text)
     if not shown:
         return ""
@@ -41,7 +41,7 @@ def superscript(text: str, before: str) -> str:
 
 
 def subscript(text: str, before: str) -> str:
-    """`text` lowered behind `before`."""
+    """`text` as a subscript after `before`, the end of the text in front of it."""
     shown = _without_style(text)
     if not shown:
         return ""
@@ -62,5 +62,5 @@ def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]
     follows_base = before != "" and (before[-1].isalnum() or before[-1] in _BASE_ENDS)
     if not follows_base or not _TERM.fullmatch(shown):
         return text
-    is_one = bare.fullmatch(shown) or _IN_BRACKETS.fullmatch(shown)
-    return f"{sign}{shown}" if is_one else f"{sign}({shown})"
+    is_single = bare.fullmatch(shown) or _IN_BRACKETS.fullmatch(shown)
+    return f"{sign}{shown}" if is_single else f"{sign}({shown})"

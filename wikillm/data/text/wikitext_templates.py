@@ -1,7 +1,7 @@
-"""Templates that are part of a sentence; the content of all others is unknown here, and dropped.
+"""The text of templates inside sentences; other templates are unknown here, and dropped.
 
-Arguments come as text: unnamed ones in order, named ones from a function that gives an empty text
-for a missing one.
+Arguments are passed as text: unnamed arguments in order, named arguments by a function that returns
+an empty text for a missing name.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def text_of_template(
     """What `{{name|values|named}}` shows.
 
     Args:
-        name: in lower case, with spaces for underscores; a parser function with all up to its first
-            `|`.
+        name: in lower case, with spaces for underscores; of a parser function, all text up to its
+            first `|`.
         before: the text in front of it.
     """
     function, colon, argument = name.partition(":")
@@ -71,7 +71,7 @@ def text_of_template(
 
 
 def _number(name: str, values: Sequence[str], named: Callable[[str], str], before: str) -> str:
-    """Templates that raise or lower their content."""
+    """The text of templates that raise or lower their content."""
     if name in _RAISED:
         return superscript(values[0], before)
     if name in _LOWERED:

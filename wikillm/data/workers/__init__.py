@@ -1,1 +1,1 @@
-"""Processes that do the work: a pool, one exclusive holder at a time, progress."""
+"""Worker processes: a pool, a lock for one preparing process at a time, progress."""

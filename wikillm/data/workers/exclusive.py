@@ -31,15 +31,15 @@ def beside(base: Path, suffix: str) -> Path:
 
 @contextmanager
 def exclusive(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
-    """Hold the lock named `base`; raises the failure of a holder that was waited for. (all ranks)
+    """Hold the lock named `base`; raises the error of a holder that failed meanwhile. (all ranks)
 
-    On a read-only disk nothing is locked: a finished store can still be opened, and a build reports
-    what is wrong.
+    On a read-only disk nothing is locked: a finished store can still be opened, and a build fails
+    with its own error.
 
     Args:
         what: what is being done, for the waiting ranks: "preparing the data".
-        is_main: this process prints the progress of the holder; the others log it.
-        about: subject, where one lock guards several; a failure is shared within a subject.
+        is_main: whether this process prints the progress of the holder; other processes log it.
+        about: subject, if one lock guards several; a failure is shared within a subject.
     """
     folder = base.parent
     if not os.access(folder if folder.is_dir() else nearest_existing(folder), os.W_OK):

@@ -2,7 +2,7 @@
 
 Not a `multiprocessing` pool: a worker imports neither the user's main module (no `if __name__`
 guard needed) nor torch, reports progress while it works, and ends when its parent does. At most one
-task per worker and one in hand are in memory.
+task per worker and the next task are in memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any
 from wikillm.core.errors import MachineError, WikiLLMError
 from wikillm.data.workers.process import start_child, stop_child
 
-_AHEAD = (
-    4  # results per worker that may wait for an earlier one; then a slow task stalls the others
-)
+# Results per worker that may wait for an earlier result; then a slow task stalls the others.
+_AHEAD = 4
 _POLL_SECONDS = 0.5
 _END = object()
 _GONE = (EOFError, BrokenPipeError, ConnectionResetError)  # the other end of a pipe was closed
@@ -36,8 +35,8 @@ def run_jobs(
     """Yield `job(task, report)` for each task, in order. Job, tasks and results must be picklable.
 
     Args:
-        workers: processes; 1 works in this one.
-        on_work: called in this process with what the job reports.
+        workers: number of processes; 1 runs the job in this process.
+        on_work: called in this process with each report of the job.
         on_wait: called about twice a second while nothing is ready.
 
     Raises the job's WikiLLMError, RuntimeError with the worker's traceback for any other exception,
@@ -84,8 +83,8 @@ class _Worker:
         return MachineError(
             "A worker process died.",
             got=f"pid {self.process.pid}, exit code {code}{killed}",
-            fix="start again, it resumes at the first missing shard; "
-            "to use less memory: data.workers=1",
+            fix="start again: the build resumes at the first missing shard; "
+            "data.workers=1 uses less memory",
         )
 
 
@@ -100,7 +99,7 @@ class _Pool:
     ) -> Iterator[Any]:
         ready: dict[int, Any] = {}
         sent = given = 0
-        task = next(tasks, _END)  # in hand: read while the workers are busy
+        task = next(tasks, _END)  # the next task, read while the workers are busy
         while task is not _END or given < sent:
             while (
                 task is not _END
@@ -139,7 +138,7 @@ class _Pool:
 
 
 def main(descriptor: int) -> int:
-    """A worker: receives a job, then tasks; sends reports and results, until the pipe ends."""
+    """Run a worker: receive a job, then tasks; send reports and results, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
     pipe = Connection(descriptor)
     try:
@@ -161,7 +160,7 @@ def main(descriptor: int) -> int:
                 answer = ("refused", refusal)
             except Exception:
                 answer = ("bug", traceback.format_exc())
-            del task  # its memory, before the next one is received
+            del task  # frees its memory before the next task is received
             pipe.send(answer)
     except _GONE:
         return 0
@@ -170,4 +169,4 @@ def main(descriptor: int) -> int:
 if __name__ == "__main__":
     code = main(int(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(code)  # nothing to tear down, and no thread of a library to wait for
+    os._exit(code)  # skips the teardown, and does not wait for threads of libraries

@@ -1,7 +1,7 @@
 """Start a module of this package as a child process with a pipe to it.
 
-The child does not import the user's main module, and notices by the end of the pipe that its parent
-is gone.
+The child does not import the user's main module. It notices that its parent is gone when the pipe
+closes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def start_child(
     """Run `python -m MODULE FD`; FD is its end of the pipe.
 
     Args:
-        log: receives its output. A child with a log gets its own session, so that Ctrl-C and
-            signals to the process group do not reach it, and no variables of a rank.
+        log: file for the child's output. A child with a log gets its own session, so that Ctrl-C
+            and signals to the process group do not reach it, and no variables of a rank.
     """
     ours, theirs = Pipe()
     root = str(Path(wikillm.__file__).parents[1])
@@ -39,7 +39,7 @@ def start_child(
     if log is not None:
         for name in _RANK_VARIABLES:
             environment.pop(name, None)
-    # -P: a file called numpy.py in the user's working directory is not numpy
+    # -P: a numpy.py in the user's working directory is not imported
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(theirs.fileno())],
         pass_fds=(theirs.fileno(),),
@@ -54,7 +54,7 @@ def start_child(
 
 
 def stop_child(process: subprocess.Popen[bytes], pipe: Connection) -> None:
-    """End it within a few seconds."""
+    """End the process within a few seconds: terminate, then kill."""
     pipe.close()
     process.terminate()
     try:

@@ -39,10 +39,10 @@ class Progress:
     """Counts work and shows it.
 
     Args:
-        what: what is being done, the start of the line.
+        what: name of the work, at the start of the line.
         total: estimated size of the source, decompressed bytes.
-        share: part of the source that was read, 0 to 1; more exact than work / total for compressed
-            files.
+        share: returns the part of the source that was read, 0 to 1; more exact than work / total
+            for compressed files.
         relay: file that receives the newest line, for other processes.
     """
 
