@@ -1,8 +1,8 @@
-"""Hugging Face's TrainingArguments from configuration and plan: the one file with HF's names.
+"""Makes Hugging Face's TrainingArguments from configuration and plan: the only file with HF's keys.
 
-Making them also creates the process group and HF's DeepSpeed config, which ZeRO-3 looks up while
-the model is built. HF keeps only a weak reference to that config, so `build_model` takes the
-arguments.
+TrainingArguments also create the process group and HF's DeepSpeed config, which ZeRO-3 looks up
+while the model is built. HF keeps only a weak reference to that config, so `build_model` takes the
+arguments to keep it alive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wikillm.train.context import PlannedRun
 
 
 def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
-    """HF's arguments for this run; makes the process group. (all ranks)"""
+    """HF's arguments for this run. Creates the process group. (all ranks)"""
     train = planned.resolved.config.train
     plan = planned.plan
     engine = planned.engine
@@ -50,11 +50,11 @@ def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
         seed=planned.resolved.config.run.seed,
         deepspeed=engine.json,
         ddp_find_unused_parameters=False,
-        # A lone process has no group, and naming a backend would make accelerate look for one.
+        # A single process has no group; a named backend would make accelerate look for one.
         ddp_backend="gloo" if not on_gpu and is_distributed else None,
-        # Without it, HF on a CPU sees world size 1 on every rank: all train on the same data.
+        # Without `use_cpu`, HF on a CPU assumes world size 1: all ranks train on the same data.
         use_cpu=not on_gpu,
-        # WikiLLM does the data order, resume position, evaluation, tracking and rotation itself.
+        # WikiLLM has its own data order, resume position, evaluation, tracking and rotation.
         ignore_data_skip=True,
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
@@ -69,7 +69,7 @@ def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
         disable_tqdm=True,
         log_level="warning",
     )
-    _ = args.device  # HF makes the process group at the first read of the device
+    _ = args.device  # HF creates the process group at the first read of the device
     return args
 
 
@@ -83,11 +83,11 @@ def follow_plan(args: TrainingArguments, train: TrainSection, plan: Plan) -> Non
 def _silence_harmless_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     transformers_logging.disable_progress_bar()
-    # WikiTrainer accumulates: HF gives accelerate 1 step, and DeepSpeed's JSON has more.
+    # WikiTrainer accumulates, so HF gives accelerate 1 step while DeepSpeed's JSON has more.
     _drop("accelerate.accelerator", "Gradient accumulation steps mismatch")
-    # The line `kernels` says which device is used.
+    # Our log line "kernels" names the device.
     _drop("DeepSpeed", "Setting accelerator to CPU")
-    # train/resume.py logs what a resume changes, for more keys.
+    # train/resume.py logs the changed settings of a resume, and covers more keys.
     _drop("transformers.trainer_utils", "do not match the ones in the `trainer_state.json`")
 
 

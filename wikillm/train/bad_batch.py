@@ -1,7 +1,7 @@
-"""What a batch that went wrong was made of: losses by micro-step, and the documents behind them.
+"""Describes a micro-batch with a bad loss: its samples and the documents behind them.
 
-Each rank describes its own micro-steps; rank 0 reports all descriptions (RUN/diverged.json, the
-error's text).
+Each rank describes its own micro-batches; rank 0 reports all descriptions, in RUN/diverged.json and
+in the error's text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 4
 
 @dataclass(frozen=True, slots=True)
 class BadMicroBatch:
-    """A micro-batch of one rank. `step` counts from 0; `samples` are [first, stop)."""
+    """A micro-batch of one rank. `step` counts from 0; `samples` is [first, stop)."""
 
     rank: int
     host: str
@@ -45,7 +45,7 @@ class BadMicroBatch:
         return {**own, **loss, "samples": self.samples, "count": count, "documents": kept}
 
     def text(self) -> str:
-        """For an error or a warning: where it was, then `SHOWN` documents, one a line."""
+        """Text for an error or a warning: rank, step and samples, then `SHOWN` documents."""
         first, stop = self.samples
         lines = [
             f"rank {self.rank} ({self.host}), micro-step {self.micro_step + 1}, "
@@ -61,9 +61,9 @@ class BadMicroBatch:
 
 
 def describe_micro_batch(trainer: WikiTrainer, step: int, micro_step: int) -> BadMicroBatch:
-    """One of this rank's latest micro-batches. Reads its loss, which waits for the device.
+    """Describe one of this rank's latest micro-batches. Reading its loss waits for the device.
 
-    Without documents where their index cannot be read: the report matters more.
+    If the document index cannot be read, the description has no documents.
     """
     losses = dict(trainer.losses)[step]
     samples = trainer.samples_of(step, micro_step)
@@ -83,7 +83,7 @@ def describe_micro_batch(trainer: WikiTrainer, step: int, micro_step: int) -> Ba
 
 def not_finite(trainer: WikiTrainer) -> list[BadMicroBatch]:
     """This rank's micro-batches of the first step with a loss that is not finite."""
-    for step, losses in list(trainer.losses)[-2:]:  # on a GPU it is known one step later
+    for step, losses in list(trainer.losses)[-2:]:  # on a GPU, NaN is found one step later
         bad = [number for number, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
         if bad:
             return [describe_micro_batch(trainer, step, number) for number in bad]

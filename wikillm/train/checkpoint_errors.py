@@ -1,8 +1,8 @@
 """Errors while a checkpoint is written or read: the machine's fault, or a damaged file.
 
-A save that fails removes what it had staged, so that the next start finds the room, and names the
-newest complete checkpoint. A file that does not load although the manifest is right (the manifest
-was rewritten, another version wrote the file) is a `CheckpointError`, wherever it is read.
+A failed save removes its staged files, so that they take no room at the next start, and its error
+names the newest complete checkpoint. A file that does not load although its manifest verifies (the
+manifest was rewritten, or another version wrote the file) raises a `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wikillm.core.world import World
 from wikillm.models.unpickle import refused_name
 
 _LOADERS = ("_load_", "load_checkpoint", "deepspeed_load_", "load_from_json", "restore")
-"""Prefixes of the functions, ours and of transformers and DeepSpeed, that read a checkpoint."""
+"""Prefixes of the functions of WikiLLM, transformers and DeepSpeed that read a checkpoint."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def saving(staging: Path, step: int) -> Iterator[None]:
     """Wraps the code that writes the checkpoint of `step` into `staging`. (any rank)
 
     Raises:
-        MachineError: the disk is full, read-only, failing; what this save had staged is removed.
+        MachineError: the disk is full, read-only or failing. The staged files are removed.
     """
     try:
         yield
@@ -36,18 +36,18 @@ def saving(staging: Path, step: int) -> Iterator[None]:
         refusal = as_refusal(error)
         if not isinstance(refusal, MachineError) or isinstance(error, MachineError):
             raise
-        # Files that other ranks still write there cannot become a checkpoint any more.
+        # Other ranks may still write there, but no checkpoint can come of it any more.
         shutil.rmtree(staging, ignore_errors=True)
         newest = next(iter(arrange(staging.parent).branch), None)
-        left = "there is no earlier checkpoint"
+        earlier = "there is no earlier checkpoint"
         again = "start the same command again"
         if newest is not None:
-            left = f"the newest complete checkpoint is {newest}"
+            earlier = f"the newest complete checkpoint is {newest}"
             again += " with --resume auto"
         reason = refusal.what.rstrip(".").lower()
         raise MachineError(
             f"The checkpoint of step {step} cannot be written to {staging.parent}: {reason}.",
-            got=f"{refusal.got}\n{left}",
+            got=f"{refusal.got}\n{earlier}",
             fix=f"{refusal.fix}; then {again}\ntrain.save_total_limit=1 keeps fewer checkpoints",
         ) from error
 
@@ -57,7 +57,7 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
     """Wraps the training that resumes from `checkpoint`. (all ranks)
 
     Raises:
-        CheckpointError: a file of it is damaged, of another kind, or for another model.
+        CheckpointError: a file is damaged, of another format, or for another model.
     """
     try:
         yield
@@ -71,16 +71,16 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
         raise CheckpointError(
             f"{checkpoint} cannot be loaded, although every file is as its manifest says.",
             got=f"{type(error).__name__}: {text}" if text else type(error).__name__,
-            fix="--resume PATH of an older checkpoint, or the versions of torch, transformers and "
-            "DeepSpeed that wrote it",
+            fix="resume from an older checkpoint: --resume PATH; or install the versions of torch, "
+            "transformers and DeepSpeed that wrote this one",
         ) from error
 
 
 def check_training_state(checkpoint: Path, world: World, *, is_deepspeed: bool) -> None:
     """Check the files without which Hugging Face would silently reset a part of the state.
 
-    Those hold the optimizer, the schedule and the random state. Raises CheckpointError with the
-    names of missing ones. (all ranks, each its own files)
+    The files hold the optimizer, the schedule and the random state. Raises CheckpointError, which
+    names missing files. (all ranks, each its own files)
     """
     random_state = "rng_state.pth" if world.size == 1 else f"rng_state_{world.rank}.pth"
     wanted = ["trainer_state.json", random_state]

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run, beside what Hugging Face and DeepSpeed save."""
+"""Makes wikillm_state.json: the facts, progress and settings that a checkpoint records."""
 
 from __future__ import annotations
 

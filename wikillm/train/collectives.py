@@ -1,7 +1,7 @@
 """Small collectives beside training: votes on stopping and on NaN, sums, a common exit.
 
-They run on a gloo group of their own, on CPU: well under a millisecond per optimizer step, no wait
-for a GPU, no interference with NCCL. With one rank they do nothing.
+They run on a separate gloo group on the CPU. They take well under a millisecond per optimizer step,
+never wait for a GPU and do not interfere with NCCL. With one rank they do nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TIMEOUT = timedelta(minutes=30)
 class ControlGroup:
     """Small collectives among all ranks.
 
-    Make it once, after the process group exists. (all ranks)
+    Create it once, after the process group exists. (all ranks)
 
     Args:
-        timeout: of each collective.
+        timeout: limit for each collective.
     """
 
     def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
@@ -34,7 +34,7 @@ class ControlGroup:
             self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag: does any rank have it set? (all ranks, the same number of flags)"""
+        """For each flag, whether any rank has set it. (all ranks, the same number of flags)"""
         if not self.active:
             return flags
         votes = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
@@ -50,7 +50,7 @@ class ControlGroup:
         return tuple(total.tolist())
 
     def sum_modulo(self, values: Sequence[int]) -> list[int]:
-        """Sums over all ranks modulo 2^64, of numbers in [0, 2^64). (all ranks, equally many)"""
+        """Sums over all ranks, modulo 2^64, of numbers in [0, 2^64). (all ranks, same length)"""
         if not self.active or not values:
             return list(values)
         # Signed and unsigned addition give the same 64 bits.
@@ -75,8 +75,8 @@ class ControlGroup:
     def leave_together(self, timeout_seconds: float) -> None:
         """Wait, for a limited time, until every rank is about to exit. Never raises. (all ranks)
 
-        The `deepspeed` launcher kills the other ranks of a node at the first non-zero exit; rank 0
-        could lose the end of its work to a faster rank.
+        The `deepspeed` launcher kills a node's other ranks at the first non-zero exit: a faster
+        rank could end rank 0 before it has finished.
         """
         if not self.active:
             return

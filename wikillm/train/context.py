@@ -1,4 +1,4 @@
-"""What the parts of a run share: first what is planned, then what has been started."""
+"""State that the parts of a run share: `PlannedRun` before, `RunContext` after it has started."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wikillm.train.run_dir import RunDir, describe_environment
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """What is known of a run before its process group exists. (all ranks)"""
+    """The facts of a run that are known before its process group exists. (all ranks)"""
 
     resolved: Resolved
     world: World
@@ -37,7 +37,7 @@ class PlannedRun:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """The size of one checkpoint on the disk."""
+        """Size of one checkpoint on the disk."""
         train = self.resolved.config.train
         return checkpoint_bytes(
             self.resolved.config.model,
@@ -50,7 +50,7 @@ class PlannedRun:
     def write_start_records(self) -> None:
         """Write the configuration, the plan, the environment and the data of this start. (rank 0)
 
-        A resumed start does so once the checkpoint has accepted its configuration.
+        A resumed start writes them after its configuration was found to match the checkpoint.
         """
         folder = self.run.path
         write_atomic(folder / "config.resolved.yaml", without_queries(to_yaml(self.resolved)))
@@ -73,8 +73,8 @@ class RunContext(PlannedRun):
 
     Attributes:
         identity: the run's id and tracker id, from RUN/run.json.
-        peak: counts memory from the moment before the model was built.
-        point: the checkpoint to resume from.
+        peak: measures peak memory, from just before the model is built.
+        point: the checkpoint to resume from; None at step 0.
     """
 
     identity: dict[str, Any]

@@ -1,9 +1,9 @@
-"""DeepSpeed's compiled op on a machine without GPU: built once, by one process, with a log line.
+"""Builds DeepSpeed's shared-memory op for CPUs once, by one process, with a log line.
 
-DeepSpeed compiles its shared-memory op inside `init_distributed`, silently, on all ranks at once,
-and a killed build leaves a lock file for which the next run waits without end. So it is built
-before: one process per machine builds under an flock, the others wait and log for whom, and lock
-files of killed builds are removed.
+DeepSpeed compiles the op inside `init_distributed`, silently and on all ranks at once. A killed
+build leaves a lock file, for which the next run waits without end. So the op is built before that:
+one process per machine builds under an flock, the others wait and log the builder, and lock files
+of killed builds are removed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from wikillm.core.units import format_seconds, format_size
 SHARED_MEMORY = Path("/dev/shm")
 BUFFER_BYTES = 70 * 10**6  # 69,206,024 measured with deepspeed 0.19.8
 _BUFFER = "deepspeed_allreduce_buffer"
-"""Prefix of the names; user, MASTER_ADDR, MASTER_PORT and rank follow (csrc/cpu/comm/shm.cpp)."""
-_JUST_MADE = 5.0  # seconds in which the ranks of a start map each other's buffers
-_LOCAL_IDLE_SECONDS = 2.0  # much more than the time between creating a lock and opening it
-_NETWORK_IDLE_SECONDS = 600.0  # no file of a running build stays untouched for that long
+"""Prefix of the buffers' file names; user, MASTER_ADDR, MASTER_PORT and rank follow
+(csrc/cpu/comm/shm.cpp)."""
+_JUST_MADE = 5.0  # seconds within which the ranks of a start map each other's buffers
+_LOCAL_IDLE_SECONDS = 2.0  # much longer than the time between creating a lock and opening it
+_NETWORK_IDLE_SECONDS = 600.0  # a running build touches some file more often than this
 
 
 def build_cpu_op() -> None:
-    """Compile (or find compiled) DeepSpeed's op, before the process group exists. (all ranks)
+    """Compile DeepSpeed's op if needed, before the process group exists. (all ranks)
 
     Raises:
         MachineError: no working C++ compiler, or the folder of compiled ops cannot be written.
@@ -53,12 +54,15 @@ def build_cpu_op() -> None:
         raise MachineError(
             f"DeepSpeed's CPU op cannot be compiled in {folder}.",
             got=f"{error.filename or folder}: {error.strerror or error}",
-            fix="name a folder with room that can be written: export TORCH_EXTENSIONS_DIR=FOLDER",
+            fix="name a writable folder with free space: export TORCH_EXTENSIONS_DIR=FOLDER",
         ) from error
 
 
 def _build(builder: Any) -> None:
-    """One process of the machine compiles, the others wait. Raises OSError or MachineError."""
+    """Compile in one process of the machine while the others wait.
+
+    Raises OSError or MachineError.
+    """
     from torch.utils import cpp_extension
 
     folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
@@ -72,7 +76,7 @@ def _build(builder: Any) -> None:
             say(f"compiling DeepSpeed's CPU op, about 40 s, once ({holder} does it)")
         waited = True
 
-    # The lock is ours, not torch's, so that it ends with its holder.
+    # An flock ends with its holder; torch's lock file does not.
     with lock_or_wait(folder.parent / f"{builder.name}.wikillm.lock", on_wait):
         _wait_for_other_builder(folder)
         if _is_built(folder):
@@ -96,29 +100,29 @@ def _build(builder: Any) -> None:
 def _use_own_folder() -> None:
     """Give each environment its own build, unless the user has named a folder.
 
-    The compiler flags hold the environment's paths: two environments that share a folder would
-    rebuild each time they alternate.
+    The compiler flags contain the environment's paths, so two environments that share a folder
+    would rebuild each time they alternate.
     """
     import deepspeed
     import torch
     from torch.utils import cpp_extension
 
-    # Versions of ninja hash a command differently: each would find the other's build outdated.
+    # Versions of ninja hash a command differently, and would rebuild each other's op.
     own = str(Path(sys.executable).parent)
     if os.environ.get("PATH", "").split(os.pathsep)[0] != own:
         os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     versions = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
     name = f"wikillm-{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
-    if not os.environ.get("TORCH_EXTENSIONS_DIR"):  # an empty one would mean the current folder
+    if not os.environ.get("TORCH_EXTENSIONS_DIR"):  # an empty value would mean the current folder
         root = Path(cpp_extension.get_default_build_root())
         os.environ["TORCH_EXTENSIONS_DIR"] = str(root / name)
 
 
 def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
-    """Remove this user's buffers of runs that were killed: those no process has open or mapped.
+    """Remove this user's buffers of killed runs, which no process has open or mapped.
 
-    Processes of another container that shares the folder cannot be seen, so buffers that are only
-    seconds old stay. (local rank 0)
+    Another container may share the folder with processes that are not visible here, so buffers that
+    are only seconds old stay. (local rank 0)
     """
     for path in folder.glob(f"{_BUFFER}_{os.getuid()}_*"):
         with suppress(OSError):
@@ -131,7 +135,7 @@ def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
 
 
 def check_shared_memory(local_size: int) -> None:
-    """Raises MachineError when the op's 66 MiB per rank do not fit: it would die with SIGBUS."""
+    """Raise MachineError when the op's 66 MiB per rank do not fit: the op would die with SIGBUS."""
     if not SHARED_MEMORY.is_dir():
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
@@ -147,8 +151,8 @@ def check_shared_memory(local_size: int) -> None:
 def release_shared_memory() -> None:
     """Unlink this rank's buffer once every rank has mapped it. (all ranks, after a barrier)
 
-    DeepSpeed never does, so each run would keep 66 MiB of RAM per rank until the next boot. The
-    mapping stays valid without the name.
+    DeepSpeed never unlinks it, so each run would keep 66 MiB of RAM per rank until the next boot.
+    The mapping stays valid without the file.
     """
     parts = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "RANK")]
     name = "_".join([_BUFFER, str(os.getuid()), *map(str, parts)])
@@ -162,9 +166,9 @@ def _is_built(folder: Path) -> bool:
 def _wait_for_other_builder(folder: Path) -> None:
     """Wait while another process builds or loads; remove torch's lock file when its owner is gone.
 
-    torch keeps the file open while it owns the lock, so on a local disk a lock that no process has
-    open has no owner. On a shared one the owner may be on another node: there the lock must have
-    been untouched for long.
+    torch keeps the file open while it owns the lock, so on a local disk a lock file that no process
+    has open has no owner. On a shared disk the owner may be on another node, so the lock counts as
+    stale only after a long time without any change in its folder.
     """
     lock = folder / "lock"
     logged = False
@@ -186,13 +190,13 @@ def sweep_op_locks() -> None:
 
 
 def _remove_if_stale(lock: Path) -> bool:
-    """True when the lock has no owner, and was removed."""
+    """Remove the lock if it has no owner; returns whether it was removed."""
     folder = lock.parent
     is_shared = is_network_kind(file_system_kind(folder))
     idle_seconds = _NETWORK_IDLE_SECONDS if is_shared else _LOCAL_IDLE_SECONDS
     newest = 0.0
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # a build renames files meanwhile
+        with suppress(FileNotFoundError):  # a running build renames files
             newest = max(newest, path.stat().st_mtime)
     if is_open_here(lock) or time.time() - newest <= idle_seconds:
         return False

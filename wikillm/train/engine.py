@@ -1,4 +1,4 @@
-"""DeepSpeed or plain data parallel: checked and resolved before anything is built."""
+"""Chooses DeepSpeed or plain data parallel, and checks the choice before anything is built."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from wikillm.plan.check_recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
 
 WORTH_BF16 = 1.5
-"""A CPU trains in bf16 if its products are so many times as fast. Measured: above 2 with
-AVX512-BF16, below 1 without (docs/measurements/2026-11-28-cpu-bf16.md)."""
+"""Least speed-up of bf16 products over float32 for which a CPU trains in bf16. Measured: above 2
+with AVX512-BF16, below 1 without (docs/measurements/2026-11-28-cpu-bf16.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`json` is the DeepSpeed configuration without any "auto"; None: DistributedDataParallel."""
+    """`json`: the DeepSpeed configuration without any "auto"; None for DistributedDataParallel."""
 
     precision: Precision
     json: dict[str, Any] | None
@@ -55,7 +55,8 @@ class Engine:
 
 
 def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
-    """What `train.precision` means on this machine (config/precision.py has the rule)."""
+    """The precision that `train.precision` gives on this machine, by the rule of
+    config/precision.py."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -65,9 +66,9 @@ def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision
 
 
 def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> TrainSection:
-    """On a CPU, `train.precision=auto` stays what it was in the checkpoint that is resumed from.
+    """On a CPU, replace `train.precision=auto` by the precision of the checkpoint to resume from.
 
-    Another processor, or a version that knew only fp32 here, may have chosen otherwise.
+    Another processor, or a version that had only fp32 on CPUs, may have chosen another precision.
     """
     if resume == "never" or train.precision != "auto" or torch.cuda.is_available():
         return train
@@ -80,7 +81,7 @@ def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> Tr
 
 
 def gpu_of_rank(train: TrainSection, world: World) -> RankGpu | None:
-    """The smallest GPU of this node, which bounds a micro-batch of auto; None on a CPU."""
+    """The smallest GPU of this node, which bounds the micro-batch under auto; None on a CPU."""
     if not torch.cuda.is_available():
         return None
     gpus = range(torch.cuda.device_count())
@@ -89,9 +90,10 @@ def gpu_of_rank(train: TrainSection, world: World) -> RankGpu | None:
 
 
 def check_engine(resolved: Resolved, world: World) -> None:
-    """Refuse what cannot train here or does not fit together, before hours of tokenizing.
+    """Check, before hours of tokenizing, that the settings agree and can train here. (all ranks)
 
-    Removes variables that other launchers left for the libraries. Raises ConfigError. (all ranks)
+    Also removes environment variables that other launchers set for the libraries. Raises
+    ConfigError.
     """
     cfg = resolved.config
     has_gpu = torch.cuda.is_available()
@@ -138,7 +140,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     )
     if cfg.deepspeed.config is None:
         return Engine(precision, None, ())
-    # What the run decides fills in the JSON's "auto", and must agree with its other values.
+    # The run's facts fill in the JSON's "auto", and must agree with its other values.
     facts = DeepSpeedFacts(
         cfg.train,
         hidden_size=cfg.model.hidden_size,
@@ -154,9 +156,9 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
 
 
 def check_compiler(asked: str) -> None:
-    """torch.compile writes C++ on a CPU; on a GPU Triton compiles its launchers as C.
+    """Raise MachineError without the compiler that torch.compile needs.
 
-    Raises MachineError without a compiler.
+    On a CPU it generates C++; on a GPU Triton compiles its launchers as C.
     """
     if torch.cuda.is_available():
         names = [os.environ.get("CC"), "cc", "gcc", "clang"]
@@ -174,8 +176,8 @@ def check_compiler(asked: str) -> None:
 def start_engine(world: World, engine: Engine) -> None:
     """Set up what DeepSpeed needs before TrainingArguments are made. (all ranks)
 
-    On a GPU accelerate makes DeepSpeed's process group. On a CPU it makes torch's alone, and
-    ZeRO-3, which partitions the model while it is built, would assume a world of one.
+    On a GPU accelerate initialises DeepSpeed's process group. On a CPU it initialises only torch's:
+    ZeRO-3, which partitions the model while it is built, would then assume a world of one.
     """
     if engine.json is None:
         return
@@ -195,7 +197,7 @@ def start_engine(world: World, engine: Engine) -> None:
         cpu_ops.sweep_op_locks()  # of ops that DeepSpeed compiles later, when it needs them
     import deepspeed
 
-    # On every rank it prints that its op was loaded.
+    # DeepSpeed prints on every rank that its op was loaded.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()

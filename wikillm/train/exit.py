@@ -1,6 +1,6 @@
-"""How a training process ends: one code and one reason, in RUN/exit.json too.
+"""Ends a training process with one exit code and one reason, both recorded in RUN/exit.json.
 
-torchrun turns every exit code into 1, so the file is where the real one is.
+torchrun turns every non-zero exit code into 1, so only the file has the real code.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from wikillm.train.collectives import ControlGroup
 
 
 def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: int | None) -> None:
-    """Write exit.json: rank 0 always, another rank only if it is missing. Never raises."""
+    """Write exit.json: rank 0 always, another rank only if there is none yet. Never raises."""
     path = run_dir / "exit.json"
     if rank != 0:
         if error is None or isinstance(error, AGREED):
-            return  # rank 0 ends the same way, and writes it
+            return  # rank 0 ends the same way, and writes the file
         let_rank_0_report_first(error)
         if path.exists():
             return
@@ -43,25 +43,31 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
 
 @dataclass(slots=True)
 class Ending:
-    """What the end of a run needs; filled in as the run starts."""
+    """What `ending` needs at the end of the run; filled in as the run starts.
+
+    Attributes:
+        group: for the common exit; None before the process group exists.
+        lock: on the run directory; None on ranks other than 0.
+        step: returns the optimizer steps done; None until training has begun.
+    """
 
     group: ControlGroup | None = None
     lock: FileLock | None = None
-    step: Callable[[], int | None] = lambda: None  # None until training has begun
+    step: Callable[[], int | None] = lambda: None
 
 
 @contextmanager
 def ending(
     run_dir: Path, world: World, timeout_seconds: float, close: Callable[[], None] = lambda: None
 ) -> Iterator[Ending]:
-    """Record how the block ended, and exit together with the other ranks when all end the same way.
+    """Record how the block ended; wait for the other ranks when all end in the same way.
 
-    All ranks agree on a normal end and on a divergence. Any other error may be this rank's alone:
-    it exits at once, so that the launcher ends the others instead of letting them wait in a
-    collective.
+    A normal end and a divergence are common to all ranks. Any other error may be this rank's alone:
+    this rank exits at once, so that the launcher ends the other ranks, which would otherwise wait
+    in a collective.
 
     Args:
-        close: ends what runs beside the training, however the block ended.
+        close: called at any end of the block, to stop what runs in the background.
     """
     end = Ending()
     error: BaseException | None = None
@@ -82,6 +88,6 @@ def ending(
         if agreed and dist.is_initialized():
             dist.destroy_process_group()
         if end.lock is not None:
-            if (run_dir / "run.json").exists():  # else it was refused before it became a run's
-                refresh_page(run_dir)  # while the directory is this process's
+            if (run_dir / "run.json").exists():  # missing if the run was refused early
+                refresh_page(run_dir)  # before the lock is released
             end.lock.release()

@@ -2,14 +2,14 @@
 
 Muon (https://kellerjordan.github.io/posts/muon/): momentum m = b m + (1 - b) g, Nesterov
 g + b (m - g), its nearest orthogonal matrix by five Newton-Schulz steps in bf16, times
-sqrt(max(1, rows / columns)), decoupled weight decay. Without DeepSpeed torch's Muon is used, under
-ZeRO 0 to 3 DeepSpeed's with `ns_method="standard"`: the same rule. Roundings inside Newton-Schulz
-differ (addmm against separate products, both in bf16), so losses agree to about 1e-3.
+sqrt(max(1, rows / columns)), decoupled weight decay. Without DeepSpeed, torch's Muon is used; under
+ZeRO 0 to 3, DeepSpeed's with `ns_method="standard"`, which is the same rule. Roundings inside
+Newton-Schulz differ (addmm against separate products, both in bf16): losses agree to about 1e-3.
 
-DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON: with that, DeepSpeed has
-one flat list of parameters, and weight decay would reach norms and biases. It looks for the class,
-and for `use_muon` on parameters. AdamW's groups come first: the learning rate in the log is
-AdamW's; the schedule scales both alike.
+DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON. With such a block,
+DeepSpeed has one flat list of parameters, and weight decay would reach norms and biases. DeepSpeed
+recognises Muon by the class, and its matrices by `use_muon` on parameters. AdamW's groups come
+first, so the logged learning rate is AdamW's; the schedule scales both rates alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_HIDDEN = ("embed_tokens", "lm_head")
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon trains it: a matrix of a layer. Under ZeRO-3 the whole shape decides."""
+    """Whether the parameter is a matrix of a layer, which Muon trains. ZeRO-3: by `ds_shape`."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return len(shape) == 2 and not any(part in name for part in _NOT_HIDDEN)
 
@@ -34,11 +34,13 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(
     model: nn.Module, decayed: Iterable[str], train: TrainSection
 ) -> list[dict[str, Any]]:
-    """AdamW with decay (embeddings, head), AdamW without (norms, biases), Muon; no empty groups.
+    """Groups for AdamW with decay (embeddings, head), AdamW without (norms, biases), and Muon.
+
+    Empty groups are left out.
 
     Args:
-        decayed: names of the parameters that weight decay reaches.
-        train: rates, momenta and decay; the decay is also that of Muon's matrices.
+        decayed: names of the parameters with weight decay.
+        train: rates, momenta and decay; Muon's matrices have the same decay.
     """
     names = dict(model.named_parameters())
     decays = set(decayed)
@@ -67,7 +69,7 @@ def parameter_groups(
 def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.optim.Optimizer:
     """The optimizer for `parameter_groups`.
 
-    On a CPU DeepSpeed's switches torch.compile off for this process.
+    Under DeepSpeed on a CPU, this switches torch.compile off for the whole process.
     """
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
     fused = on_gpu and torch.cuda.is_available()
@@ -97,7 +99,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def _part(
         self, kind: Callable[..., torch.optim.Optimizer], *, use_muon: bool, **options: Any
     ) -> tuple[torch.optim.Optimizer, bool] | None:
-        """An optimizer for our groups of one kind; its options become keys of those groups."""
+        """An optimizer for the groups with this `use_muon`, whose options are added to them."""
         groups = self._groups(use_muon)
         if not groups:
             return None

@@ -1,4 +1,4 @@
-"""Values that the host reads without waiting for the GPU, through pinned memory."""
+"""Copies values to the host through pinned memory, without waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class DeferredFlag:
-    """A boolean computed on the device and read without a blocking sync: on a GPU one step late."""
+    """A boolean computed on the device and read without waiting: on a GPU, one step late."""
 
     def __init__(self) -> None:
         self._pending: tuple[torch.Tensor, Any] | None = None
@@ -36,7 +36,7 @@ class DeferredFlag:
 
 
 class PinnedCopy:
-    """The latest value of a small tensor on the device, copied to pinned memory."""
+    """Copies a small tensor from the device to pinned memory, asynchronously."""
 
     def __init__(self) -> None:
         self._host: torch.Tensor | None = None

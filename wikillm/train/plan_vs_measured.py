@@ -27,7 +27,7 @@ MEMORY_BASIS = {
     "gpu": "torch.cuda.max_memory_allocated",
     "cpu": "VmHWM less resident memory after import",
 }
-"""How the measured memory was read."""
+"""How the memory was measured, by device."""
 
 
 def record_outcome(context: RunContext, tokens_per_second: float | None) -> None:
@@ -92,14 +92,14 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
 
 
 def comparable_bytes(memory: Memory, *, on_gpu: bool) -> int:
-    """The planned bytes that the measurement counts: torch's peak leaves the CUDA context out."""
+    """The planned bytes that the measurement covers: torch's peak excludes the CUDA context."""
     return memory.allocated if on_gpu else memory.total
 
 
 def _speed(
     workload: Workload, plan: Plan, strategy: Strategy, world: World, device: str
 ) -> float | None:
-    """Tokens/s over all ranks, on a calibrated CPU or a GPU that the planner knows; else None."""
+    """Predicted tokens/s over all ranks; None for an uncalibrated CPU or an unknown GPU."""
     known = read_calibration()
     gpu: Gpu | None = None
     if strategy.device != "cpu":

@@ -1,4 +1,4 @@
-"""This rank's random generators as JSON: Python's, NumPy's, torch's, and the GPU's."""
+"""Saves and restores this rank's random generators (Python, NumPy, torch, the GPU) as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator of this process that training may draw from."""
+    """The state of every generator of this process that training can draw from."""
     version, words, gauss = random.getstate()
     numpy: Any = np.random.get_state()
     state = {
@@ -26,7 +26,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Continue from a `random_state`. A state of a GPU is ignored where there is none."""
+    """Set the generators to a `random_state`. Without a GPU, the GPU's state is ignored."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]

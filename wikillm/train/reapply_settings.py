@@ -1,9 +1,9 @@
 """Sets this start's optimizer and schedule settings again after a checkpoint was loaded.
 
-An optimizer's state_dict holds its options (rates, betas, epsilon, decay), a scheduler's its base
-rates, DeepSpeed's also the norm to clip to and the rules of the loss scaler. Loading them would
-undo what the configuration says. Only the moments, the step counts and the current loss scale come
-from a checkpoint.
+An optimizer's state_dict holds options (rates, betas, epsilon, decay), a scheduler's holds base
+rates, and DeepSpeed's also holds the clipping norm and the loss scaler's settings. Loading them
+overwrites the configuration, so they are set again. Only the moments, the step counts and the
+current loss scale come from a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _NOT_OPTIONS = ("params", "lr", "initial_lr", "step")
 
 @dataclass(frozen=True, slots=True)
 class StartSettings:
-    """What optimizer and schedule were made with, by parameter group."""
+    """The settings that optimizer and schedule were created with, by parameter group."""
 
     options: tuple[Mapping[str, Any], ...]
     base_rates: tuple[float, ...]
-    clip_grad: float | None  # DeepSpeed's, where the optimizer has one
-    loss_scaler: Any  # also DeepSpeed's, where the optimizer has one
+    clip_grad: float | None  # of DeepSpeed's optimizers; None elsewhere
+    loss_scaler: Any  # of DeepSpeed's optimizers; None elsewhere
 
     @classmethod
     def of(cls, optimizer: Any, scheduler: Any) -> StartSettings:
         """Read the settings before anything is loaded.
 
         Args:
-            optimizer: accelerate's wrapper of the real one.
-            scheduler: a LambdaLR, as all of Hugging Face's are.
+            optimizer: accelerate's wrapper of the optimizer.
+            scheduler: a LambdaLR, as are all of Hugging Face's schedulers.
         """
         groups = [
             {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
@@ -47,7 +47,7 @@ class StartSettings:
         )
 
     def reapply(self, optimizer: Any, scheduler: Any) -> None:
-        """Apply them to the loaded states; the next rate is this schedule's at the loaded step."""
+        """Apply the settings to the loaded states; the next rate follows from the loaded step."""
         scheduler.base_lrs = list(self.base_rates)
         rates = [
             base * factor(scheduler.last_epoch)

@@ -1,10 +1,10 @@
-"""Computes steps of a run again, from the checkpoint before them, in a directory of its own.
+"""Computes steps of a run again, from the checkpoint before them, in a separate directory.
 
-It answers whether a step, one with a strange loss for instance, follows from its data. The run
-directory is only read. The settings are those of the run's last start. Loss and gradient norm are
-bit-identical on the same number of ranks and the same software; otherwise the loss is equal within
-1e-3, the norm within 1e-2. So the forward pass, the backward pass and the update of every step
-are compared, except the update of the last one. Steps that come out otherwise are computed twice.
+A replay shows whether a step (for instance one with a strange loss) follows from its data. The run
+directory is only read. The settings are those of the run's last start. Loss and gradient norm must
+be bit-identical on the same number of ranks and the same software; otherwise the loss must agree
+within 1e-3 and the norm within 1e-2. This compares the forward pass, the backward pass and the
+update of every step, except the last update. Steps with another result are computed twice.
 """
 
 from __future__ import annotations
@@ -44,27 +44,28 @@ from wikillm.train.spikes import SKIPS
 CLOSE = 1e-3
 """Relative difference of losses on another number of ranks (L2 in docs/guarantees.md)."""
 CLOSE_NORM = 1e-2
-"""The same of gradient norms."""
+"""Relative difference of gradient norms on another number of ranks."""
 _QUIET = (
     "observe.swanlab.mode=disabled observe.sample_prompts=[] train.save_steps=1000000000 "
     "train.keep_every_steps=null train.keep_best=0 train.eval_steps=null train.max_hours=null "
     "train.spikes=off train.eval_tasks=[] train.self_check=off"
 )
 _WITHOUT = ("spikes", "eval_tasks")
-"""Keys of `train` that are off in a replay; what needs them has its default again."""
+"""Keys of `train` that a replay switches off; keys that need them return to their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of computing a step again.
+    """The result of computing a step again.
 
     Attributes:
-        checkpoint: the steps after it were computed; None for all steps from the first.
-        logged: what was logged first from the step on.
-        passes: the same, computed now; twice where the first is not `logged` bit by bit.
-        same_tokens: every computed step was given the tokens that the ledger has.
-        is_exact: as many ranks as then, so `passes` must be `logged` bit by bit.
-        documents: what the step's samples are made of.
+        line: the step's line in the ledger.
+        checkpoint: where the computation started; None for the first step.
+        logged: the run's first log at or after the step.
+        passes: the same values computed again; two if the first differs from `logged` in any bit.
+        same_tokens: whether every computed step had the tokens that the ledger records.
+        is_exact: whether the number of ranks is the run's, so that `passes` must equal `logged`.
+        documents: the documents in the step's samples.
     """
 
     line: StepLine
@@ -77,7 +78,7 @@ class Replayed:
 
     @property
     def repeats(self) -> bool:
-        """Whether all passes of this replay gave the same."""
+        """Whether all passes of this replay gave the same result."""
         return len(set(self.passes)) == 1
 
     @property
@@ -99,7 +100,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     """Compute step `step` (from 1) of a run again. (all ranks; None on others than rank 0)
 
     Args:
-        work: a new folder for it, which is removed at the end; one that all nodes share.
+        work: a new folder that all nodes share, removed at the end; None picks a temporary one.
 
     Raises CheckpointError when the ledger does not have the step, or no loss was logged since.
     """
@@ -109,7 +110,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     if line is None or logged is None or logged.loss is None:
         raise CheckpointError(
             f"The ledger of {run} has no step {step:,}, or no loss that was logged since.",
-            fix=f"a step up to {history.steps[-1].step:,}" if history.steps else None,
+            fix=f"name a step up to {history.steps[-1].step:,}" if history.steps else None,
         )
     # The logged loss is a mean since the log before it, or since the start of its segment.
     begins = [each.step for each in history.segments if each.step < step]
@@ -157,7 +158,7 @@ def _unneeded() -> list[str]:
 
 
 def _as_logged(run: Path, step: int, loss: float) -> Computed:
-    """With the gradient norm of the metrics; without where they have none, as with Muon."""
+    """The logged loss with the metrics' gradient norm; None if not logged, as with Muon."""
     records = read_metrics(run / "metrics.jsonl")
     record = next((each for each in records if each[names.STEP] == step), {})
     norm = record.get(names.GRAD_NORM)
@@ -165,7 +166,7 @@ def _as_logged(run: Path, step: int, loss: float) -> Computed:
 
 
 def _copy_skips(run: Path, folder: Path) -> None:
-    """The windows of samples that the run has left out are left out again."""
+    """Copy the run's skipped windows, so that the replay skips them too."""
     if (run / SKIPS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / SKIPS, folder / SKIPS)
@@ -173,7 +174,7 @@ def _copy_skips(run: Path, folder: Path) -> None:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Keep back what the inner run prints: it names a folder that is removed. Shown on failure."""
+    """Hide the inner run's output, which names a removed folder; print it on failure."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed), redirect_stderr(printed):
@@ -184,7 +185,7 @@ def _held_back() -> Iterator[None]:
 
 
 def _checkpoint_before(run: Path, step: int) -> Path | None:
-    """The newest sound checkpoint of the current branch after at most `step` steps."""
+    """The newest checkpoint of the current branch at or before `step`, verified."""
     for path in arrange(run / "checkpoints").branch:
         if (step_of(path) or 0) <= step:
             verify(path)
@@ -193,7 +194,7 @@ def _checkpoint_before(run: Path, step: int) -> Path | None:
 
 
 def _data_words(run: Path) -> list[str]:
-    """Read the store that the run has read, and build none."""
+    """Settings that name the store that the run has read, so that no store is built."""
     data = load(str(run / "config.resolved.yaml")).config.data
     if data.mixture or scheme_of(data.store or ""):
         return []

@@ -24,7 +24,7 @@ _SHOWN = 6  # names in an error
 
 
 def is_portable(checkpoint: Path) -> bool:
-    """Whether it has global tensors; checkpoints of format 1 are Hugging Face's and DeepSpeed's."""
+    """Whether it holds global tensors; format 1 holds Hugging Face's or DeepSpeed's own files."""
     return (checkpoint / RANKS).is_dir()
 
 
@@ -37,10 +37,10 @@ def restore(
     """Fill the weights and the optimizer of this rank. (all ranks)
 
     Args:
-        run_state: the checkpoint's, with `TrainingState.counters` as "engine".
+        run_state: the checkpoint's run state; its "engine" holds `TrainingState.counters`.
         verified: bytes of the checkpoint that need not be read again.
 
-    Raises CheckpointError where the tensors are not those of this model and optimizer.
+    Raises CheckpointError if the tensors are not those of this model and optimizer.
     """
     counters = run_state.get("engine")
     if counters is None:
@@ -54,9 +54,9 @@ def restore(
 def restore_average(
     checkpoint: Path, average: WeightAverage | None, verified: VerifiedBytes | None = None
 ) -> None:
-    """Continue the moving average of the weights, where run and checkpoint have one. (all ranks)
+    """Load the moving average of the weights if run and checkpoint have one. (all ranks)
 
-    Raises CheckpointError where its tensors are not those of this model.
+    Raises CheckpointError if its tensors are not those of this model.
     """
     if average is None:
         return
@@ -71,7 +71,7 @@ def restore_average(
 
 
 def _restore_old_average(checkpoint: Path, average: WeightAverage) -> None:
-    """Of format 1: the ranks have whole tensors each."""
+    """Load the average of format 1, in which ranks saved whole tensors."""
     if not (checkpoint / AVERAGE).is_dir():
         return
     whole = read_average(checkpoint)
@@ -88,7 +88,7 @@ def reading(reader: TensorReader) -> Read:
 def check_same_tensors(
     checkpoint: Path, found: Iterable[TensorSpec], wanted: Iterable[TensorSpec]
 ) -> None:
-    """Raises CheckpointError with the tensors that only one of both has."""
+    """Raise CheckpointError if the sets of tensors differ; it names the differing tensors."""
     missing = sorted(set(wanted) - set(found))
     unknown = sorted(set(found) - set(wanted))
     if missing or unknown:
@@ -100,7 +100,10 @@ def check_same_tensors(
 
 
 def check_loaded_weights(result: Any, tied: Iterable[str]) -> None:
-    """The same for the weights that torch has loaded. A tied weight is stored once."""
+    """Raise CheckpointError for missing or unknown weights in torch's load result.
+
+    A tied weight is stored once.
+    """
     missing = sorted(set(result.missing_keys) - set(tied))
     if missing or result.unexpected_keys:
         raise CheckpointError(
@@ -112,10 +115,10 @@ def check_loaded_weights(result: Any, tied: Iterable[str]) -> None:
 
 
 def restore_random_state(checkpoint: Path, rank: int) -> None:
-    """This rank's random state; a rank that did not exist then keeps its seed's."""
+    """Load this rank's random state; a rank without a saved state keeps the seed's state."""
     path = checkpoint / rank_file(rank)
     if not path.is_file():
-        return  # `verify` found every file of the ranks that did
+        return  # not a missing file: `verify` has checked every file of the writing ranks
     try:
         set_random_state(json.loads(path.read_text(encoding="utf-8"))["random"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -1,8 +1,8 @@
-"""Which checkpoint a run resumes from, and whether it fits the present configuration.
+"""Finds the checkpoint that a run resumes from, and compares it with the present configuration.
 
-What gives the saved state its meaning must not change: data, order, batch, model and precision. All
-differences are refused together. Other settings may change, also the number of ranks and the ZeRO
-stage; each change is logged (see resume_keys).
+Data, order, batch, model and precision give the saved state its meaning and must not change. All
+differences are refused in one error. Other settings may change, including the number of ranks and
+the ZeRO stage; each change is logged (see resume_keys).
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ FACTS = {
     "optimizer": "train.optimizer",
     "ema": "train.ema_decay, train.ema_start",
 }
-"""Each fact that must be equal, with the setting behind it."""
+"""Each fact that must be equal, and the setting that decides it."""
 REMOVED = {"batch_ramp": "off"}
-"""The value without the setting of a fact that new checkpoints do not record any more."""
+"""Facts that new checkpoints no longer record, each with the value that counts when missing."""
 CHANGEABLE = ("max_steps", "global_batch_sequences")
-"""Accepted with --allow-change. Others would not load, or would not mean the same."""
+"""Facts whose change --allow-change accepts. With any other change the state would not load, or
+would mean something else."""
 _LAYOUT = ("zero_stage", "world_size")
-"""Facts that only checkpoints of format 1 depend on: later ones hold global tensors."""
+"""Facts that matter only for checkpoints of format 1: later formats hold global tensors."""
 
 
 class Computed(NamedTuple):
-    """What was logged after a step. `loss`: the mean since the log before it."""
+    """What was logged after a step. `loss` is the mean since the previous log."""
 
     step: int
     loss: float
@@ -77,7 +78,7 @@ class Computed(NamedTuple):
 
 @dataclass(slots=True)
 class Replay:
-    """Train up to the step of `logged` only; `passes` gets what each pass over the steps gave."""
+    """Train up to the step of `logged`; `passes` collects the result of each pass."""
 
     logged: Computed
     passes: list[Computed] = field(default_factory=list)
@@ -98,8 +99,8 @@ class ResumePoint:
     """A verified checkpoint and its run state.
 
     Attributes:
-        origin: None for another run's checkpoint.
-        verified: the bytes that this rank has verified, until they are loaded.
+        origin: ancestry of the checkpoint; None for another run's checkpoint.
+        verified: bytes that this rank has verified, kept until they are loaded.
     """
 
     checkpoint: Path
@@ -111,7 +112,7 @@ class ResumePoint:
 
     @property
     def trained_samples(self) -> int:
-        """Without those that the run has skipped (RUN/skips.json)."""
+        """Consumed samples, less those that the run has skipped (RUN/skips.json)."""
         skipped = self.state.get("skipped", ())
         return self.consumed_samples - sum(each["stop"] - each["first"] for each in skipped)
 
@@ -150,8 +151,8 @@ def agree_on_resume_point(
 ) -> ResumePoint | None:
     """Rank 0 looks for the checkpoint; every rank verifies a share of each candidate. (all ranks)
 
-    All ranks get rank 0's answer or raise its error. Each keeps what it has verified, as far as
-    memory allows what a save needs anyway.
+    All ranks return rank 0's answer or raise its error. Each rank keeps the bytes that it has
+    verified, limited to the memory that a save would need.
     """
     verified = VerifiedBytes(int(available_memory() / 1.5 / world.local_size))
 
@@ -167,7 +168,7 @@ def agree_on_resume_point(
             answer = error
         group.gather(answer)
     else:
-        # Rank 0 sends the candidates one after the other, then its answer.
+        # Rank 0 sends every candidate's path, then its answer.
         while isinstance(answer := group.gather(None)[0], Path):
             _damage_on_all_ranks(answer, group, world, verified)
     if isinstance(answer, CheckpointError):
@@ -178,7 +179,7 @@ def agree_on_resume_point(
 def _damage_on_all_ranks(
     checkpoint: Path, group: ControlGroup, world: World, verified: VerifiedBytes
 ) -> list[str]:
-    verified.clear()  # of the candidate before
+    verified.clear()  # drop the bytes of the previous candidate
     try:
         manifest = read_manifest(checkpoint)
         found = damage(checkpoint, manifest, rank=world.rank, ranks=world.size, kept=verified)
@@ -193,7 +194,7 @@ def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
     on.
 
     Args:
-        read: the store's `data_read` now, for the samples that the checkpoint has consumed.
+        read: the store's present `data_read` for the samples that the checkpoint has consumed.
     """
     if point.state.get("data_read", read) == read:
         return
@@ -201,7 +202,7 @@ def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
         f"{point.checkpoint} was trained on other tokens than its store holds now.",
         got=f"the first {read['shards']} shards: {read['sha256']}, "
         f"then {point.state['data_read']}; "
-        "the shards of an encoder that was found to differ are rebuilt",
+        "shards are rebuilt when their encoder is found to differ",
         fix="start again from step 0 in another run.dir",
     )
 
@@ -218,13 +219,13 @@ def check_same_run(
 
     Args:
         facts: see FACTS.
-        model: compared field by field: another model may have the same number of parameters.
-        settings: of this start, as `resume_keys.recorded_settings` records them.
+        model: compared field by field, since another model may have as many parameters.
+        settings: this start's settings, as returned by `resume_keys.recorded_settings`.
 
     Raises:
-        CheckpointError: with every difference, the setting behind it, and a fix.
+        CheckpointError: lists every difference with its setting, and a fix.
     """
-    # Each difference in the facts, the model and the first weights is one line.
+    # One line for each difference in the facts, the model and the first weights.
     facts = REMOVED | facts
     then = {name: (REMOVED | point.state).get(name) for name in FACTS}
     changed = {name for name in FACTS if then[name] != facts[name]}
@@ -242,7 +243,7 @@ def check_same_run(
         lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
-    # The fix depends on whether the weights, and whether only the horizon or the batch, differ.
+    # Another fix for each case: only the horizon or batch differs; the weights differ; the rest.
     weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
@@ -262,7 +263,7 @@ def check_same_run(
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each value that is not the same in both."""
+    """One line for each value that differs between the two mappings."""
     return [
         f"{name}: {typed_form(then.get(name))} then, {typed_form(now.get(name))} now"
         for name in sorted({*then, *now})
@@ -271,7 +272,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def short_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a token store for a checkpoint: numbers as they are, of others a short hash."""
+    """A token store's facts for a checkpoint: numbers unchanged, other values as short hashes."""
     return {
         name if name.startswith("data.") else f"data.{name}": value
         if value is None or isinstance(value, int | float)
@@ -298,7 +299,7 @@ def _model_differences(checkpoint: Path, model: ModelSection) -> list[str]:
 
 def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:
     """Name the checkpoints that this resume abandons: those written after `point`."""
-    known = arrange(checkpoints).abandoned  # reported when the checkpoint was looked for
+    known = arrange(checkpoints).abandoned  # already reported by the search for the checkpoint
     names = ", ".join(
         path.name for path in left_behind(checkpoints, point.origin) if path not in known
     )

@@ -1,8 +1,8 @@
-"""What a resume does with each configuration key: the one table of it.
+"""The table of what a resume does with each configuration key.
 
-A value that differs from the checkpoint's is applied or refused by name; nothing in between. Tests
-hold that every key of the schema is in the table, that the refused ones are refused, and that the
-applied ones apply.
+A value that differs from the checkpoint's is either applied or refused, and named in the log or the
+error. Tests check that every key of the schema is in the table, that changes of refused keys are
+refused, and that changes of applied keys apply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wikillm.config.schema import RunConfig
 APPLIED = "applied"
 """The new value applies from the first step after the resume, and the change is logged."""
 ALLOWED = "applied with --allow-change"
-"""It decides the batch or the horizon: a change of those is refused without the flag."""
+"""The key decides the batch or the horizon: a change is refused without the flag."""
 REFUSED = "refused"
 """The checkpoint is valid only with its own value."""
 IRRELEVANT = "irrelevant"
@@ -32,7 +32,7 @@ def _keys(names: str) -> tuple[str, ...]:
 
 _TABLE: Mapping[str, tuple[str, ...]] = {
     APPLIED: (
-        # Of the optimizer and the schedule: loaded with the checkpoint, then set again (see
+        # Optimizer and schedule: the checkpoint's values are loaded, then overwritten (see
         # reapply_settings).
         *_keys("""
             train.learning_rate train.lr_scheduler_type train.lr_decay_share train.lr_decay_type
@@ -40,7 +40,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon
             train.max_grad_norm
         """),
-        # When things happen.
+        # When to log, evaluate, save, check or stop.
         *_keys("""
             train.logging_steps train.eval_steps train.max_eval_tokens train.save_steps
             train.save_total_limit train.keep_every_steps train.keep_best train.max_hours
@@ -49,7 +49,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             observe.sample_prompts observe.sample_tokens train.eval_tasks train.eval_tasks_steps
             train.eval_tasks_budget
         """),
-        # How the same step is computed.
+        # How a step is computed; its result is the same up to rounding.
         *_keys("""
             train.sequence_parallel_size train.per_device_train_batch_size
             train.per_device_eval_batch_size train.max_micro_batch_tokens train.loss_kernel
@@ -103,11 +103,11 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
 
 ON_RESUME: Mapping[str, str] = {key: role for role, keys in _TABLE.items() for key in keys}
 _FIRST_WEIGHTS = "model.init_from"
-"""The refused key of which a checkpoint has no other record."""
+"""A refused key that is recorded here, since no fact of a checkpoint implies it."""
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that a checkpoint records, as JSON."""
+    """The settings that a checkpoint records, as JSON values."""
     values = flat(config)
     recorded = [key for key, role in ON_RESUME.items() if role in (APPLIED, ALLOWED)]
     found = {key: values[key] for key in (*recorded, _FIRST_WEIGHTS)}
@@ -119,7 +119,7 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`learning_rate 0.0005 -> 0.0001` for each applied key that differs and that `then` has."""
+    """`learning_rate 0.0005 -> 0.0001` for each applied key whose value differs from `then`'s."""
     return [
         f"{key.removeprefix('train.')} {typed_form(then[key])} -> {typed_form(now[key])}"
         for key in now
@@ -128,7 +128,7 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def changed_first_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What the checkpoint started from, if this start names another model. (a line)"""
+    """One line that names both initial models if this start's differs from the checkpoint's."""
     before = then.get(_FIRST_WEIGHTS)
     after = now.get(_FIRST_WEIGHTS)
     if _FIRST_WEIGHTS not in then or after in (None, before):

@@ -1,8 +1,8 @@
-"""Going back to the newest checkpoint within the process: `Rewind`, and what it frees.
+"""Goes back to the newest checkpoint within the process: `Rewind`, and the memory it frees.
 
 Process groups, supervision, the lock on the run directory and the TrainingArguments stay as they
-are; model, engine, optimizer, trainer and callbacks are made again. So no launcher, port or
-rendezvous takes part, and it is the same under torchrun, `deepspeed` and on several nodes.
+are; model, engine, optimizer, trainer and callbacks are made again. No launcher, port or rendezvous
+is needed, so a rewind works alike under torchrun, `deepspeed` and on several nodes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Rewind(Exception):
     """Raised on all ranks at the same step; `pretrain` catches it and trains from `resume`.
 
     Attributes:
-        resume: as on the command line. Rank 0's counts; it knows what this start has written.
+        resume: a value of `--resume`. Rank 0's value counts, as rank 0 knows what was written.
     """
 
-    exit_code = ExitCode.STOPPED  # of this part of the run, in the tracker
+    exit_code = ExitCode.STOPPED  # shown in the tracker for this part of the run
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -31,16 +31,16 @@ class Rewind(Exception):
 
 
 def release(trainer: WikiTrainer) -> None:
-    """Free the engine and its hooks, and let accelerate begin a second one. (all ranks)"""
+    """Free the engine and its hooks, and reset accelerate for a second engine. (all ranks)"""
     trainer.accelerator.free_memory()
     if trainer.context.engine.zero_stage == 3:
         _forget_modules()
-    # accelerate refuses a second Accelerator beside the configuration of the first.
+    # accelerate refuses a second Accelerator while the first one's configuration exists.
     AcceleratorState._reset_state()
 
 
 def _forget_modules() -> None:
-    """Two records of DeepSpeed's ZeRO-3 outlive its engine, and keep all of the model in memory."""
+    """Clear two records of DeepSpeed's ZeRO-3 that would keep the whole model in memory."""
     from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
     parameter_offload.FWD_MODULE_STACK.clear()
@@ -52,7 +52,7 @@ def _forget_modules() -> None:
 
 
 def collect() -> None:
-    """Give memory back, once nothing refers to the last trainer any more."""
+    """Collect garbage and free GPU memory, once nothing refers to the last trainer any more."""
     gc.unfreeze()
     gc.collect()
     if torch.cuda.is_available():

@@ -1,9 +1,8 @@
 """The training run as a whole.
 
-Each step needs the result of the one before: the plan needs the tokens, the DeepSpeed configuration
-needs the plan, TrainingArguments (which create the process group) need the DeepSpeed configuration,
-and the model needs TrainingArguments. All that can be refused is refused before the process group
-exists.
+The order follows from dependencies: the plan needs the tokens, the DeepSpeed configuration needs
+the plan, TrainingArguments (which create the process group) need the DeepSpeed configuration, and
+the model needs TrainingArguments. Every check that can run before the process group exists does.
 """
 
 from __future__ import annotations
@@ -72,19 +71,19 @@ def pretrain(
     Args:
         resume: "never", "auto" or the path of a checkpoint.
         allow_change: accept another horizon or batch than the checkpoint's.
-        trust_checkpoint: run the code that a checkpoint's pickles may hold.
-        replay: end after its last step.
-        signals, supervisor: if the caller has already started them.
+        trust_checkpoint: allow the code in a checkpoint's pickles to run.
+        replay: the steps to compute again; training ends after the last of them.
+        signals, supervisor: those that the caller has started; None starts new ones.
 
     Raises:
-        WikiLLMError: refused or failed; RUN/exit.json has the same `exit_code`.
+        WikiLLMError: the run was refused or failed; its `exit_code` is that in RUN/exit.json.
     """
     options = ResumeOptions(resume, allow_change, trust_checkpoint, replay)
     world = World.from_env()
     with ExitStack() as stack:
         if signals is None:
             signals = stack.enter_context(installed())
-        # Mistakes that need neither the data nor the other ranks are reported first.
+        # First the checks that need neither the data nor the other ranks.
         cfg = resolved.config
         settings = settings_of(cfg.train, cfg.run, cfg.alerts)
         refuse_before_supervision(settings.run, cfg.data.store, world)
@@ -103,7 +102,7 @@ def pretrain(
 
 
 def dry_run(resolved: Resolved) -> None:
-    """Check all that can be checked before a process group exists, and log the start summary.
+    """Run the checks that need no process group, and log the start summary.
 
     Prepares the token store; writes no run directory.
     """
@@ -124,7 +123,7 @@ def _pretrain(
     cfg = resolved.config
     heartbeat = supervisor.heartbeat
 
-    # Data, plan and engine: all that can be refused before a process group exists.
+    # Data, plan and engine: the checks that need no process group.
     heartbeat.enter("store")
     corpus = open_run_corpus(cfg.data, world, in_epochs=cfg.train.num_train_epochs is not None)
     planned = _plan_run(resolved, world, corpus)
@@ -133,7 +132,7 @@ def _pretrain(
     heartbeat.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, corpus.close)
     with closing as end, supervisor.explains(), signals.as_error():
-        # Rank 0 owns the run directory; a process that ends before training records why there.
+        # Rank 0 locks the run directory; from here on an early exit is recorded in it.
         if world.is_main:
             end.lock = run.claim(resume=options.resume != "never")
             requests.remove_old()
@@ -173,9 +172,10 @@ def _pretrain(
 def _train_from(
     start: RunContext, args: TrainingArguments, options: ResumeOptions, end: Ending
 ) -> str | None:
-    """Train from the checkpoint that `options` name. (all ranks)
+    """Train from the checkpoint that `options.resume` names. (all ranks)
 
-    Returns what to resume from where the run goes back, once nothing refers to the model any more.
+    Returns None at the end of the run, or the next `resume` after a Rewind, when nothing refers to
+    the model any more.
     """
     cfg = start.resolved.config
     point = agree_on_resume_point(start.run.checkpoints, options.resume, start.group, start.world)
@@ -194,8 +194,7 @@ def _train_from(
 
 
 def _plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
-    """Plan the run on an open corpus. Raises ConfigError if the run cannot be planned. (all
-    ranks)"""
+    """Plan the run on an open corpus. Raises ConfigError if it cannot be planned. (all ranks)"""
     cfg = resolved.config
     if world.is_main:
         predict_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
@@ -207,7 +206,7 @@ def _plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
 def _plan_on(
     corpus: Corpus, resolved: Resolved, world: World, done: tuple[int, int] | None = None
 ) -> Plan:
-    """The plan; `done` are the steps and samples that a checkpoint was trained on."""
+    """Make the plan. `done` holds the steps and samples that a checkpoint was trained on."""
     train = resolved.config.train
     return make_plan(
         resolved,
@@ -223,8 +222,8 @@ def _plan_on(
 def _open_run(planned: PlannedRun) -> None:
     """Identify the run in its claimed directory and log the start summary. (rank 0)
 
-    A directory without checkpoints gets its records here; otherwise they are written when the
-    checkpoint has been accepted. Raises MachineError if not even one checkpoint fits on the disk.
+    A directory without checkpoints gets its start records here; with checkpoints they are written
+    after the resume is accepted. Raises MachineError if no checkpoint fits on the disk.
     """
     run = planned.run
     run.check_room(planned.checkpoint_bytes, keep_of(planned.resolved.config.train))
@@ -235,7 +234,7 @@ def _open_run(planned: PlannedRun) -> None:
 
 
 def _leave_early(run: Path, rank: int, supervisor: Supervisor, error: StoppedError) -> None:
-    """Record a stop before the first step is done, and report it to the other ranks."""
+    """Record a stop that came before the end of the first step, and tell the other ranks."""
     record_exit(run, error, rank=rank, step=None)
     supervisor.leave(error)
 
@@ -254,7 +253,7 @@ def _patch(
 
 
 def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments) -> Plan:
-    """The plan; on resume, made again from the checkpoint's step and samples (any batch size)."""
+    """The plan; on resume recomputed from the checkpoint's step and samples (any batch size)."""
     if point is None:
         return planned.plan
     done = (point.step, point.trained_samples)

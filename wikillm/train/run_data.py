@@ -1,4 +1,4 @@
-"""The token streams of a run, and how its ranks read them."""
+"""Opens the token streams of a run, and gives each rank its batches."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from wikillm.train.wait_for_data import DataWaiter
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """What the trainer reads.
+    """The data that the trainer reads.
 
     Attributes:
-        shard: this rank's part of each sequence, where ranks share sequences.
-        skips: the windows of samples that this run leaves out, in the order of the decisions.
-        wait_for: returns when every rank can read the samples before the given one. (all ranks)
+        shard: this rank's part of each sequence; None unless ranks share sequences.
+        skips: the windows of samples that this run skips, in the order of the decisions.
+        wait_for: wait_for(n) returns when every rank can read samples 0 to n - 1. (all ranks)
     """
 
     train: Tokens
@@ -52,7 +52,7 @@ class RunData:
     skips: tuple[SkipWindow, ...]
 
     def loader(self, steps: range, consumed_samples: int) -> DataLoader[Any]:
-        """The batches of this rank in `steps`, the first of which begins at `consumed_samples`."""
+        """This rank's batches of `steps`; the first step begins at sample `consumed_samples`."""
         return train_loader(
             self.train,
             self.order,
@@ -73,7 +73,7 @@ class RunData:
         group: ControlGroup,
         should_stop: Callable[[], bool],
     ) -> dict[str, HeldOutLoss] | None:
-        """By the name of the stream; None when `should_stop` ended it early. (all ranks)"""
+        """Losses by stream name; None if `should_stop` ended the evaluation. (all ranks)"""
         found: dict[str, HeldOutLoss] = {}
         for stream in self.val:
             loader = eval_loader(
@@ -130,9 +130,9 @@ def open_run_data(context: RunContext) -> RunData:
 
 
 def _check_size(context: RunContext) -> None:
-    """Raises ConfigError when a store that was streamed turns out smaller than one global batch.
+    """Raise ConfigError when a finished store turns out smaller than one global batch.
 
-    The plan could not check it while the store was being built.
+    The plan could not check the size while the store was still being built.
     """
     plan = context.plan
     tokens = context.corpus.train_tokens

@@ -1,12 +1,12 @@
-"""The run directory: its owner, its identity, and what must be true before it is written.
+"""The run directory: its lock, its identity, and the checks before anything is written into it.
 
     RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json
           data.json  tokenizer/  metrics.jsonl  events.jsonl  ledger.jsonl  exit.json  outcome.json
           ranks/  diverged.json  skips.json  stop.json  stop  save  .secret  logs/rank_*.log
           checkpoints/  swanlog/  report.html
 
-One run at a time holds a directory, by an flock, so a killed run leaves no stale lock. On several
-nodes the directory must be on a file system that all of them share; `start_checks` checks it.
+A run holds an flock on its directory, so a killed run leaves no stale lock. With several nodes the
+directory must be on a file system that all nodes share (see `start_checks.check_shared_folder`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _OWN_NAMES = """
     skips.json ranks stop.json logs checkpoints swanlog samples export stop save report.html
     restart.json
 """
-"""What a run writes into its directory, `wikillm demo` included."""
+"""Names that a run, or `wikillm demo`, writes into its directory."""
 _LAUNCHER_FILES = (".log", ".out", ".err", ".pid", "lost+found")
 """Suffixes of files that launchers, and file systems, create before the run starts."""
 
@@ -83,9 +83,9 @@ class RunDir:
     def refuse_foreign(self, store: Path | None = None) -> None:
         """Refuse a folder with files that are not a run's. (rank 0)
 
-        Log files of a launcher may be there, and the run's own token store.
+        A launcher's log files and the run's own token store are accepted.
 
-        Raises ConfigError with some of the files.
+        Raises ConfigError, which names up to five of the files.
         """
         folder = self.path.resolve()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -112,9 +112,9 @@ class RunDir:
         """Lock the directory for this process and remove leftovers of a killed run. (rank 0)
 
         Raises:
-            ConfigError: another run is using it, or it holds an earlier run and this one does not
-                resume.
-            MachineError: it cannot be written.
+            ConfigError: another run is using the directory, or it holds an earlier run and `resume`
+                is False.
+            MachineError: the directory cannot be written.
         """
         # The lock comes first: nothing is read or removed while another run may write.
         lock = FileLock(self.path / ".lock")
@@ -154,8 +154,8 @@ class RunDir:
         save.
 
         Args:
-            checkpoint: bytes of one.
-            keep: checkpoints that stay.
+            checkpoint: size of one checkpoint in bytes.
+            keep: which checkpoints stay on the disk.
 
         Raises MachineError.
         """
@@ -177,20 +177,21 @@ class RunDir:
     def _remove_last_start(self, lock: FileLock) -> None:
         """Remove the last start's process records.
 
-        Raises StoppedError where torchrun restarts a run that was stopped.
+        Raises StoppedError when torchrun restarts a run that was asked to stop.
         """
         stop = stop_path(self.path)
         is_stopped = stop.exists() or stop_file(self.path).exists()
         if is_stopped and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             lock.release()
             raise StoppedError(
-                "This run was ended on request; torchrun has started it again.", fix="--resume auto"
+                "This run was stopped on request, and torchrun has restarted it.",
+                fix="start the same command again with --resume auto",
             )
         for path in (self.path / "exit.json", stop, *(self.path / "ranks").glob("*")):
             path.unlink(missing_ok=True)
 
     def identify(self) -> dict[str, Any]:
-        """The run's id and tracker id; made at the first start, kept over resumes. (rank 0)"""
+        """The run's id and tracker id, created at the first start and kept by resumes. (rank 0)"""
         if self.identity.exists():
             return self._read_identity()
         identity = {
@@ -215,9 +216,7 @@ class RunDir:
 
 
 def refuse_before_supervision(run: Path, store: str | None, world: World) -> None:
-    """Refuse what can be refused before the directory is written or other ranks are contacted.
-
-    (all ranks)
+    """The checks that need neither a write to the directory nor other ranks. (all ranks)
 
     Raises:
         ConfigError: the run directory holds other files.

@@ -1,12 +1,10 @@
-"""Saves checkpoints beside the training: it waits for the copy to host memory alone.
+"""Saves checkpoints in the background: training waits only for the copy to host memory.
 
-A save has two parts. On the training thread every rank copies the ranges it owns (12 bytes per
-parameter with AdamW, divided by the number of ranks) into a buffer of its own. Then a thread hashes
-and writes them, the ranks exchange their entries on a process group of their own, and rank 0 seals
-and publishes the checkpoint. The buffer is used again, so a save begins when the one before has
-ended.
-
-Where host memory is short the buffer is small and training waits for the whole save.
+On the training thread every rank copies the ranges it owns (12 bytes per parameter with AdamW,
+divided by the number of ranks) into its buffer. Then a background thread hashes and writes the
+buffer, the ranks exchange manifest entries on a separate process group, and rank 0 seals and
+publishes the checkpoint. The buffer is reused: a save begins after the previous save has ended.
+When host memory is short, the buffer is small and training waits for the whole save.
 """
 
 from __future__ import annotations
@@ -64,9 +62,9 @@ from wikillm.train.fragments.state import Fragment
 from wikillm.train.random_state import random_state
 
 PIECE_BYTES = 256 << 20
-"""The size of the buffer where host memory is short."""
+"""Buffer size when host memory is short."""
 _GATHER_TIMEOUT = timedelta(hours=6)
-"""For the slowest rank's disk; the supervisor watches for hangs."""
+"""Long enough for the slowest rank's disk; the supervisor watches for hangs."""
 
 Part = tuple[Extent, Fragment]
 Copied = tuple[list[Extent], memoryview]
@@ -75,12 +73,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class SmallFiles:
-    """What rank 0 writes beside the tensors.
+    """The files that rank 0 writes besides the tensors.
 
     Attributes:
-        run_state: for wikillm_state.json.
-        trainer_state: Hugging Face's, as text.
-        model: transformers'; its config.json and generation_config.json open the weights.
+        run_state: content of wikillm_state.json.
+        trainer_state: Hugging Face's trainer_state.json, as text.
+        model: transformers model whose config.json and generation_config.json are written.
     """
 
     run_state: dict[str, Any]
@@ -113,8 +111,8 @@ class CheckpointSaver:
     """Writes the checkpoints of a run. (all ranks)
 
     Attributes:
-        origin: the checkpoint of this run that it resumed from or wrote last.
-        longest_seconds: of a save, from its first copy to its publication.
+        origin: ancestry of the checkpoint that this run resumed from or wrote last.
+        longest_seconds: duration of the longest save, from its first copy to its publication.
     """
 
     def __init__(
@@ -137,7 +135,7 @@ class CheckpointSaver:
 
     @property
     def has_failed(self) -> bool:
-        """Whether `finish` would raise: the ranks vote on it after every step."""
+        """Whether `finish` would raise. The ranks vote on this after every step."""
         return self._error is not None
 
     def save(
@@ -150,8 +148,9 @@ class CheckpointSaver:
         """Copy this rank's fragments, and write them in the background. (all ranks)
 
         Args:
-            specs: all tensors of the training state; their fragments lie on all ranks.
-            small: on rank 0.
+            specs: all tensors of the training state, whose fragments are spread over the ranks.
+            fragments: the ranges of those tensors that this rank writes.
+            small: the small files on rank 0; None on other ranks.
 
         Raises MachineError when this or the previous save failed on any rank, DivergedError when a
         value is not finite.
@@ -172,7 +171,7 @@ class CheckpointSaver:
             self.finish()
 
     def finish_within(self, seconds: float) -> None:
-        """Give the save under way some time to be published; never raises."""
+        """Wait up to `seconds` for the save under way to be published. Never raises."""
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -192,7 +191,7 @@ class CheckpointSaver:
             raise error
 
     def make_room(self) -> None:
-        """Remove what a save_total_limit lower than before makes superfluous. (rank 0)"""
+        """Remove checkpoints above a save_total_limit that was lowered. (rank 0)"""
         if self.origin is None or not self.world.is_main:
             return
         spare = self.folder / checkpoint_name(self.origin.position.step)
@@ -200,14 +199,14 @@ class CheckpointSaver:
             say(f"removed {path}: train.save_total_limit={self.keep.newest}")
 
     def _fits(self, size: int) -> bool:
-        """Whether the shares of all ranks of this node fit into its memory, with room to spare."""
+        """Whether the shares of all ranks of this node fit into its memory with room to spare."""
         has_room = available_memory() > 1.5 * size * self.world.local_size
         return has_room or self._buffer.nbytes >= size
 
     def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
         """The ranges of `parts` and their bytes, in the buffer."""
         if self._buffer.nbytes < size:
-            self._buffer = torch.empty(0)  # the old one goes before the new one comes
+            self._buffer = torch.empty(0)  # free the old buffer before allocating a larger one
             on_gpu = torch.cuda.is_available()
             self._buffer = torch.empty(size // ITEM, dtype=torch.float32, pin_memory=on_gpu)
         at = 0
@@ -220,7 +219,7 @@ class CheckpointSaver:
         return [extent for extent, _ in parts], self._buffer[:at].numpy().data.cast("B")
 
     def _run(self, job: _Job, work: Iterable[Copied], began: float) -> None:
-        """The part of a save that training does not wait for. Keeps an error for `finish`."""
+        """The background part of a save. An error is kept for `finish` to raise."""
         try:
             self._together(job, lambda: self._prepare(job))
             entries = self._together(job, lambda: self._write(job, work))
@@ -233,7 +232,7 @@ class CheckpointSaver:
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
 
     def _together(self, job: _Job, work: Callable[[], Result]) -> list[Result]:
-        """The results of all ranks; an error of any rank is raised on every rank."""
+        """Run `work` on every rank and return all results; any rank's error is raised on all."""
         result: Result | None = None
         error: Exception | None = None
         try:
@@ -242,18 +241,18 @@ class CheckpointSaver:
         except Exception as caught:
             error = caught
         reported = error if isinstance(error, WikiLLMError) else repr(error) if error else None
-        found: list[Any] = self.group.gather((result, reported))
+        gathered: list[Any] = self.group.gather((result, reported))
         if error is not None:
             raise error
-        for rank, (_, of_rank) in enumerate(found):
-            if isinstance(of_rank, WikiLLMError):
-                raise of_rank
-            if of_rank is not None:
-                raise RuntimeError(f"saving step {job.step} failed on rank {rank}: {of_rank}")
-        return [each for each, _ in found]
+        for rank, (_, rank_error) in enumerate(gathered):
+            if isinstance(rank_error, WikiLLMError):
+                raise rank_error
+            if rank_error is not None:
+                raise RuntimeError(f"saving step {job.step} failed on rank {rank}: {rank_error}")
+        return [rank_result for rank_result, _ in gathered]
 
     def _prepare(self, job: _Job) -> None:
-        """Make the staging folder with the files, at their full sizes. (rank 0)"""
+        """Create the staging folder and its tensor files at their full sizes. (rank 0)"""
         if self.world.is_main:
             staged = self.staging / checkpoint_name(job.step)
             shutil.rmtree(staged, ignore_errors=True)
@@ -261,7 +260,7 @@ class CheckpointSaver:
             job.digests |= create_files(staged, job.layout)
 
     def _write(self, job: _Job, work: Iterable[Copied]) -> dict[str, FileEntry]:
-        """Write this rank's ranges, and its record with their digests and its random state."""
+        """Write this rank's ranges, then its record: their digests and the random state."""
         staged = self.staging / checkpoint_name(job.step)
         names = [file.name for file in job.layout.files]
         _wait_for([staged / name for name in names])
@@ -297,7 +296,7 @@ class CheckpointSaver:
         self._rotate()
 
     def _rotate(self) -> None:
-        """Remove superfluous checkpoints, and name those that the run had abandoned."""
+        """Remove checkpoints above the limit, and log the removed ones that were abandoned."""
         abandoned = set(arrange(self.folder).abandoned)
         for path in rotate(self.folder, self.keep):
             if path in abandoned:
@@ -305,7 +304,7 @@ class CheckpointSaver:
 
 
 def _in_file_order(fragments: Iterable[Fragment], layout: TensorLayout) -> list[Part]:
-    """Each fragment with its range in the files, in the order of the files."""
+    """Pair each fragment with its byte range in the files, in the order of the files."""
     parts = []
     for fragment in fragments:
         stop = fragment.start + fragment.values.numel()
@@ -314,7 +313,7 @@ def _in_file_order(fragments: Iterable[Fragment], layout: TensorLayout) -> list[
 
 
 def _pieces(parts: Sequence[Part]) -> Iterator[tuple[list[Part], int]]:
-    """`parts` in runs of about `PIECE_BYTES`, each with its size; a larger fragment is cut."""
+    """Batches of about `PIECE_BYTES` of `parts`, each with its size; larger fragments are cut."""
     piece: list[Part] = []
     size = 0
     for (file, first, _), fragment in parts:
@@ -336,13 +335,13 @@ def _check_finite(step: int, data: memoryview) -> None:
     if not math.isfinite(np.frombuffer(data, np.float32).sum(dtype=np.float64)):
         raise DivergedError(
             f"The weights or the optimizer state of step {step} are NaN or infinite.",
-            got="the checkpoint is not saved; the one before is the newest",
-            fix="resume from it with a lower learning rate: --resume auto train.learning_rate=...",
+            got="this checkpoint is not saved; the previous one stays the newest",
+            fix="resume with a lower train.learning_rate and --resume auto",
         )
 
 
 def _wait_for(files: Iterable[Path]) -> None:
-    """Wait until a network folder shows the files that rank 0 made. Raises FileNotFoundError."""
+    """Wait until a network folder shows rank 0's files. Raises FileNotFoundError after 60 s."""
     deadline = time.monotonic() + 60
     for file in files:
         while not file.exists() and time.monotonic() < deadline:

@@ -1,13 +1,12 @@
-"""Which losses are spikes, and RUN/skips.json, the windows of samples left out for them.
+"""Decides which losses are spikes, and reads and writes RUN/skips.json, the skipped windows.
 
-A spike is above the median of the recent losses by many times their usual distance.
+A spike exceeds the median of the recent losses by many times their usual distance from it.
 
 The limit is median + threshold x max(1.4826 x MAD, 0.5 % of the median), over the last `window`
-losses that were no spikes; MAD is the median distance from the median, and 1.4826 x MAD estimates a
-standard deviation that outliers do not move (Rousseeuw and Croux 1993,
+losses that were not spikes. MAD is the median distance from the median, and 1.4826 x MAD estimates
+a standard deviation that outliers do not move (Rousseeuw and Croux 1993,
 doi:10.1080/01621459.1993.10476408). Only losses above the limit are spikes. While the loss falls,
-as in a warm-up, the median lags above it and the distances are large, so the test is only less
-strict; the same holds while a growing batch makes the losses less noisy.
+as in a warm-up, the median lags above it and the distances are large: the test is less strict then.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from wikillm.data.read.step_samples import SkipWindow
 SKIPS = "skips.json"
 """Written by rank 0 before the run goes back; read by rank 0 at every start, for all ranks."""
 LEAST = 32
-"""Losses before the first judgment, or the whole window if that is shorter."""
+"""Number of losses before the first judgment; a shorter window is enough when it is full."""
 _DEVIATION = 1.4826  # standard deviations of a normal distribution in a MAD
-_FLOOR = 0.005  # of the median: losses may agree by chance
+_FLOOR = 0.005  # least width as a share of the median, since losses may agree by chance
 
 
 @dataclass(frozen=True, slots=True)
 class LossSpike:
-    """`step` counts from 0."""
+    """A loss above the limit. `step` counts from 0."""
 
     step: int
     loss: float
@@ -45,7 +44,7 @@ class SpikeDetector:
     """Judges one loss per optimizer step.
 
     Args:
-        recent: the losses that are known already, from a checkpoint.
+        recent: losses before the first step, from a checkpoint.
 
     Attributes:
         recent: the losses that the next one is compared with; a checkpoint records them.
@@ -58,7 +57,7 @@ class SpikeDetector:
         self._in_a_row = 0
 
     def judge(self, step: int, loss: float) -> LossSpike | None:
-        """The spike that this loss is, or None. A whole window of spikes is a new level."""
+        """The spike, or None for an ordinary loss. A full window of spikes is a new level."""
         if len(self.recent) >= min(LEAST, self._window):
             median = statistics.median(self.recent)
             distance = statistics.median(abs(each - median) for each in self.recent)
@@ -75,7 +74,10 @@ class SpikeDetector:
 
 
 def read_skips(run: Path) -> tuple[SkipWindow, ...]:
-    """The windows of a run in the order of the decisions. Raises CheckpointError if damaged."""
+    """A run's skipped windows in the order of the decisions.
+
+    Raises CheckpointError if the file is damaged.
+    """
     path = run / SKIPS
     if not path.exists():
         return ()
@@ -86,7 +88,7 @@ def read_skips(run: Path) -> tuple[SkipWindow, ...]:
         raise CheckpointError(
             f"{path} does not say which samples the run skips.",
             got=repr(error),
-            fix="restore it; without it the run would train on samples that it has skipped",
+            fix="restore the file; without it the run would train on samples that it has skipped",
         ) from None
 
 

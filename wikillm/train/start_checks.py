@@ -1,4 +1,4 @@
-"""Checks after the process group was made: do all ranks see the same world and folder?"""
+"""Checks that all ranks see the same world and folder, once the process group exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wikillm.core.world import World
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
 
-_VISIBLE_SECONDS = 20.0  # seconds until a new file must be visible on a network file system
+_VISIBLE_SECONDS = 20.0  # within this time a new file must appear on a network file system
 
 
 def check_world(
@@ -28,8 +28,8 @@ def check_world(
     """Check that launcher, torch.distributed and HF agree on ranks, micro-batch and precision.
     (all ranks)
 
-    On a CPU, HF without `use_cpu` assumes a world of one on every rank and trains every sample once
-    per rank. Raises MachineError.
+    On a CPU, HF without `use_cpu` assumes a world of one and trains every sample on every rank.
+    Raises MachineError.
     """
     group_size = dist.get_world_size() if dist.is_initialized() else 1
     group_rank = dist.get_rank() if dist.is_initialized() else 0
@@ -49,7 +49,7 @@ def check_world(
         raise MachineError(
             "Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}"
         )
-    # Under auto each rank chooses for its own machine.
+    # Under auto, each rank has chosen for its own machine.
     chosen: list[Any] = control.gather((args.per_device_train_batch_size, precision))
     micro_batches, precisions = zip(*chosen, strict=True)
     for name, values, fix in (
@@ -67,17 +67,19 @@ def check_world(
 def check_shared_folder(run: RunDir, world: World, control: ControlGroup) -> dict[str, Any]:
     """Check that every rank sees the folder that rank 0 saves checkpoints in. (all ranks)
 
-    A new file is looked for: a copy of the folder on another node's own disk has the old ones.
+    The check uses a new file, since a copy of the folder on a node's own disk has the old files.
 
     Returns:
-        The run's identity, the same on every rank. Raises MachineError.
+        The run's identity, the same on every rank.
+
+    Raises MachineError, which names the ranks without access.
     """
     name: Any = control.gather(f"start-{uuid.uuid4().hex}")[0]
     mark = run.staging / name
     if world.is_main:
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
-    control.barrier()  # a network file system may remember that a file was not there
+    control.barrier()  # a network file system may cache that a file does not exist
     identity: Any = control.gather(read_object(run.identity))[0]
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not (sees := mark.exists() and read_object(run.identity) == identity):
@@ -93,7 +95,7 @@ def check_shared_folder(run: RunDir, world: World, control: ControlGroup) -> dic
             f"{run.checkpoints} is not the same folder on every node.",
             got=f"{', '.join(blind)} does not see what rank 0 on {found[0][1]} writes there",
             fix="put run.dir on a file system that all nodes share: all ranks write into one "
-            "checkpoint, so the disk of each node does not do",
+            "checkpoint, so separate disks of the nodes do not work",
         )
     return dict(identity)
 

@@ -1,8 +1,8 @@
-"""What this rank's part of each optimizer step was, summed over ranks into RUN/ledger.jsonl.
+"""Records the batches of every optimizer step in RUN/ledger.jsonl, as digests summed over ranks.
 
-Each rank hashes the batches that it has handed to the model. The sums over ranks are made for
-several steps together, when a loss is logged and before a checkpoint. A kill loses at most
-`TOGETHER` lines that no checkpoint follows.
+Each rank hashes the batches that it has handed to the model. The sums are made for several steps
+together: when a loss is logged, and before a checkpoint. A kill loses at most the `TOGETHER` latest
+lines, all of them after the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wikillm.ledger.record import NAME, LedgerWriter, SkippedWindow, StepLine
 from wikillm.train.context import RunContext
 
 TOGETHER = 8
-"""Steps that are written at once where a loss is logged at every step."""
+"""Number of steps that are written together when every step logs a loss."""
 _MODULUS = 1 << 64
 
 
@@ -31,8 +31,8 @@ class _Consumed:
     """A step that is not in the ledger yet.
 
     Attributes:
-        digest: of this rank's part.
-        loss: the mean since the last logged one, where one was logged after this step.
+        digest: sum of the digests of this rank's batches.
+        loss: the loss logged after this step (the mean since the previous log), if any.
     """
 
     step: int
@@ -56,7 +56,7 @@ class StepLedger(TrainerCallback):
         self._context = context
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Training begins, or goes on from a checkpoint: a new segment. (all ranks)"""
+        """Begin a new segment: training starts, or continues from a checkpoint. (all ranks)"""
         if self._writer is None:
             return
         point = self._context.point
@@ -89,11 +89,11 @@ class StepLedger(TrainerCallback):
         self.flush(durable=True)
 
     def begin_step(self, step: int, first: int, samples: int) -> None:
-        """Optimizer step `step` (from 1) consumes the samples [first, first + samples)."""
+        """Record that optimizer step `step` (from 1) consumes samples [first, first + samples)."""
         self._pending.append(_Consumed(step, first, first + samples))
 
     def add_batch(self, micro_step: int, batch: Mapping[str, Any]) -> None:
-        """Micro-step `micro_step` (from 0) of this step was given `batch`, tensors on the host."""
+        """Add the batch (tensors on the host) of micro-step `micro_step` (from 0) of this step."""
         inputs_BT = batch["input_ids"].numpy()
         targets_BT = batch["shift_labels"].numpy()
         column = self._shard.index * inputs_BT.shape[1] if self._shard else 0
@@ -105,18 +105,18 @@ class StepLedger(TrainerCallback):
         step.digest = (step.digest + digest_of_rows(hashes, row)) % _MODULUS
 
     def skip(self, first: int, stop: int, reason: str) -> None:
-        """The samples [first, stop) are left out, after the steps so far. (all ranks)"""
+        """Record that the samples [first, stop) are skipped here. (all ranks)"""
         self._pending.append(SkippedWindow(first, stop, reason))
 
     def log(self, loss: float) -> None:
-        """`loss` was logged after the latest step. (all ranks)"""
+        """Record the loss that was logged after the latest step. (all ranks)"""
         if self._pending and isinstance(latest := self._pending[-1], _Consumed):
             latest.loss = loss if math.isfinite(loss) else None
         if len(self._pending) >= TOGETHER:
             self.flush()
 
     def flush(self, *, durable: bool = False) -> None:
-        """Write what was collected. (all ranks)"""
+        """Write the collected steps and skipped windows. (all ranks)"""
         steps = [entry for entry in self._pending if isinstance(entry, _Consumed)]
         digests = iter(self._group.sum_modulo([step.digest for step in steps]))
         if self._writer is not None:

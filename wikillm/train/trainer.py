@@ -1,14 +1,14 @@
 """Hugging Face's Trainer, with our batches, accumulation, loss scale and evaluation.
 
 HF fixes the micro-steps per optimizer step before its loop, which a growing batch would break. Here
-it gets all micro-batches of an optimizer step as one, and `training_step` goes through them.
+HF gets all micro-batches of an optimizer step as one batch, and `training_step` loops over them.
 
-The host does not wait for the GPU: it reads one value per logging step, the loss. Other logged
-values are copied to pinned memory before, and have arrived by then. (Where DeepSpeed clips or
-partitions, it reads the gradient norm at every step, to look for infinities.)
+The host waits for the GPU only when it reads the loss, once per logging step. Other logged values
+are copied to pinned memory earlier and have arrived by then. (Where DeepSpeed clips or partitions,
+it reads the gradient norm at every step, to look for infinities.)
 
-All else (DeepSpeed, mixed precision, clipping, the schedule) is HF's. The methods overridden here
-are public ones, except two about the gradient norm, the one that saves, and five about loading.
+HF does everything else: DeepSpeed, mixed precision, clipping, the schedule. The overridden methods
+are public, except two about the gradient norm, one that saves and five that load.
 """
 
 from __future__ import annotations
@@ -57,15 +57,17 @@ class WikiTrainer(Trainer):
     """Trains on samples in their order from `consumed_samples` on.
 
     Attributes:
-        samples: which ones each step reads.
+        samples: the samples that each step reads.
         data_seconds: time this rank has waited for batches.
         ledger: the record of what each step consumed.
-        losses: this rank's, of the latest steps, on the device (no sync): each step's number from
-            0 and the loss of every micro-step.
-        average: of the weights, with train.ema_decay, once the engine is prepared.
-        grad_norm: of the latest step, on the device or the host; None where there is none.
-        held_out: result of the latest evaluation, over all held-out streams; after `held_out_step`.
-        held_out_of: the same by source of a mixture.
+        losses: (step from 0, losses of its micro-steps) of this rank's latest steps, kept on the
+            device so that nothing waits for them.
+        average: moving average of the weights; None before the engine is prepared, or without
+            train.ema_decay.
+        grad_norm: gradient norm of the latest step, on the device or the host; None without one.
+        held_out: loss of the latest evaluation over all held-out streams.
+        held_out_step: optimizer steps done at that evaluation.
+        held_out_of: loss of that evaluation by source of a mixture.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class WikiTrainer(Trainer):
         self.data = data
         self.context = context
         self.saver = saver
-        # The content of wikillm_state.json; set before the training begins.
+        # Returns the content of wikillm_state.json; set before training begins.
         self.run_state: Callable[[int], dict[str, Any]] = lambda step: {}
         point = context.point
         self.first_step = point.step if point else 0
@@ -93,7 +95,7 @@ class WikiTrainer(Trainer):
             point.consumed_samples if point else 0,
             data.skips,
         )
-        # What the next loss is compared with (see callbacks.spikes); a checkpoint records it.
+        # The losses that the next one is compared with (callbacks.spikes); saved in checkpoints.
         self.recent_losses: Iterable[float] = ()
         self.data_seconds = 0.0
         self._norm_copy = PinnedCopy()
@@ -128,12 +130,12 @@ class WikiTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """HF's; raises CheckpointError if a part of the checkpoint cannot be loaded."""
+        """Call HF's `train`. Raises CheckpointError if the checkpoint cannot be loaded in full."""
         with loading(Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """HF's AdamW, or Muon for hidden matrices with AdamW for all other parameters."""
+        """Create HF's AdamW, or Muon for hidden matrices with AdamW for all other parameters."""
         train = self.context.resolved.config.train
         if self.optimizer is not None:  # made by an earlier call, as with HF
             return self.optimizer
@@ -152,13 +154,13 @@ class WikiTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """HF's. Nothing is loaded yet: optimizer and schedule have this start's settings."""
+        """Create HF's scheduler, and record this start's settings before a checkpoint is loaded."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         self._start_settings = StartSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """HF's (DeepSpeed has loaded its own), then this start's rates and intervals again."""
+        """Load by HF (DeepSpeed has loaded its own state), then reapply this start's settings."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._reapply_settings()
@@ -169,14 +171,14 @@ class WikiTrainer(Trainer):
         self.state.compute_steps(self.args, self.args.max_steps)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """HF's, for the weights of a checkpoint of format 1; others are restored when prepared."""
+        """Load format 1's weights by HF; `_prepare_for_training` restores other formats."""
         if not is_portable(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
-        """HF's, then the state of a checkpoint with global tensors, whatever engine wrote it."""
+        """Prepare by HF, then restore a checkpoint with global tensors, from any engine."""
         point = self.context.point
         is_global = point is not None and is_portable(point.checkpoint)
         hf_loads = None if is_global else resume_from_checkpoint
@@ -194,18 +196,18 @@ class WikiTrainer(Trainer):
         return prepared
 
     def training_state(self) -> TrainingState:
-        """Weights and optimizer as fragments of global tensors; after the engine is prepared."""
+        """Weights and optimizer as fragments of global tensors. Needs the prepared engine."""
         if self._training_state is None:
             parts = self.model_wrapped, self.optimizer, self.lr_scheduler, self.accelerator.scaler
             self._training_state = TrainingState(*parts)
         return self._training_state
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Load it later: HF would, before the DataLoader's iterator draws a seed from it."""
+        """Remember the checkpoint: its random state is loaded after the DataLoader draws a seed."""
         self._random_state_in = checkpoint
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse missing or unknown weights; HF only warns. A tied weight is stored once."""
+        """Refuse missing or unknown weights, where HF only warns. A tied weight is stored once."""
         check_loaded_weights(load_result, getattr(self.model, "all_tied_weights_keys", None) or {})
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -216,9 +218,9 @@ class WikiTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
-        """All micro-batches of one optimizer step as one item, and the targets of its global batch.
+        """All micro-batches of an optimizer step as one item, and the global batch's target count.
 
-        Their number follows from the order alone: no count on the device, no collective per step.
+        The count follows from the sample order: no count on the device, no collective per step.
         """
         if self._random_state_in is not None:
             if is_portable(Path(self._random_state_in)):
@@ -246,7 +248,7 @@ class WikiTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """All micro-steps of an optimizer step; returns the loss to be logged.
+        """Run all micro-steps of an optimizer step; returns the loss to be logged.
 
         Without DeepSpeed, ranks exchange gradients only after the last micro-step.
         """
@@ -260,27 +262,27 @@ class WikiTrainer(Trainer):
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
             self.accelerator.sync_gradients = is_last  # accelerate passes it on to DeepSpeed
-            waits = not is_last and not self.is_deepspeed_enabled
-            with self.accelerator.no_sync(model) if waits else nullcontext():
+            skips_sync = not is_last and not self.is_deepspeed_enabled
+            with self.accelerator.no_sync(model) if skips_sync else nullcontext():
                 on_device = to_device(batch, self.args.device)
                 losses.append(super().training_step(model, on_device, num_items_in_batch))
             self.ledger.add_batch(number - 1, batch)  # while a GPU computes
-        of_step = torch.stack(losses)
-        self.losses.append((done, of_step))
-        return of_step.sum()
+        step_losses = torch.stack(losses)
+        self.losses.append((done, step_losses))
+        return step_losses.sum()
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """HF's count, of all micro-batches of a step."""
+        """HF's count, summed over all micro-batches of a step."""
         return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """HF's; DeepSpeed clips itself, and accelerate would wait for the value of its norm."""
+        """Clip by HF; DeepSpeed clips by itself, and accelerate would wait for its norm."""
         if self.is_deepspeed_enabled:
             return model.get_global_grad_norm()
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm to log, without waiting: it is on the host once the loss is read."""
+        """The norm to log, not waited for: it has reached the host once the loss is read."""
         if grad_norm is None and self.is_deepspeed_enabled:
             grad_norm = model.get_global_grad_norm()
         elif grad_norm is None:
@@ -290,9 +292,9 @@ class WikiTrainer(Trainer):
         return self._norm_copy.start(grad_norm) if is_tensor else grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Copies the training state; the saver writes it beside the next steps. (all ranks)
+        """Copy the training state; the saver writes it during the next steps. (all ranks)
 
-        The ledger is never behind a checkpoint.
+        The ledger is flushed first, so that it is never behind a checkpoint.
         """
         self.ledger.flush(durable=True)
         self.store_flos()
@@ -310,12 +312,15 @@ class WikiTrainer(Trainer):
         self.saver.save(self.state.global_step, specs, fragments, small)
 
     def store_flos(self) -> None:
-        """HF sums the counts over the ranks with a collective; here all ranks have the same."""
+        """Multiply by the ranks, whose counts are equal; HF would sum them with a collective."""
         self.state.total_flos += self.current_flos * self.accelerator.num_processes
         self.current_flos = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss on each held-out stream and over all; {} after a stop request. (all ranks)"""
+        """Measure the held-out loss by stream and in total. (all ranks)
+
+        Returns {} after a stop request.
+        """
         metrics: dict[str, float] = {}
         found = self.data.held_out_losses(
             self.model_wrapped, self.args.device, self.context.group, self.should_stop_evaluating

@@ -64,7 +64,7 @@ def train(
     StoppedError after a complete checkpoint when a signal or the time limit asked for it.
     """
     start = time.monotonic()
-    # A checkpoint is checked against this run before anything of it is used.
+    # Compare the checkpoint with this run before anything of it is loaded.
     point = context.point
     data = open_run_data(context) if point is None else _resume_data(context, point, options)
     saver = _saver(context)
@@ -79,7 +79,7 @@ def train(
         trainer.add_callback(callback)
     end.step = lambda: int(trainer.state.global_step)
     context.heartbeat.enter("setup")
-    context.signals.install()  # again: the tracker has installed handlers of its own
+    context.signals.install()  # again, since the tracker has installed its own handlers
 
     folder = point.checkpoint if point else context.run.path
     sequence = _next_sequence(context)
@@ -98,13 +98,13 @@ def train(
         raise
     finally:
         garbage.close()
-        # A save that began before the error is good; other ranks may have ended already.
+        # A save that began before the error is sound; the wait is limited, as ranks may be gone.
         saver.finish_within(context.resolved.config.train.exit_timeout_seconds)
         context.heartbeat.enter("close")
         report.close(error)
         if context.world.is_main:
             with suppress(OSError):
-                context.write_data_record()  # again: the store may have grown
+                context.write_data_record()  # again, since the store may have grown
         if isinstance(error, Rewind):
             error.resume = _where_to_resume(context, sequence)
             _leave(trainer, end)
@@ -113,7 +113,7 @@ def train(
 
 
 def _saver(context: RunContext) -> CheckpointSaver:
-    """What writes the checkpoints of this run, with room for the first one. (all ranks)"""
+    """Make the checkpoint saver, and remove checkpoints above the limit. (all ranks)"""
     run = context.run
     saver = CheckpointSaver(
         run.checkpoints,
@@ -136,7 +136,7 @@ def _stopped(by: str, trainer: WikiTrainer) -> StoppedError:
 
 
 def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions) -> RunData:
-    """The data of a resumed run, once configuration, files and tokens match the checkpoint."""
+    """Open the data of a resumed run after checking configuration, files and tokens."""
     facts = run_facts(context)
     settings = recorded_settings(context.resolved.config)
     model = context.resolved.config.model
@@ -154,28 +154,28 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
     data = open_run_data(context)
     data.wait_for(point.consumed_samples)
     check_same_tokens(point, context.corpus.data_read(data.order, point.consumed_samples))
-    # Only now: a start that is refused leaves the records of the run as they are.
+    # Written last, so that a refused start leaves the run's records unchanged.
     if context.world.is_main:
         context.write_start_records()
     return data
 
 
 def _leave(trainer: WikiTrainer, end: Ending) -> None:
-    """Free what the next trainer takes the place of. (all ranks)"""
+    """Free this trainer's engine and memory before the next trainer is made. (all ranks)"""
     step = trainer.state.global_step
     end.step = lambda: step  # without the trainer
     release(trainer)
 
 
 def _where_to_resume(context: RunContext, sequence: int) -> str:
-    """What this start has saved, else what it began from. (rank 0)"""
+    """`resume` for the next trainer: this start's latest save, else its own origin. (rank 0)"""
     if _next_sequence(context) > sequence:
         return "auto"
     return str(context.point.checkpoint) if context.point else "never"
 
 
 def _next_sequence(context: RunContext) -> int:
-    """Of the checkpoint that is written next: it grows with each one that is published."""
+    """Sequence number of the next checkpoint; each published checkpoint raises it by one."""
     return next_ancestry(context.run.checkpoints, 0, None).position.sequence
 
 
@@ -200,14 +200,14 @@ def _callbacks(
     context.signals.limit = limit.reason
     yield limit
     yield stop
-    # After the vote that may ask for a checkpoint: what differs between ranks is not saved.
+    # After the vote that may ask for a checkpoint, so that differing weights are not saved.
     if train.weight_check_steps:
         yield WeightCheckCallback(train.weight_check_steps, context.group)
     yield RoomCallback(context, trainer.saver)
     yield trainer.ledger
     if train.spikes != "off":
         yield SpikeCallback(trainer, report)
-    # The average must not hold a NaN, and is a part of the checkpoint.
+    # After the check for NaN, and before anything that saves the average.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
         yield EmaCallback(trainer, train.ema_decay, first)

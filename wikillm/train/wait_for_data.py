@@ -1,8 +1,8 @@
 """Opens the corpus of a run, and waits for samples of a store that is still being built.
 
-A rank that waited for a file alone would leave the others in a collective until it times out, with
-no reason given. So all ranks poll in step: several times a second they agree whether the samples
-exist, whether the build failed, and whether the run was asked to stop.
+If one rank waited for a file alone, the others would wait in a collective until it times out, with
+no reason given. So all ranks poll together: several times a second they agree whether the samples
+exist, whether the build failed, and whether a stop was requested.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def open_run_corpus(data: DataSection, world: World, *, in_epochs: bool) -> Corp
     """The corpus of a run: finished, or with data.streaming its first window. (all ranks)
 
     Args:
-        in_epochs: the horizon is a number of epochs, which needs the size of the finished store.
+        in_epochs: whether the horizon is in epochs, which needs the size of the finished store.
     """
     if not in_epochs:
         corpus = stream_corpus(data, is_main=world.is_main, is_local_main=world.local_rank == 0)
@@ -46,13 +46,13 @@ def open_run_corpus(data: DataSection, world: World, *, in_epochs: bool) -> Corp
 
 
 class DataWaiter:
-    """Waits for samples of a `GrowingOrder`; all of other orders exist.
+    """Waits for samples of a `GrowingOrder`; samples of any other order exist already.
 
-    While the builder is ahead it costs one vote per window.
+    While the builder is ahead of training, waiting costs one vote per window.
 
     Args:
-        on_complete: called when the store is complete at the first wait, before any training: the
-            place to refuse a corpus that is too small for the run. (all ranks)
+        on_complete: called at the first wait, before any training, if the store is complete by
+            then; it may refuse a corpus that is too small for the run. (all ranks)
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class DataWaiter:
         self._group = group
         self._signals = signals
         self._on_complete = on_complete
-        # Samples that every rank can read (None: all). The first window exists already.
+        # Number of samples that every rank can read; None means all. The first window exists.
         self._agreed = self._growing.covered_with(0) if self._growing else None
         self._is_first = True
 
     def wait_for(self, stop: int) -> None:
         """Return when every rank can read the samples before `stop`. (all ranks, the same `stop`)
 
-        Raises the error that ended the build, on every rank; StoppedError when a stop was requested
-        while samples were missing.
+        Raises, on every rank, the error that ended the build, or StoppedError when a stop was
+        requested while samples were missing.
         """
         is_first = self._is_first
         self._is_first = False
@@ -84,7 +84,7 @@ class DataWaiter:
         start = time.monotonic()
         logged = 0.0
         while True:
-            # Trouble is read first: samples that exist after it are final.
+            # Read the failure before looking for samples: those that exist after it are final.
             failure = growing.corpus.failure(start)
             exists = growing.covers(stop)
             is_asked = self._signals.received is not None

@@ -1,8 +1,8 @@
 """An exponential moving average of the weights over the tail of a run, saved with each checkpoint.
 
-average = decay x average + (1 - decay) x weights after each optimizer step, in float32. It starts
-as the weights of `start_step` (Polyak and Juditsky 1992, doi:10.1137/0330046). Training never reads
-it. Its arithmetic, and how it is split over the ranks, is in `fragments/average.py`.
+average = decay x average + (1 - decay) x weights after each optimizer step, in float32. The average
+starts as the weights of `start_step` (Polyak and Juditsky 1992, doi:10.1137/0330046). Training
+never reads it. See `fragments/average.py` for the arithmetic and the division over the ranks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from wikillm.train.trainer import WikiTrainer
 
 
 class EmaCallback(TrainerCallback):
-    """Comes after the callback that stops at NaN.
+    """Updates the average after each step. Must come after the callback that stops at NaN.
 
     Args:
-        start_step: optimizer step whose weights the average starts with.
+        start_step: optimizer step whose weights become the first average.
     """
 
     def __init__(self, trainer: WikiTrainer, decay: float, start_step: int) -> None:

@@ -1,7 +1,7 @@
-"""Scores `train.eval_tasks` while training, at each evaluation or every so many steps.
+"""Scores `train.eval_tasks` while training: every `eval_tasks_steps`, or at each evaluation.
 
-All ranks take part, each with its share of the questions, under every ZeRO stage. Nothing random is
-drawn and the mode of the model is restored: a run with tasks is bit-identical to one without.
+Under every ZeRO stage all ranks take part, each with its share of the questions. Scoring draws no
+random numbers and restores the model's mode: a run with tasks is bit-identical to one without.
 """
 
 from __future__ import annotations

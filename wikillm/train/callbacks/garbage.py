@@ -1,9 +1,9 @@
 """Python's garbage collector on a schedule that all ranks share.
 
-By default it runs when a rank's own allocations trigger it: one rank pauses in one step, another in
-the next, and each time all wait. Here it is off inside steps and runs on all ranks after the same
-step. Objects that exist when training begins (modules, model, store) are frozen: never scanned
-again.
+By default the collector runs when a rank's own allocations trigger it: one rank pauses in one step,
+another in the next, and each time all ranks wait. Here the collector is off inside steps, and runs
+on all ranks after the same step. Objects that exist when training begins (modules, model, store)
+are frozen: they are never scanned again.
 """
 
 from __future__ import annotations

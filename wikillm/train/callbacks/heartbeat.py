@@ -1,4 +1,4 @@
-"""Marks on the supervisor's heartbeat what comes next: a step, an evaluation, a save."""
+"""Marks the next phase on the supervisor's heartbeat: a step, an evaluation or a save."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wikillm.supervise.heartbeat import Heartbeat
 
 
 class HeartbeatCallback(TrainerCallback):
-    """The last callback. HF's order is: step end, evaluation, save; the trainer marks reading."""
+    """Must be the last callback. HF calls step end, evaluation, save; the trainer marks reading."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat

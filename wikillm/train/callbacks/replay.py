@@ -1,4 +1,4 @@
-"""Ends a replay after its last step, or begins it once more (`train.replay`)."""
+"""Ends a replay after its last step, or starts a second pass (`train.replay`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from wikillm.train.rewind import Rewind
 
 
 class ReplayCallback(TrainerCallback):
-    """Notes the loss and the gradient norm of the last step. (all ranks)
+    """Records the loss and the gradient norm of the last step. (all ranks)
 
-    Where they are not those that were logged, the steps are computed a second time: this machine
-    either repeats itself or does not.
+    If they differ from the logged values, a second pass computes the steps again, which shows
+    whether this machine repeats its own result.
     """
 
     def __init__(self, replay: Replay) -> None:

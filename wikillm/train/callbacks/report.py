@@ -1,7 +1,7 @@
-"""What a run reports while it trains: log table or live view, metrics.jsonl, tracker, report.html.
+"""Reports a run while it trains: log table or live view, metrics.jsonl, tracker, report.html.
 
-All ranks measure, rank 0 reports. Evaluation, checkpoints and samples do not count: the meter stops
-at the end of a step that one of them follows, until the next step begins.
+All ranks measure, rank 0 reports. Evaluation, checkpoints and samples are not measured: the meter
+stops after a step that is followed by any of them, and starts again with the next step.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ReportCallback(TrainerCallback):
             uses_gpu=on_gpu,
         )
         self._energy = GpuEnergy(uses_gpu=on_gpu)
-        # The means at the end are those of this start alone.
+        # The means at the end cover this start only.
         self._tokens_at_start = self.meter.tokens
         self._seconds_at_start = self.meter.train_seconds
         self._table = LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None)
@@ -80,12 +80,12 @@ class ReportCallback(TrainerCallback):
                 sink.start({**cfg.model_dump(mode="json"), "plan": plan.to_json()})
 
     def sources_used(self) -> tuple[SourceUse, ...]:
-        """What optimizer steps have used of each source of a mixture so far; () without one."""
+        """Samples and tokens used so far of each source of a mixture; () without a mixture."""
         return self.trainer.data.order.used(self.trainer.consumed_samples)
 
     @property
     def mean_tokens_per_second(self) -> float | None:
-        """Over this process's part of the run."""
+        """Mean speed since this start of the run; None before the first step."""
         seconds = self.meter.train_seconds - self._seconds_at_start
         return (self.meter.tokens - self._tokens_at_start) / seconds if seconds > 0 else None
 
@@ -141,7 +141,7 @@ class ReportCallback(TrainerCallback):
         self._show({**values, names.STEP: state.global_step})
 
     def _show(self, values: dict[str, float]) -> None:
-        """In the live view if there is one, else as a line; the rank's log has the line anyway."""
+        """Show in the live view if there is one, else as a line. The log file always has it."""
         log: Callable[[str], None] = say
         if self._view is not None and self._view.is_shown:
             log = log_only
@@ -177,7 +177,7 @@ class ReportCallback(TrainerCallback):
             sink.log(state.global_step, values, names.EVAL)
 
     def event(self, kind: str, step: int, record: dict[str, Any]) -> None:
-        """Add a record to events.jsonl. (rank 0; elsewhere nothing)"""
+        """Add a record to events.jsonl. (rank 0; does nothing on other ranks)"""
         for sink in self.sinks:
             if isinstance(sink, JsonlSink):
                 sink.event(kind, step, record)
@@ -218,7 +218,7 @@ class ReportCallback(TrainerCallback):
         """Finish the sinks, each within its own time limit. Safe while an error is raised."""
         if self._view is not None:
             self._view.stop()
-        if self._page is not None:  # or it could replace the page of the end (`exit.ending`)
+        if self._page is not None:  # a late refresh could overwrite the last page (`exit.ending`)
             self._page.close()
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
         reason = None

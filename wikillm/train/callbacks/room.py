@@ -1,4 +1,4 @@
-"""Is there room for the checkpoint that is due? A full disk costs a checkpoint, not the run."""
+"""Checks for disk space before each checkpoint: a full disk costs a checkpoint, not the run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from wikillm.train.saver import CheckpointSaver
 
 
 class RoomCallback(TrainerCallback):
-    """Before each save rank 0 looks, and removes superfluous checkpoints where it is tight.
+    """Before each save rank 0 checks the free space, and removes superfluous checkpoints if needed.
 
-    A checkpoint that still does not fit is left out with a warning, and the run goes on. The last
-    one of a start is not left out: the run ends with code 3.
+    A checkpoint that still does not fit is skipped with a warning, and training continues. If it is
+    the last checkpoint of this start, the run ends with code 3 instead.
     """
 
     def __init__(self, context: RunContext, saver: CheckpointSaver) -> None:
@@ -31,7 +31,7 @@ class RoomCallback(TrainerCallback):
     ) -> None:
         if not control.should_save:
             return
-        self.saver.finish()  # it writes and removes checkpoints too
+        self.saver.finish()  # the saver writes and removes checkpoints in the background
         reported = self._what_is_missing() if self.context.world.is_main else None
         missing: Any = self.context.group.gather(reported)[0]
         if missing is None:
@@ -44,7 +44,7 @@ class RoomCallback(TrainerCallback):
         control.should_save = False
 
     def _what_is_missing(self) -> str | None:
-        """None where the checkpoint fits. (rank 0)"""
+        """The missing space as text; None if the checkpoint fits. (rank 0)"""
         folder = self.context.run.checkpoints
         size = self.context.checkpoint_bytes
         removed, missing = make_room(folder, size, self.saver.keep)
@@ -53,5 +53,5 @@ class RoomCallback(TrainerCallback):
         if not missing:
             return None
         newest = next(iter(arrange(folder).branch), None)
-        left = f"the newest complete checkpoint is {newest}" if newest else "there is none yet"
-        return f"it takes {format_size(size)}, of which {format_size(missing)} are missing; {left}"
+        last = f"the newest complete checkpoint is {newest}" if newest else "there is none yet"
+        return f"it takes {format_size(size)}, of which {format_size(missing)} are missing; {last}"

@@ -1,7 +1,8 @@
-"""Sample generations while training, at each evaluation or every so many steps.
+"""Generates samples while training: every `sample_steps`, or at each evaluation.
 
 The random state is restored afterwards, so a run with samples is bit-identical to one without.
-Under ZeRO-3 all ranks take part, because every forward gathers weights; otherwise rank 0 alone.
+Under ZeRO-3 all ranks take part, because every forward pass gathers weights; otherwise only rank 0
+does.
 """
 
 from __future__ import annotations
@@ -70,6 +71,6 @@ class SampleCallback(TrainerCallback):
         self.report.show_samples(step, samples)
 
     def _should_stop(self) -> bool:
-        """Whether a stop was requested; where all ranks take part, of any of them."""
+        """Whether a stop was requested on this rank, or on any rank if all take part."""
         is_asked = self.trainer.context.signals.received is not None
         return self.trainer.context.group.any(is_asked)[0] if self.is_partitioned else is_asked

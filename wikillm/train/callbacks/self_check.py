@@ -1,8 +1,9 @@
 """Checks a run in its first minute, and logs one block: `self-check`.
 
-Learning rates of the schedule against the plan, the first loss against ln V, the first gradient
-norm. `train.self_check=full` also compares the loss of a micro-batch with that of its rows one by
-one, which costs two forward passes: rows that see each other, or a loss with a wrong scale, differ.
+The checks compare the schedule's learning rates with the plan and the first loss with ln V, and
+look at the first gradient norm. `train.self_check=full` also compares the loss of a micro-batch
+with the loss of its rows one by one, at the cost of two forward passes. The losses differ if rows
+see each other or if the loss has a wrong scale.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from wikillm.plan.schedule import five_points
 from wikillm.train.trainer import WikiTrainer
 
 NEAR = 0.1
-"""A random model's loss is this near to ln V, as a share of it."""
-_RATES = 1e-6  # relative; both are float64 formulas
-_ROWS = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}  # relative, by precision
+"""Largest relative distance of a random model's loss from ln V."""
+_RATES = 1e-6  # largest relative difference of learning rates; both are float64 formulas
+_ROWS = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}  # the same for losses, by precision
 
 
 class SelfCheckCallback(TrainerCallback):
-    """Errors are for what is certainly wrong, warnings for what is unusual. (all ranks)"""
+    """Raises for what is certainly wrong, warns about what is only unusual. (all ranks)"""
 
     def __init__(self, trainer: WikiTrainer) -> None:
         context = trainer.context
@@ -42,7 +43,7 @@ class SelfCheckCallback(TrainerCallback):
             self._check_rows()
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """HF logs the first step of a start."""
+        """Check the first logged loss and norm: HF logs the first step of every start."""
         logs = kwargs["logs"]
         if self._has_logged or "loss" not in logs:
             return
@@ -59,7 +60,7 @@ class SelfCheckCallback(TrainerCallback):
         say("\n".join([f"self-check {first}", *(f"           {line}" for line in rest)]))
 
     def _check_first_loss(self, loss: float) -> None:
-        """Before the first update a random model gives every token about the same probability."""
+        """Warn if the first loss is far from ln V, the loss of equally probable tokens."""
         rows = self.context.plan.vocab_size
         expected = math.log(rows)
         self._lines.append(f"first loss {loss:.3f}, ln {rows:,} = {expected:.3f}")
@@ -71,7 +72,7 @@ class SelfCheckCallback(TrainerCallback):
             )
 
     def _check_rates(self) -> None:
-        """The loaded schedule must give the planned rate of each step. Raises MachineError."""
+        """Raise MachineError unless the loaded schedule gives the planned learning rates."""
         plan = self.context.plan
         planned = five_points(
             self.config.train, max_steps=plan.max_steps, warmup_steps=plan.warmup_steps
@@ -93,7 +94,7 @@ class SelfCheckCallback(TrainerCallback):
         self._lines.append(f"learning rates as planned: {shown}")
 
     def _check_rows(self) -> None:
-        """Raises MachineError where a row's loss depends on the other rows. (all ranks)"""
+        """Raise MachineError if the loss of a row depends on the other rows. (all ranks)"""
         if self.config.train.compile == "layers":
             self._lines.append("rows one by one: left out, the layers are compiled for one shape")
             return

@@ -1,8 +1,8 @@
 """Finds loss spikes, reports them with their documents, and with `train.spikes=skip` goes back.
 
-The loss is the mean over the ranks, the same on all of them. Losses stay on the device; they are
-read when HF logs, which waits for the device anyway, and before each checkpoint, so that no
-checkpoint holds an update that a spike belongs to.
+The loss is the mean over the ranks, and so the same on all ranks. Losses stay on the device until
+HF logs, which waits for the device anyway, or until a checkpoint is due. So no checkpoint holds the
+update of a spike that was not judged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wikillm.train.trainer import LOSSES_KEPT, WikiTrainer
 
 
 class SpikeCallback(TrainerCallback):
-    """Judges the loss of every step. Comes before the callbacks that save. (all ranks)"""
+    """Judges the loss of every step. Must come before the callbacks that save. (all ranks)"""
 
     def __init__(self, trainer: WikiTrainer, report: ReportCallback) -> None:
         context = trainer.context
@@ -61,14 +61,14 @@ class SpikeCallback(TrainerCallback):
             self._arriving = self._copy.start(self._sums())
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """HF has read its loss, so the copy has arrived."""
+        """Judge the copied losses: HF has waited for its loss, so the copy has arrived."""
         arrived = self._arriving
         self._arriving = None
         if arrived is not None:
             self._judge(arrived)
 
     def _sums(self) -> torch.Tensor:
-        """This rank's loss of each step that was not judged yet."""
+        """This rank's loss of each step that is not judged yet."""
         losses = [losses.sum() for step, losses in self.trainer.losses if step >= self._next]
         return torch.stack(losses) if losses else torch.zeros(0)
 
@@ -87,7 +87,7 @@ class SpikeCallback(TrainerCallback):
             self._act(found)
 
     def _act(self, spikes: list[LossSpike]) -> None:
-        """Report the spikes of a check as one, then skip them where that was asked for."""
+        """Report the spikes of one check together; with train.spikes=skip, skip them."""
         worst = max(spikes, key=lambda spike: spike.loss)
         first = spikes[0].step
         last = spikes[-1].step
@@ -110,7 +110,7 @@ class SpikeCallback(TrainerCallback):
                 "worst_micro_batch": batch.to_json(),
             },
         )
-        if skip or is_new:  # a long one is reported once
+        if skip or is_new:  # a spike that spans several checks is reported once
             if self.alerts is not None:
                 self.alerts.spike(what, last + 1)
             warn("\n".join([what, *(f"  {line}" for line in batch.text().splitlines())]))
@@ -126,7 +126,7 @@ class SpikeCallback(TrainerCallback):
         return worst
 
     def _skip(self, first: int, last: int, what: str) -> None:
-        """Record the window and go back, or stop the run when the budget is spent."""
+        """Record the skipped window and go back; raise DivergedError after train.max_skips."""
         context = self.trainer.context
         skips = self.trainer.data.skips
         # The update of the step before the first high loss may be its cause.
@@ -140,7 +140,7 @@ class SpikeCallback(TrainerCallback):
                 got=what,
                 fix="resume with a lower learning rate: --resume auto "
                 f"train.learning_rate={self.train.learning_rate / 2:g}; "
-                "or train.max_skips=N; or train.spikes=report, which goes on",
+                "or a larger train.max_skips; or train.spikes=report, which trains on",
             )
         if context.world.is_main:
             write_skips(context.run.path, [*skips, window])

@@ -1,10 +1,11 @@
-"""Ends the run on all ranks at the same step: numbers that are not finite, or a request to stop.
+"""Ends the run on all ranks at the same step, after NaN or infinity or a request to stop.
 
 After every step all ranks vote. NaN or infinity in any rank's loss, or in the gradient norm, ends
 the run before anything is saved. A signal (SIGTERM, see supervise/signals), the time limit or
-RUN/stop ends it after a checkpoint; RUN/save makes one. With fp16 DeepSpeed's loss scaler skips
-steps that overflow; only a long series of them ends the run. On a GPU the check of a step is read
-one step later, so that it never waits for the GPU; before a checkpoint it is read at once.
+RUN/stop ends it after a checkpoint; RUN/save makes a checkpoint. With fp16 DeepSpeed's loss scaler
+skips steps that overflow; only a long series of skipped steps ends the run. On a GPU the check of a
+step is read one step later, so that nothing waits for the GPU; before a checkpoint it is read at
+once.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class SkipCounter:
 
 
 class StopAfterPhase(TrainerCallback):
-    """The last to act: no further step after a request during evaluation, samples or a save."""
+    """Stops before the next step for a request during evaluation, samples or a save."""
 
     def __init__(self, stop: StopCallback) -> None:
         self._ask_again = stop.ask_again
@@ -64,7 +65,7 @@ class StopAfterPhase(TrainerCallback):
 
 
 class StopCallback(TrainerCallback):
-    """`stopped_by` names what ended the run early, after training has returned."""
+    """Votes after every step. `stopped_by`: the reason of an early stop; None if there was none."""
 
     def __init__(self, trainer: WikiTrainer) -> None:
         self.trainer = trainer
@@ -91,7 +92,7 @@ class StopCallback(TrainerCallback):
         stop, diverged, save, unsaved = group.any(is_asked, bad, wants_save, saver.has_failed)
         signals.polled()
         if unsaved:
-            saver.finish()  # raises on every rank what the save in the background met
+            saver.finish()  # raises the background save's error on every rank
         if diverged:
             raise self._diverged(state.global_step, args.learning_rate / 2)
         if (stop or save) and not control.should_save:
@@ -108,9 +109,9 @@ class StopCallback(TrainerCallback):
         self.trainer.context.signals.polled()
 
     def ask_again(self, args: Any, state: Any, control: TrainerControl, *, saved: bool) -> None:
-        """Stop at this step for a request that came after the vote of the step. (all ranks)
+        """Stop at this step for a request that came after the step's vote. (all ranks)
 
-        At the horizon the run ends by itself.
+        At the horizon the run ends anyway.
         """
         context = self.trainer.context
         if self.stopped_by is not None or state.global_step >= state.max_steps:
@@ -128,13 +129,13 @@ class StopCallback(TrainerCallback):
         reasons = dict(enumerate(self.trainer.context.group.gather(own)))
         first = min((rank for rank, reason in reasons.items() if reason), default=0)
         self.stopped_by = own or f"{reasons[first] or 'a signal'} (rank {first})"
-        what = "its checkpoint is being written" if saved else "saving a checkpoint"
-        say(f"stopping: {self.stopped_by}; {what} at step {state.global_step}")
+        action = "its checkpoint is being written" if saved else "saving a checkpoint"
+        say(f"stopping: {self.stopped_by}; {action} at step {state.global_step}")
         control.should_save = not saved
         control.should_training_stop = True
 
     def _check_before_saving(self, args: Any, state: TrainerState) -> None:
-        """Read the check of this step now: a checkpoint that was not due is about to be written."""
+        """Read this step's check now, before an unscheduled checkpoint is written."""
         if self.trainer.context.group.any(self._flag.flush())[0]:
             raise self._diverged(state.global_step, args.learning_rate / 2)
 
@@ -143,25 +144,25 @@ class StopCallback(TrainerCallback):
         return self.trainer.context.run.path
 
     def _diverged(self, step: int, rate: float) -> DivergedError:
-        """Names the micro-batches whose loss is not finite, on all ranks. (all ranks)"""
+        """The error, which names the micro-batches of all ranks with a bad loss. (all ranks)"""
         context = self.trainer.context
         gathered: list[Any] = context.group.gather(not_finite(self.trainer))
         found: list[BadMicroBatch] = [each for of_rank in gathered for each in of_rank]
-        # On a GPU it is known one step later.
+        # On a GPU a bad loss is found one step later, so report the first step that has one.
         at = min((each.step + 1 for each in found), default=step)
         bad = [each for each in found if each.step + 1 == at]
-        of_step = self.trainer.data.shape.accumulation * context.world.size
+        total = self.trainer.data.shape.accumulation * context.world.size
         if context.world.is_main:
             record = {"step": at, "micro_batches": [each.to_json() for each in bad]}
             with suppress(OSError):
                 write_json(self._run / DIVERGED, record)
         if not bad:
             got = "the loss is finite on every rank, the gradient is not"
-        elif len(bad) == of_step:
-            got = f"all {of_step} micro-batches of the step: the weights were not finite before it"
+        elif len(bad) == total:
+            got = f"all {total} micro-batches of the step: the weights were not finite before it"
         else:
             got = "\n".join(each.text() for each in bad[:SHOWN])
-            got += f"\n{len(bad)} of {of_step} micro-batches: {self._run / DIVERGED}"
+            got += f"\n{len(bad)} of {total} micro-batches: {self._run / DIVERGED}"
         return DivergedError(
             f"The loss or the gradient is NaN or infinite at step {at}.",
             got=got,
@@ -180,7 +181,7 @@ class StopCallback(TrainerCallback):
         )
 
     def _not_finite(self, *, fp16: bool) -> torch.Tensor:
-        """Whether this step's loss or gradient norm is not finite; stays on the device."""
+        """Whether this step's loss or gradient norm is not finite, as a tensor on the device."""
         if not self.trainer.losses:
             return torch.tensor(False)
         engine: Any = self.trainer.model_wrapped  # DeepSpeed's engine, or a model (in DDP)

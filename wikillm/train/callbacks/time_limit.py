@@ -1,10 +1,9 @@
 """Stops a run before a time limit that a scheduler enforces: `train.max_hours`.
 
-It stops early enough to save and to exit. The clock starts with the Slurm job
-(SLURM_JOB_START_TIME),
-else with this process: the limit is the job's, and tokenizing counts. It only decides;
-`StopSignals` carries the request, so that all ranks stop at the same step, save, and exit with 75.
-Each start makes at least one step, so that a limit that is too short still makes progress.
+The stop comes early enough to save and to exit. The clock starts with the Slurm job
+(SLURM_JOB_START_TIME), else with this process: the limit is the job's, and tokenizing counts. The
+callback only decides; `StopSignals` carries the request, so that all ranks stop at the same step,
+save, and exit with 75. Each start makes at least one step: even a too short limit makes progress.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 SLOW_DISK = 100e6
-"""Bytes/s of writing and hashing assumed until a save was measured: a slow network folder."""
+"""Bytes/s of writing and hashing, assumed until a save was measured: a slow network folder."""
 MARGIN = 1.25
-"""Steps and saves vary; the longest one seen is multiplied by this."""
+"""Factor on the longest step and save so far, since their times vary."""
 
 
 class SaveTimes(Protocol):
-    """What a saver measures: its longest save, and whether one is under way."""
+    """A saver's measurements: its longest save, and whether a save is under way."""
 
     longest_seconds: float
 
@@ -34,13 +33,14 @@ class SaveTimes(Protocol):
 
 
 class TimeLimitCallback(TrainerCallback):
-    """Measures steps and saves, and says when the next ones no longer fit.
+    """Measures steps and saves, and requests a stop when the next ones no longer fit.
 
     Args:
-        hours: the limit; None for none.
-        checkpoint: its bytes, for an estimate until a save was measured.
+        hours: the limit in hours; None sets no limit.
+        checkpoint: bytes of a checkpoint, to estimate a save until one was measured.
         saver: measures the saves.
-        save_seconds: of the longest save of earlier starts, 0 if unknown.
+        save_seconds: longest save of earlier starts; 0 if unknown.
+        elapsed: returns the seconds since the clock started; None uses `seconds_since_start`.
     """
 
     def __init__(
@@ -62,16 +62,17 @@ class TimeLimitCallback(TrainerCallback):
         self._is_due = False  # a save follows this step
 
     def reason(self) -> str | None:
-        """Why to stop now, or None.
+        """The reason to stop now, or None.
 
-        What remains must hold a save, a second one if one is due, a step, and the exit.
+        The remaining time must suffice for a save, one more for each save that is due or under way,
+        a step, and the exit.
         """
         if self.hours is None or not self._steps:
             return None
         limit = 3600 * self.hours
         save = MARGIN * (max(self._earlier, self._saver.longest_seconds) or self._estimate)
         step = MARGIN * max(self._steps)
-        # A save that is due waits for the one under way.
+        # A save that is due waits for the save under way.
         saves = 1 + self._is_due + self._saver.is_writing
         needed = save * saves + step + min(60.0, 0.05 * limit)
         return f"train.max_hours={self.hours:g}" if self._elapsed() + needed >= limit else None
@@ -92,10 +93,10 @@ class TimeLimitCallback(TrainerCallback):
 def seconds_since_start(
     environ: Mapping[str, str] = os.environ, stat: Path = Path("/proc/self/stat")
 ) -> float:
-    """Of the Slurm job, else of this process (from /proc: imports count too)."""
+    """Seconds since the Slurm job started, else this process (by /proc, so imports count too)."""
     started = environ.get("SLURM_JOB_START_TIME", "")
     if started.isdecimal():
         return time.time() - int(started)
-    # The name in parentheses may hold anything, so the fields are counted from behind it.
+    # The program name in parentheses may hold any character: count the fields after it.
     fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

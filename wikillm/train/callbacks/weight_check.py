@@ -1,10 +1,10 @@
 """Compares the weights of the ranks, and names a rank whose weights differ: silent corruption.
 
-Ranks that hold the same values hold the same bits: all of a model's weights without DeepSpeed and
-at ZeRO 0 to 2. ZeRO-3 partitions them; only the small tensors that it keeps whole are compared. The
-comparison finds what makes ranks differ (memory, a device's arithmetic, a lost update). It cannot
-find an error that all ranks share: one in an optimizer partition that they all gather, or in a
-gradient that they have summed.
+Without DeepSpeed and at ZeRO 0 to 2 all ranks must hold bit-identical weights. ZeRO-3 partitions
+the weights; only the small tensors that it keeps whole are compared. The comparison finds faults
+that make ranks differ (memory, a device's arithmetic, a lost update). It cannot find an error that
+all ranks share, such as one in an optimizer partition that all ranks gather, or in a summed
+gradient.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from wikillm.core.log import say
 from wikillm.train.collectives import ControlGroup
 
 _CHUNK = 1 << 22
-"""Elements that are copied at a time, where a tensor is not a row of aligned 64-bit words."""
+"""Elements that are copied at a time when a tensor does not consist of aligned 64-bit words."""
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor's bits as 64-bit words, modulo 2^64; an int64 scalar on its device.
 
-    One changed bit always changes it. Does not depend on where the tensor lies in memory.
+    One changed bit always changes the sum. It does not depend on the tensor's place in memory.
     """
     flat = tensor.detach().reshape(-1)
     start = flat.storage_offset() * flat.element_size()
@@ -57,14 +57,14 @@ def replicated(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class RankSums:
-    """The checksums of one rank, in the order of the names. `host` names its node."""
+    """The checksums of one rank, in the order of the tensors' names. `host` is its node."""
 
     host: str
     sums: tuple[int, ...]
 
 
 def differing_ranks(ranks: Sequence[RankSums]) -> list[int]:
-    """The ranks outside the majority; all of them where no sums have one."""
+    """The ranks outside the majority; all ranks if no checksums have a majority."""
     [(sums, count)] = Counter(rank.sums for rank in ranks).most_common(1)
     if count * 2 <= len(ranks):
         return list(range(len(ranks)))
@@ -120,5 +120,6 @@ class WeightCheckCallback(TrainerCallback):
         return CorruptedWeightsError(
             f"Silent corruption on {who}: the ranks' weights differ at step {step}.",
             got=f"{', '.join(tensors[:3])}{more}\ncompared equal {before}; nothing was saved since",
-            fix=f"test memory and accelerators of {hosts}, or leave it out; then --resume auto",
+            fix=f"test memory and accelerators of {hosts}, or exclude the node; "
+            "then resume with --resume auto",
         )

@@ -1,7 +1,7 @@
 """A moving average of the weights: each rank averages the ranges of the weights that it writes.
 
-average = decay x average + (1 - decay) x weights, in float32, of the float32 master weights under
-any engine. It costs 4 bytes per parameter over all ranks.
+average = decay x average + (1 - decay) x weights, in float32, over the float32 master weights of
+any engine. The average takes 4 bytes per parameter, divided over the ranks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class WeightAverage:
     """The average of one engine's weights, as further tensors of its state.
 
     Attributes:
-        parts: this rank's ranges of it. A rank of a small model may have none.
-        has_begun: the same on all ranks. Before, there is nothing to save.
+        parts: this rank's ranges of the average. With a small model a rank may have none.
+        has_begun: whether there is an average to save; the same on all ranks.
     """
 
     def __init__(self, state: TrainingState) -> None:
@@ -29,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Take the weights in. The first time, the average begins as the weights."""
+        """Update the average with the present weights. The first call copies the weights."""
         weights = self._state.fragments("weight")
         if not self.has_begun:
             self.parts = [self._average_of(part, part.values.clone()) for part in weights]
@@ -39,7 +39,7 @@ class WeightAverage:
             part.values.lerp_(weight.values, 1 - decay)
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Its tensors, whole; the same on all ranks."""
+        """The whole tensors of the average; the same on all ranks."""
         weights = [spec for spec in self._state.specs() if spec.kind == "weight"]
         return tuple(replace(spec, kind="average") for spec in weights)
 

@@ -1,7 +1,7 @@
 """Counts beside the tensors: optimizer steps, DeepSpeed's steps and samples, loss scale, schedule.
 
-DeepSpeed's count of micro-steps is not among them: it finds the end of an optimizer step, and a
-checkpoint is written between two.
+DeepSpeed's count of micro-steps is not saved: it only finds the end of an optimizer step, and
+checkpoints are written between optimizer steps.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def optimizer_step(states: Iterable[Mapping[str, Any]]) -> int:
-    """Steps in the optimizer's state, for AdamW's bias correction; 0 before the first one.
+    """Steps in the optimizer's state, for AdamW's bias correction; 0 before the first step.
 
-    Raises CheckpointError if parameters differ in it: flat partitions cannot hold that.
+    Raises CheckpointError if parameters have different counts, which flat partitions cannot hold.
     """
     steps = sorted({int(state["step"]) for state in states if "step" in state})
     if len(steps) > 1:
@@ -32,7 +32,7 @@ def optimizer_step(states: Iterable[Mapping[str, Any]]) -> int:
 
 
 def as_stored(step: int, optimizer: Any, group: Mapping[str, Any], device: Any) -> Any:
-    """`step` as this optimizer keeps it: torch's AdamW in a tensor, DeepSpeed's as an int."""
+    """`step` as this optimizer stores it: torch's AdamW in a tensor, DeepSpeed's as an int."""
     adam = getattr(optimizer, "aux_optimizer", None) or optimizer
     if not type(adam).__module__.startswith(("torch.optim", "wikillm")):
         return step
@@ -45,7 +45,7 @@ def engine_counters(engine: Any) -> dict[str, int]:
 
 
 def set_engine_counters(engine: Any, counters: Mapping[str, Any]) -> None:
-    """Set DeepSpeed's counts; derive them where the checkpoint is of a run without DeepSpeed."""
+    """Set DeepSpeed's counts; for a checkpoint of a run without DeepSpeed, derive them."""
     step = counters["optimizer_step"]
     derived = {"global_steps": step, "global_samples": step * engine.train_batch_size()}
     for name, value in {**derived, **counters.get("deepspeed", {})}.items():
@@ -53,7 +53,7 @@ def set_engine_counters(engine: Any, counters: Mapping[str, Any]) -> None:
 
 
 def loss_scaler_of(optimizer: Any, scaler: torch.amp.GradScaler | None) -> Any:
-    """What scales the loss in fp16, or None: DeepSpeed's, its autocast's, or `scaler`."""
+    """The fp16 loss scaler: DeepSpeed's, its autocast's, or `scaler`; None without one."""
     autocast = getattr(optimizer, "torch_autocast_gradscaler", None)
     if autocast is not None or scaler is not None:
         return autocast or scaler
@@ -65,7 +65,7 @@ def loss_scaler_of(optimizer: Any, scaler: torch.amp.GradScaler | None) -> Any:
 
 
 def scaler_counters(scaler: Any) -> dict[str, Any]:
-    """The scale, and what decides its next change."""
+    """The scale, and the counts that decide its next change."""
     if isinstance(scaler, torch.amp.GradScaler):
         state = scaler.state_dict()
         return {"cur_scale": state["scale"], "growth_tracker": state["_growth_tracker"]}
@@ -73,7 +73,7 @@ def scaler_counters(scaler: Any) -> dict[str, Any]:
 
 
 def set_scaler_counters(scaler: Any, counters: Mapping[str, Any]) -> None:
-    """Set what this kind of scaler has; the other counts start anew."""
+    """Set the counts that this kind of scaler has; its other counts start anew."""
     if isinstance(scaler, torch.amp.GradScaler):
         state = {"scale": counters["cur_scale"]}
         if "growth_tracker" in counters:

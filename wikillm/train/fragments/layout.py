@@ -1,8 +1,9 @@
 """Where a rank holds its ranges of the parameters, under every engine.
 
 An engine updates float32 master weights: the model's own parameters, copies of them, or flat
-tensors with ranges of many. They are the keys of the optimizer's state, which has their shape. Each
-function gives the layout of one kind of engine; `names` are those of the parameters, by their id.
+tensors that hold ranges of many parameters. These tensors are the keys of the optimizer's state,
+whose tensors have their shapes. Each function returns the layout of one kind of engine; `names`
+maps the id of a parameter to its name.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ STATE_KEYS: Mapping[str, str] = {
     "exp_avg_sq": "exp_avg_sq",
     "momentum": "momentum_buffer",
 }
-"""Names in the optimizer's state."""
+"""Kind of tensor -> its key in the optimizer's state."""
 
 
 @dataclass(frozen=True, slots=True)
 class WholeMomentum:
-    """Muon's momentum of whole matrices, one after the other: where one begins, and all elements.
+    """Place of a matrix in ZeRO 1 and 2's momentum of Muon, a flat tensor of whole matrices.
 
-    ZeRO 1 and 2 keep it so: a matrix on two ranks has its whole momentum on both.
+    A matrix that lies on two ranks has its whole momentum on both.
+
+    Attributes:
+        offset: first element of the matrix.
+        numel: elements of all matrices together.
     """
 
     offset: int
@@ -40,10 +45,11 @@ class Slot:
 
     Attributes:
         tensor: float32 master weights; the key of their state in the optimizer.
-        offset: of the range in `tensor`, flattened.
-        start: of the range in the parameter, flattened.
-        count: elements; 0 where this rank holds none of the parameter.
-        group: options of the parameter in the optimizer.
+        offset: first element of the range in the flattened `tensor`.
+        start: first element of the range in the flattened parameter.
+        count: number of elements; 0 if this rank holds none of the parameter.
+        group: the optimizer's options for the parameter.
+        whole_momentum: see `WholeMomentum`; None if the momentum is partitioned as the weights.
     """
 
     tensor: torch.Tensor
@@ -55,7 +61,7 @@ class Slot:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The state that the optimizer keeps for the parameter."""
+        """The kinds of state that the optimizer keeps for the parameter."""
         if self.group.get("use_muon"):
             return ("momentum",)
         if "betas" not in self.group or self.group.get("amsgrad"):
@@ -67,13 +73,16 @@ class Slot:
         return ("exp_avg", "exp_avg_sq")
 
     def state_shape(self, kind: str) -> tuple[int, ...]:
-        """Of the optimizer's state of that kind, for all of `tensor`."""
+        """Shape of the optimizer's state of that kind, for all of `tensor`."""
         if kind == "momentum" and self.whole_momentum is not None:
             return (self.whole_momentum.numel,)
         return tuple(self.tensor.shape)
 
     def position(self, kind: str) -> int:
-        """Where the parameter's first element would lie in the weights or state of that kind."""
+        """Index of the parameter's first element in the flattened weights or state of that kind.
+
+        The index may be negative when another rank holds that element.
+        """
         if kind == "momentum" and self.whole_momentum is not None:
             return self.whole_momentum.offset
         return self.offset - self.start
@@ -81,13 +90,13 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one rank holds.
+    """The ranges that one rank holds.
 
     Attributes:
-        optimizer: the one with the state, inside all wrappers.
-        slots: by name of the parameter, every parameter.
-        is_replicated: whether all ranks hold the same, whole.
-        publish: writes changed master weights to the model. (all ranks)
+        optimizer: the optimizer that holds the state, without its wrappers.
+        slots: the slot of every parameter, by its name.
+        is_replicated: whether every rank holds all weights and state.
+        publish: copies changed master weights to the model. (all ranks)
     """
 
     optimizer: torch.optim.Optimizer
@@ -97,10 +106,10 @@ class Layout:
 
 
 def replicated_layout(names: Mapping[int, str], optimizer: Any) -> Layout:
-    """One process, DDP and ZeRO 0, whose ranks all hold everything.
+    """The layout of one process, DDP and ZeRO 0, where every rank holds everything.
 
     Args:
-        optimizer: torch's, or DeepSpeed's wrapper of one for 16-bit weights.
+        optimizer: torch's optimizer, or DeepSpeed's wrapper of one for 16-bit weights.
     """
     if hasattr(optimizer, "fp32_groups"):
         return _of_copies(names, optimizer)
@@ -117,7 +126,8 @@ def replicated_layout(names: Mapping[int, str], optimizer: Any) -> Layout:
 def undo_first_step(optimizer: Any) -> None:
     """Undo the step that DeepSpeed's wrapper for 16-bit weights takes when it is made (ZeRO 0).
 
-    Its gradients are zero, but weights decay, and AdamW's bias correction would begin with step 2.
+    That step has zero gradients, but it decays weights, and AdamW's bias correction would then
+    begin with step 2.
     """
     wrapper = getattr(optimizer, "optimizer", optimizer)
     if hasattr(wrapper, "fp32_groups") or hasattr(wrapper, "fp32_groups_flat"):
@@ -168,8 +178,8 @@ def _of_flat_copies(names: Mapping[int, str], wrapper: Any) -> Layout:
 def zero12_layout(names: Mapping[int, str], zero: Any) -> Layout:
     """ZeRO 1 and 2: each rank has an equal part of every group, flattened.
 
-    `_hp_mapping` of a parameter says where this rank's part of it lies, in the parameter and in the
-    flat float32 tensor of its group. It is None where the rank has nothing of it.
+    A parameter's `_hp_mapping` gives the place of this rank's part, in the parameter and in the
+    flat float32 tensor of its group. It is None if the rank has no part of the parameter.
 
     Args:
         zero: a DeepSpeedZeroOptimizer, or a BF16_Optimizer (ZeRO 1 only).
@@ -193,7 +203,7 @@ def zero12_layout(names: Mapping[int, str], zero: Any) -> Layout:
 
     def publish() -> None:
         zero.update_lp_params()
-        # What reads single tensors of the optimizer's state finds the ones that exist now.
+        # Relink DeepSpeed's views of single tensors to the present optimizer state.
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
@@ -201,7 +211,7 @@ def zero12_layout(names: Mapping[int, str], zero: Any) -> Layout:
 
 
 def _whole_momentum(parameters: list[Any]) -> dict[int, WholeMomentum]:
-    """Of the matrices that this rank has a part of, by id, in their order in the momentum."""
+    """Places in Muon's momentum, by id, of the matrices of which this rank has a part."""
     numel = sum(parameter.numel() for parameter in parameters)
     found = {}
     offset = 0
@@ -212,14 +222,14 @@ def _whole_momentum(parameters: list[Any]) -> dict[int, WholeMomentum]:
 
 
 def zero3_layout(names: Mapping[int, str], zero: Any) -> Layout:
-    """ZeRO 3: each rank has ceil(elements / ranks) elements of each parameter; the last are padded.
+    """ZeRO 3: each rank has ceil(elements / ranks) elements of each parameter, padded at the end.
 
-    Parts of one sub-group of parameters lie one after the other in a flat float32 tensor.
+    The parts of a sub-group of parameters lie one after the other in a flat float32 tensor.
 
     Args:
         zero: a DeepSpeedZeroOptimizer_Stage3.
 
-    Raises ConfigError where a part of the state is on a disk, or on the GPU beside an offload.
+    Raises ConfigError if a part of the state is on a disk, or the optimizer is offloaded in part.
     """
     _refuse_unsupported(zero)
     slots = {}
@@ -239,10 +249,10 @@ def zero3_layout(names: Mapping[int, str], zero: Any) -> Layout:
             offset += size
 
     def publish() -> None:
-        zero.checkpoint_event_prologue()  # drops gathered parameters, which have the old values
+        zero.checkpoint_event_prologue()  # drops gathered parameters, which hold the old values
         for index in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(index)
-        zero.checkpoint_event_epilogue()  # gathers those that stay whole; drops hpZ's copies
+        zero.checkpoint_event_epilogue()  # gathers the persistent parameters; drops hpZ's copies
 
     return Layout(zero.optimizer, slots, is_replicated=False, publish=publish)
 
@@ -250,13 +260,13 @@ def zero3_layout(names: Mapping[int, str], zero: Any) -> Layout:
 def _refuse_unsupported(zero: Any) -> None:
     if zero.swap_optimizer or zero.params_in_nvme_and_cpu:
         raise ConfigError(
-            "Checkpoints do not hold a state that DeepSpeed keeps on a disk.",
+            "A state that DeepSpeed keeps on a disk (NVMe) cannot be saved in checkpoints.",
             got='"device": "nvme" in offload_optimizer or offload_param',
-            fix='"device": "cpu", or more ranks',
+            fix='set "device": "cpu", or use more ranks without offload',
         )
     if zero.offload_optimizer and zero.partial_offload < 1.0:
         raise ConfigError(
-            "Checkpoints do not hold a state that DeepSpeed offloads in part.",
+            "A state that DeepSpeed offloads in part cannot be saved in checkpoints.",
             got=f'"ratio": {zero.partial_offload} in offload_optimizer',
-            fix='leave "ratio" out',
+            fix='remove "ratio" from the DeepSpeed file',
         )

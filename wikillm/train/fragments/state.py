@@ -1,7 +1,7 @@
-"""The training state of any engine: which tensors it has, this rank's share, and how to fill it.
+"""The training state of any engine: its tensors, this rank's share of them, and how to load it.
 
-Weights are the float32 master weights; the 16-bit ones of a model are rounded from them on load.
-Of an engine that keeps everything on every rank, each rank writes an equal share of the elements of
+The weights are the float32 master weights; on load a model's 16-bit weights are rounded from them.
+If an engine keeps everything on every rank, each rank writes an equal share of the elements of
 every kind, and reads everything, tensor by tensor.
 """
 
@@ -50,7 +50,7 @@ Read = Callable[[TensorSpec, int, int], torch.Tensor]
 
 
 def share_of_elements(total: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(first, stop): this rank's elements of `total` that all ranks hold; shares differ by one."""
+    """(first, stop): this rank's share of `total` elements. Shares differ by one at most."""
     return total * rank // world_size, total * (rank + 1) // world_size
 
 
@@ -78,12 +78,12 @@ class TrainingState:
     Views become stale when the engine replaces its tensors.
 
     Args:
-        model: DeepSpeed's engine, DDP's wrapper, or the model itself; ready to train.
-        optimizer: what trains it, also in accelerate's wrapper; unused under DeepSpeed.
-        scheduler: torch's, counted with the state. `StartSettings.reapply` sets rates after a load.
-        scaler: of the loss in fp16 without DeepSpeed.
+        model: DeepSpeed's engine, DDP's wrapper, or the model itself; prepared for training.
+        optimizer: the model's optimizer or accelerate's wrapper of it; unused under DeepSpeed.
+        scheduler: torch's scheduler, whose step count is saved; `StartSettings.reapply` sets rates.
+        scaler: loss scaler in fp16 without DeepSpeed.
 
-    Raises ConfigError for an engine or optimizer whose state cannot be named.
+    Raises ConfigError for an engine or optimizer whose state checkpoints cannot hold.
     """
 
     def __init__(
@@ -117,7 +117,10 @@ class TrainingState:
         return self._specs
 
     def fragments(self, kind: str | None = None) -> list[Fragment]:
-        """What this rank writes, of one kind or of all: every element is in one rank's fragment."""
+        """The fragments that this rank writes, of one kind or all.
+
+        Every element of the state is in exactly one rank's fragment.
+        """
         is_group = dist.is_available() and dist.is_initialized()
         rank = dist.get_rank() if is_group else 0
         world_size = dist.get_world_size() if is_group else 1
@@ -150,7 +153,7 @@ class TrainingState:
     @torch.no_grad()
     def load(self, read: Read, counters: Mapping[str, Any]) -> None:
         """Fill this rank's weights and optimizer state. (all ranks)"""
-        # The optimizer makes its state at its first step: make it here, with the right step.
+        # An optimizer makes its state at its first step: make it here, with the loaded step.
         for slot in self._layout.slots.values():
             self._make_state(slot, counters["optimizer_step"])
         for spec in self._specs:
@@ -202,7 +205,7 @@ class TrainingState:
         state = self._layout.optimizer.state.get(slot.tensor, {})
         if kind != "weight" and STATE_KEYS[kind] not in state:
             if self._engine is not None and self._engine.global_steps > self._engine.skipped_steps:
-                # Not even a bug may write zeros for a state that exists elsewhere.
+                # After a step the state must exist: do not save zeros in its place.
                 raise CheckpointError(f"DeepSpeed's optimizer has no {STATE_KEYS[kind]} here.")
             return torch.zeros(stop - start)
         return self._view(kind, slot, start, stop).float()
