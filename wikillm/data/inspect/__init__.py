@@ -1,1 +1,1 @@
-"""Look into a store, convert it, and describe it."""
+"""Inspect, verify, export and import token stores."""

@@ -1,7 +1,7 @@
-"""Which documents the samples of a batch are made of, with their positions in the sources.
+"""Find the documents in the samples of a batch, with their positions in the sources.
 
-Works on every corpus, also on a mixture and on a store that is still being built. Maps the indexes
-of the shards that the samples come from, and no others.
+Works on every corpus, including a mixture and a store that is still being built. Only the indexes
+of the shards that the samples read are mapped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from wikillm.data.store.store import TokenStream
 
 
 def documents_of(corpus: Corpus, order: Order, samples: Sequence[int]) -> list[SourcePosition]:
-    """The documents that the samples contain targets of, each once, in the order of the targets.
+    """The documents with targets in these samples, each once, in the order of the targets.
 
-    Positions are those in the stream of their own store. Raises DataError if an index cannot be
-    read.
+    Positions count in the stream of the document's own store. Raises DataError if an index cannot
+    be read.
     """
     found: dict[SourcePosition, None] = {}
     for ranges in order.target_ranges(samples):
@@ -33,7 +33,7 @@ def documents_of(corpus: Corpus, order: Order, samples: Sequence[int]) -> list[S
 def _streams(
     corpus: Corpus, start: int, stop: int
 ) -> Iterator[tuple[Manifest, TokenStream, int, int]]:
-    """The parts of the stores that make up [start, stop) of the training stream."""
+    """The parts of the stores' streams that make up [start, stop) of the training stream."""
     if not isinstance(corpus.train, JoinedStream):
         yield corpus.manifest, corpus.train, start, stop
         return

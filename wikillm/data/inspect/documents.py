@@ -1,4 +1,4 @@
-"""The documents of sources as `prepare` would read them, without a token store."""
+"""Read documents from sources as `prepare` does, without a token store."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def read_documents(cfg: DataSection, max_bytes: int | None = None) -> Iterator[t
     """The source and the text of each document of `data.path`, cleaned and filtered.
 
     Args:
-        cfg: formats, text key and filters as for `prepare`; what concerns the store has no effect.
-        max_bytes: UTF-8 bytes of text per file: documents are read until this many are reached.
+        cfg: formats, text key and filters as for `prepare`; settings of the store have no effect.
+        max_bytes: number of UTF-8 bytes of text after which reading of a file stops.
 
     Raises DataError when a source cannot be read or gives no document.
     """
@@ -28,18 +28,18 @@ def read_documents(cfg: DataSection, max_bytes: int | None = None) -> Iterator[t
     for file in files:
         source = inspect_source(file, cfg)
         job = CleanJob((source.format,), cfg.text_key, filters, None, (source.site,))
-        left = max_bytes
+        remaining = max_bytes
         dropped = 0
         reader = ShardReader((source,), MIN_RANGE, cfg.max_document_bytes)
         for batch in (batch for raw in reader.read() for batch in job.batches(raw)):
             dropped += sum(item.why.is_bad for item in batch.dropped)
             for text in batch.texts:
                 yield source.path, text
-                if left is not None:
-                    left -= len(text.encode())
-                    if left <= 0:
+                if remaining is not None:
+                    remaining -= len(text.encode())
+                    if remaining <= 0:
                         break
-            if left is not None and left <= 0:
+            if remaining is not None and remaining <= 0:
                 break
         if dropped:
             warn(f"{source.path}: {dropped} records could not be read")

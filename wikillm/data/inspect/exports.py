@@ -1,14 +1,14 @@
-"""A store in other formats: Megatron's .bin/.idx, datatrove's .ds, and Parquet with the text.
+"""Export a store as Megatron's .bin/.idx, as datatrove's .ds, or as Parquet with the text.
 
 Megatron's index, little-endian: "MMIDIDX\\0\\0", version 1 (u64), type of the tokens (u8),
 sequences (u64), documents + 1 (u64), then lengths (i32 each), byte offsets in .bin (i64 each) and
-the numbers of the documents' first sequences (i64, one more than documents). Its table of types has
-no uint32; ids are below 2^31, and int32 (4) has their bytes. Each document is one sequence and ends
-with EOS, as after `preprocess_data.py --append-eod`.
+the number of each document's first sequence (i64, documents + 1 values). Megatron's table of types
+has no uint32; ids are below 2^31, so int32 (type 4) has the same bytes. Each document is one
+sequence and ends with EOS, as after `preprocess_data.py --append-eod`.
 
-datatrove's SPLIT.ds is the token ids alone, 2 bytes each where the vocabulary fits, else 4;
-SPLIT.ds.index is where each document ends, in tokens (u64); SPLIT.ds.metadata is text:
-TOKENIZER|BYTES, the count, the count for people.
+datatrove's SPLIT.ds contains only token ids, of 2 bytes if the vocabulary fits, else 4.
+SPLIT.ds.index contains the end of each document, in tokens (u64). SPLIT.ds.metadata is text:
+TOKENIZER|BYTES, the number of tokens, that number rounded for people.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from wikillm.data.store.store import SPLITS, Store, TokenStream
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _INT32 = 4
-_TOKENS = 1 << 22  # copied at a time
-_ROWS = 1000  # of a Parquet row group
+_TOKENS = 1 << 22  # tokens copied at a time
+_ROWS = 1000  # rows of a Parquet row group
 
 
 def export_store(store: Store, kind: str, target: Path) -> list[Path]:
     """Write both splits of a store below `target`, and return the files.
 
-    Files appear whole, and none is overwritten.
+    A file gets its name when it is complete, and no file is overwritten.
 
-    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds and two beside it) or parquet
-    (SPLIT.parquet). A split without documents gives no file.
+    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds, SPLIT.ds.index,
+    SPLIT.ds.metadata) or parquet (SPLIT.parquet). A split without documents gives no file.
 
     Raises ConfigError when a file exists already.
     """
@@ -51,7 +51,9 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
     taken = [str(path) for path in paths if path.exists()]
     if taken:
         raise ConfigError(
-            "The export would overwrite files.", got=", ".join(taken), fix="--out ANOTHER_FOLDER"
+            "The export would overwrite files.",
+            got=", ".join(taken),
+            fix="choose another folder with --out",
         )
     target.mkdir(parents=True, exist_ok=True)
     for split in splits:
@@ -100,7 +102,7 @@ def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
 
 
 def _to_parquet(store: Store, split: str, prefix: Path) -> None:
-    """Of each document its text, decoded from the ids, and its ids, EOS included."""
+    """Write one row per document: its text, decoded from the ids, and its ids with EOS."""
     import pyarrow
     from pyarrow import parquet
 
@@ -132,7 +134,7 @@ def _to_parquet(store: Store, split: str, prefix: Path) -> None:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete, and not at all when writing fails."""
+    """Open a file that gets its name when it is complete, and is deleted if writing fails."""
     staged = path.with_name(f".{path.name}{STAGING_SUFFIX}")
     try:
         with open(staged, "wb") as file:

@@ -1,9 +1,9 @@
 """Import tokens of other tools as a store: Megatron's .bin/.idx, datatrove's .ds (see `exports`).
 
-The tokenizer that made them must be named, since neither format holds it; every id must lie in its
-vocabulary. Texts are decoded, so that each document gets the content hash, and goes into the split,
-that it would have had as text. EOS is added where a document has none. The store is a finished one
-without sources: `data.store=FOLDER` without `data.path` uses it.
+The user names the tokenizer that made the tokens, which neither format contains; every id must be
+in its vocabulary. Documents are decoded to text, so that each gets the same content hash, and goes
+into the same split, as if it had been prepared from text. EOS is added where a document has none.
+The store is finished and has no sources: `data.store=FOLDER` without `data.path` uses it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from wikillm.data.types import TokenizedDocument
 
 SHARD_TOKENS = 1 << 24  # 64 MiB
 _BATCH_DOCUMENTS = 256
-# 6 and 7 are floating point
+# Megatron's codes of the token types; 6 and 7 are floating point.
 _MEGATRON_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 Ids = npt.NDArray[Any]
@@ -52,14 +52,16 @@ Ids = npt.NDArray[Any]
 def import_store(
     kind: str, files: Sequence[Path], tokenizer_folder: Path, target: Path, val_fraction: float
 ) -> Store:
-    """Write the documents of `files`, in order, as a store at `target`; it appears complete.
+    """Write the documents of `files`, in order, as a store; `target` exists once it is complete.
 
-    Raises DataError for damaged files and ids beyond the vocabulary, ConfigError when `target`
+    Raises DataError for damaged files and ids outside the vocabulary, ConfigError when `target`
     exists.
     """
     if target.exists():
         raise ConfigError(
-            "The import would overwrite something.", got=str(target), fix="--out ANOTHER_FOLDER"
+            "The folder for the imported store exists already.",
+            got=str(target),
+            fix="choose another folder with --out",
         )
     if not 0 < val_fraction < 1:
         raise ConfigError("--val-fraction must be a share between 0 and 1.", got=str(val_fraction))
@@ -94,7 +96,7 @@ class _Megatron:
             raise _damaged(self.path, "its .idx does not begin like Megatron's")
         version, code, sequences, borders = struct.unpack_from("<QBQQ", index, 9)
         if version != 1 or code not in _MEGATRON_TYPES:
-            what = f"its .idx has version {version} and type {code}: neither tokens nor version 1"
+            what = f"its .idx must have version 1 and an integer type, not {version} and {code}"
             raise _damaged(self.path, what)
         size = 34 + 12 * sequences + 8 * borders
         if len(index) != size:
@@ -108,10 +110,11 @@ class _Megatron:
         in_order = not borders or (self._borders[0] == 0 and self._borders[-1] == sequences)
         is_outside = (self._lengths < 0) | (self._offsets < 0) | (ends > len(self._tokens))
         if not in_order or (np.diff(self._borders) < 0).any() or is_outside.any():
-            raise _damaged(self.path, f"its .idx points outside: {len(self._tokens)} bytes in .bin")
+            size = len(self._tokens)
+            raise _damaged(self.path, f"its .idx points outside the {size} bytes of the .bin")
 
     def documents(self) -> Iterator[tuple[int, Ids]]:
-        """Each document's byte in .bin, and its ids."""
+        """The offset of each document in .bin, and its ids."""
         for low, high in pairwise(self._borders.tolist()):
             offset = int(self._offsets[low]) if low < high else 0
             parts = [self._sequence(number) for number in range(low, high)]
@@ -124,7 +127,7 @@ class _Megatron:
 
 
 class _Datatrove:
-    """FILE.ds and FILE.ds.index; the size of a token follows from both."""
+    """FILE.ds and FILE.ds.index. The bytes per token follow from the sizes of both files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,13 +140,13 @@ class _Datatrove:
         total = int(self._ends[-1]) if len(self._ends) else 0
         size = path.stat().st_size
         if (np.diff(self._ends, prepend=0) < 0).any() or size not in (2 * total, 4 * total):
-            what = f"{size} bytes, where {index.name} indexes {total} tokens of 2 or 4 bytes"
+            what = f"it has {size} bytes, but {index.name} lists {total} tokens of 2 or 4 bytes"
             raise _damaged(path, what)
         self._dtype = np.dtype("<u2" if size == 2 * total else "<u4")
         self._tokens = _mapped(path, self._dtype)
 
     def documents(self) -> Iterator[tuple[int, Ids]]:
-        """Each document's byte in .ds, and its ids."""
+        """The offset of each document in .ds, and its ids."""
         for start, end in pairwise([0, *self._ends.tolist()]):
             yield start * self._dtype.itemsize, self._tokens[start:end]
 
@@ -154,9 +157,9 @@ _Reader = _Megatron | _Datatrove
 def _write_shards(
     folder: Path, tokenizer: TextTokenizer, val_fraction: float, readers: Sequence[_Reader]
 ) -> list[ShardInfo]:
-    """Write all documents, in shards of about SHARD_TOKENS.
+    """Write all documents, in shards of about SHARD_TOKENS tokens.
 
-    Raises DataError when there is no document.
+    Raises DataError when no document has a token.
     """
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     val_below = int(val_fraction * 2**64)
@@ -190,8 +193,8 @@ def _write_shards(
         raise DataError("These files contain no document with a token.")
     if counts["with EOS inside"]:
         warn(
-            f"{counts['with EOS inside']:,} documents have {tokenizer.eos_token} inside; "
-            "it is kept, and does not end a document"
+            f"{counts['with EOS inside']:,} documents contain {tokenizer.eos_token} in the middle; "
+            "it is kept and does not end the document"
         )
     return found
 
@@ -199,9 +202,10 @@ def _write_shards(
 def _batches(
     readers: Sequence[_Reader], tokenizer: TextTokenizer, counts: Counter[str]
 ) -> Iterator[list[tuple[TokenizedDocument, str, Cursor]]]:
-    """Documents with text and place, decoded some at a time; `counts` are of those that are odd.
+    """Documents in batches, each with its text and the position of its end.
 
-    Raises DataError for an id beyond the vocabulary.
+    Adds the number of documents that are empty or contain EOS to `counts`. Raises DataError for an
+    id outside the vocabulary.
     """
     base = 0
     for source, reader in enumerate(readers):
@@ -213,14 +217,14 @@ def _batches(
             texts = tokenizer.backend.decode_batch(lists, skip_special_tokens=False)
             found = []
             for (offset, raw), ids, text in zip(batch, bodies, texts, strict=True):
-                done = TokenizedDocument(
+                document = TokenizedDocument(
                     ids=np.append(ids.astype(np.uint32), np.uint32(tokenizer.eos_id)),
                     content_hash=content_hash(unicodedata.normalize("NFC", text)),
                     text_bytes=len(text.encode()),
                     source=source,
                     offset=offset,
                 )
-                found.append((done, text, Cursor(source, offset + raw.nbytes, base)))
+                found.append((document, text, Cursor(source, offset + raw.nbytes, base)))
             yield found
         base += reader.path.stat().st_size
 
@@ -237,8 +241,8 @@ def _sound_documents(
             raise DataError(
                 "A token id is outside the tokenizer's vocabulary.",
                 got=f"{reader.path}: document {number}: {outside[0]}; "
-                f"ids below {tokenizer.length} are known",
-                fix="--tokenizer: the one that made these tokens",
+                f"the tokenizer has ids below {tokenizer.length}",
+                fix="pass --tokenizer the folder of the tokenizer that made these tokens",
             )
         yield offset, ids
 
@@ -283,5 +287,6 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> Ids:
 
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(
-        "A file of tokens is damaged, or not in the format of --from.", got=f"{path}: {what}"
+        "A file of tokens is damaged, or not in the format that --from names.",
+        got=f"{path}: {what}",
     )

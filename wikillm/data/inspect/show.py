@@ -1,6 +1,6 @@
-"""The n-th document or training sample of a finished store, with its position in the sources.
+"""Show the n-th document or training sample of a finished store, with its position in the sources.
 
-A sample is found as in training: by seed, sequence length and shards per window.
+As in training, seed, sequence length, packing and shards per window decide what a sample contains.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from wikillm.data.inspect.stats import documents_between
 from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.store.store import Store
 
-_EXCERPT = 2000  # characters of a text that is shown
+_EXCERPT = 2000  # number of characters of a text that are shown
 
 
 def show_document(store: Store, split: str, number: int) -> dict[str, Any]:
     """The document `number` of a split: its position, ids and text (without EOS)."""
     stream = getattr(store, split)
     if not 0 <= number < stream.n_documents:
-        fix = f"a number from 0 to {stream.n_documents - 1}"
-        raise DataError("There is no such document.", got=str(number), fix=fix)
+        fix = f"choose a number from 0 to {stream.n_documents - 1}"
+        raise DataError("There is no document with this number.", got=str(number), fix=fix)
     end = int(stream.document_ends()[number])
     (position,) = documents_between(store.manifest, stream, end - 1, end)
     ids = stream.read(position.first, position.end)
@@ -43,10 +43,10 @@ def show_sample(
     window_shards: int,
     packing: Packing = "concat",
 ) -> dict[str, Any]:
-    """Sample `number` of training: its targets, in order and by document, and their text."""
+    """Training sample `number`: its targets by document, in order, with their text."""
     if number < 0 or sequence_length < 1:
         raise ConfigError(
-            "The number of a sample must be at least 0, and its length at least 1.",
+            "The number of a sample must be at least 0, and the sequence length at least 1.",
             got=f"{number}, {sequence_length}",
         )
     stream = store.train
@@ -81,7 +81,7 @@ def show_text(found: dict[str, Any]) -> str:
             text = f"{text[:_EXCERPT]} ... ({len(text):,} characters)"
         lines += [
             "",
-            f"document {part['document']:,}, tokens {first - start} to {end - start} of it",
+            f"document {part['document']:,}, its tokens {first - start} to {end - start}",
             f"{part['source']}: byte {part['offset']:,}  "
             f"({part['text_bytes']:,} bytes, {part['content_hash']})",
             text,

@@ -1,6 +1,7 @@
-"""The documents of a finished store: their positions in the sources, and how long they are.
+"""The documents of a finished store: their positions in the sources, and their lengths.
 
-Reads only, without torch. Memory is 8 bytes a document; index entries are mapped.
+Nothing is written, and torch is not imported. Memory use is 8 bytes per document, because index
+entries are mapped.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ _BAR = 40  # characters of the longest bar of a histogram
 
 @dataclass(frozen=True, slots=True)
 class SourcePosition:
-    """A document and where it came from.
+    """A document and its position in the sources.
 
-    `first` and `end` are its tokens in the stream of its split, EOS included.
+    `first` and `end` bound its tokens in the stream of its split, EOS included.
     """
 
     document: int
     first: int
     end: int
     source: str
-    offset: int  # of its record, in bytes of the decompressed source
+    offset: int  # start of its record, in bytes of the decompressed source
     content_hash: str
     text_bytes: int
 
@@ -40,7 +41,7 @@ class SourcePosition:
 def documents_between(
     manifest: Manifest, stream: TokenStream, start: int, stop: int
 ) -> Iterator[SourcePosition]:
-    """The documents that have tokens in [start, stop) of a stream of this manifest's store."""
+    """The documents with tokens in [start, stop) of `stream`, which belongs to this manifest."""
     for number, tokens, entry in stream.documents(start, stop):
         yield SourcePosition(
             document=number,
@@ -54,14 +55,14 @@ def documents_between(
 
 
 def document_lengths(stream: TokenStream) -> npt.NDArray[np.int64]:
-    """Tokens of each document, EOS included."""
+    """Number of tokens of each document, EOS included."""
     return np.diff(stream.document_ends(), prepend=0)
 
 
 def unigram_cross_entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
     """Nats per token of the best unigram model of a text: the entropy of its token frequencies.
 
-    No model that ignores context can be below it on this text. `counts`: occurrences of each id.
+    No model that ignores context has a lower loss on this text. `counts`: occurrences of each id.
     """
     present = counts[counts > 0].astype(np.float64)
     share = present / present.sum()
@@ -69,7 +70,7 @@ def unigram_cross_entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
 
 
 def stats_of(store: Store) -> dict[str, Any]:
-    """Counts, lengths, copies and the funnel of a store, for programs."""
+    """Counts, document lengths, duplicates and the funnel of a store, as JSON."""
     splits = {name: _split_stats(getattr(store, name)) for name in SPLITS}
     found = store_summary_json(store.dir, store.manifest)
     return {**found, "backend": store.manifest.backend, "splits": splits}
@@ -101,7 +102,7 @@ def _split_stats(stream: TokenStream) -> dict[str, Any]:
 
 
 def stats_text(store: Store) -> str:
-    """The same as lines for the terminal."""
+    """The statistics of `stats_of` as lines for the terminal."""
     found = stats_of(store)
     copies = found["duplicates"]
     counted = "not counted" if copies is None else f"{copies:,} documents are copies of others"
@@ -124,7 +125,7 @@ def stats_text(store: Store) -> str:
 
 
 def length_line(length: dict[str, Any]) -> str:
-    """`least 5, median 120, mean 310, 99 % below 2,000, most 80,000`."""
+    """A line such as `least 5, median 120, mean 310, 99 % below 2,000, most 80,000`."""
     return (
         f"least {length['least']:,}, median {length['median']:,.0f}, mean {length['mean']:,.0f}, "
         f"99 % below {length['p99']:,.0f}, most {length['most']:,}"
@@ -132,14 +133,17 @@ def length_line(length: dict[str, Any]) -> str:
 
 
 def _bars(histogram: list[dict[str, int]]) -> Iterator[str]:
-    most = max(bin["documents"] for bin in histogram)
+    highest = max(bin["documents"] for bin in histogram)
     for bin in histogram:
-        bar = "#" * -(-bin["documents"] * _BAR // most)
+        bar = "#" * -(-bin["documents"] * _BAR // highest)
         yield f"{bin['from']:>9,} - {bin['below'] - 1:>9,}  {bin['documents']:>10,}  {bar}".rstrip()
 
 
 def find_store(named: str | None) -> Path:
-    """The folder that was named, or the newest finished store in `stores/`."""
+    """The folder `named`, or the most recent finished store in `stores/`.
+
+    Raises DataError if `named` is None and `stores/` has no finished store.
+    """
     if named is not None:
         return Path(named)
     found = sorted(Path("stores").glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime)
@@ -147,6 +151,6 @@ def find_store(named: str | None) -> Path:
         raise DataError(
             "There is no token store in stores/.",
             got=str(Path.cwd()),
-            fix="wikillm prepare, or name a folder",
+            fix="run `wikillm prepare`, or name the folder of a store",
         )
     return found[-1].parent

@@ -1,4 +1,4 @@
-"""What is in a store and what became of its sources: for the terminal and for programs."""
+"""Summarize a store and the funnel of its sources, as text for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wikillm.data.store.manifest import Manifest
 
 
 def summary_of(corpus: Corpus) -> str:
-    """What is in a corpus and what became of its sources, as lines for the terminal."""
+    """The summary of a corpus as lines for the terminal."""
     if not corpus.mixture:
         return store_summary(corpus.dir, corpus.manifest)
     summaries = []
@@ -25,7 +25,7 @@ def summary_of(corpus: Corpus) -> str:
 
 
 def summary_json(corpus: Corpus) -> dict[str, Any]:
-    """The same for programs."""
+    """The summary of a corpus as JSON."""
     if not corpus.mixture:
         return store_summary_json(corpus.dir, corpus.manifest)
     sources = {}
@@ -36,7 +36,7 @@ def summary_json(corpus: Corpus) -> dict[str, Any]:
 
 
 def store_summary(folder: Path, manifest: Manifest) -> str:
-    """What is in one store."""
+    """The summary of one store as lines for the terminal."""
     tokenizer = manifest.tokenizer
     lines = [manifest.funnel.table(), ""]
     if manifest.funnel.bad_records:
@@ -46,7 +46,7 @@ def store_summary(folder: Path, manifest: Manifest) -> str:
     if manifest.duplicates:
         lines.append(
             f"{manifest.duplicates:,} documents are exact copies of others "
-            "(kept; copies are in one split)"
+            "(they are kept; all copies of a text are in the same split)"
         )
     for name, split in manifest.splits.items():
         per_token = split.text_bytes / max(1, split.tokens)
@@ -66,7 +66,7 @@ def store_summary(folder: Path, manifest: Manifest) -> str:
 
 
 def store_summary_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The same for programs."""
+    """The summary of one store as JSON."""
     return {
         "store": str(folder),
         "fingerprint": manifest.fingerprint,

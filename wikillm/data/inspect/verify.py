@@ -1,7 +1,7 @@
-"""Check a finished store: sizes, every sha256, and that the files hold what they should.
+"""Verify a finished store: sizes, every sha256, and the content of the files.
 
-A sha256 shows that a file is the one that the manifest names. That its ids are in the vocabulary,
-and that its documents end with EOS, is checked as well.
+Equal sha256 only shows that a file is the one in the manifest. So `verify` also checks that all ids
+are in the vocabulary and that every document ends with EOS.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from wikillm.data.store.store import INDEX, TOKEN, Store, damaged, shard_files, 
 
 
 def verify(store: Store) -> dict[str, Any]:
-    """Read every file. Raises DataError naming the first that is wrong."""
+    """Read and check every file. Raises DataError that names the first faulty file."""
     store.check_files(sizes=True)
     path = store.dir / MANIFEST_NAME
     if fingerprint_of(store.manifest.facts) != store.manifest.fingerprint:
-        raise damaged(store.dir, f"{path}: the fingerprint is not that of the facts")
+        raise damaged(store.dir, f"{path}: the fingerprint does not match the facts")
     digests = [(store.tokenizer_dir / "tokenizer.json", store.manifest.tokenizer.sha256)]
     for shard in store.manifest.shards:
         digests += [(store.dir / name, digest) for name, _, digest in shard_files(shard)]
@@ -45,10 +45,10 @@ def _check_documents(store: Store, shard: ShardInfo, split: str) -> None:
     ends = index["end"].astype(np.int64)
     tokens = shard.splits[split].tokens
     if (np.diff(ends, prepend=0) < 1).any() or (int(ends[-1]) if len(ends) else 0) != tokens:
-        what = f"{path}: its documents are not {tokens} tokens one after the other"
+        what = f"{path}: its documents do not follow each other up to {tokens} tokens"
         raise damaged(store.dir, what)
     if len(index) and int(index["source"].max()) >= len(store.manifest.sources):
-        raise damaged(store.dir, f"{path} names a source that the manifest does not")
+        raise damaged(store.dir, f"{path} names a source that is not in the manifest")
     ids = np.fromfile(shard_path(store.dir, split, shard.number, "tok"), dtype=TOKEN)
     store.train.refuse_outside(ids, store.manifest.tokenizer.length)
     eos_id = store.manifest.tokenizer.eos_id
@@ -57,10 +57,10 @@ def _check_documents(store: Store, shard: ShardInfo, split: str) -> None:
 
 
 def _check_tokenizer(store: Store) -> None:
-    named = store.manifest.tokenizer
-    found = store.tokenizer()
-    said = f"{named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
-    held = f"{found.length} ids and EOS {found.eos_id} {found.eos_token!r}"
-    if said != held:
+    info = store.manifest.tokenizer
+    loaded = store.tokenizer()
+    expected = f"{info.length} ids and EOS {info.eos_id} {info.eos_token!r}"
+    found = f"{loaded.length} ids and EOS {loaded.eos_id} {loaded.eos_token!r}"
+    if found != expected:
         path = store.tokenizer_dir / "tokenizer.json"
-        raise damaged(store.dir, f"{path}: {held}; the manifest says {said}")
+        raise damaged(store.dir, f"{path}: it has {found}; the manifest says {expected}")

@@ -1,1 +1,1 @@
-"""Find, download, train, check and open tokenizers; encode with the fastest equal encoder."""
+"""Find, download, train, check and open tokenizers; encode with the fastest exact encoder."""

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja text that turns messages into one prompt. Reads, checks and renders them.
+"""Read, check and render chat templates: Jinja text that turns messages into one prompt.
 
 transformers keeps a template in chat_template.jinja (since 4.44) or in tokenizer_config.json.
 """
@@ -26,7 +26,7 @@ _ANSWER = "ANSWER-5f1c"
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The template in a tokenizer folder; of several named ones the default. None: it has none."""
+    """The chat template in a tokenizer folder, or None; with several, the one named default."""
     with suppress(OSError):
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     found = read_object(folder / "tokenizer_config.json").get("chat_template")
@@ -43,9 +43,10 @@ def render_chat(
     eos_token: str,
     for_answer: bool = True,
 ) -> str:
-    """The prompt that transformers makes of the messages; `for_answer` begins the answer.
+    """The prompt that transformers renders from the messages.
 
-    Raises ConfigError when the template is not valid or refuses the messages.
+    `for_answer` adds the text that begins an answer. Raises ConfigError when the template is
+    invalid or refuses the messages.
     """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -60,34 +61,35 @@ def render_chat(
         )
     except (TemplateError, TypeError, KeyError) as error:
         what = "The chat template cannot be applied."
-        fix = "correct the template, or --chat-template chatml"
+        fix = "correct the template, or use --chat-template chatml"
         raise ConfigError(what, got=f"{type(error).__name__}: {error}", fix=fix) from error
     return str(rendered[0][0])
 
 
 def check_chat_template(template: str, vocabulary: Mapping[str, int], eos_token: str) -> str:
-    """Refuse a template that the tokenizer cannot serve; returns the token that ends an answer.
+    """Check a template against a tokenizer; return the token that ends an answer.
 
-    That is the token after an answer in the rendered text, or `eos_token` where none follows.
+    That token is the one after the answer in the rendered text, or `eos_token` if none follows.
 
-    Raises ConfigError when the template fails, or needs special tokens that are not in the
-    vocabulary: they would be spelled out in ordinary tokens that no training gives a meaning.
+    Raises ConfigError when the template fails or uses special tokens that are not in the
+    vocabulary: the text would be encoded as ordinary tokens, which the model has no reason to know.
     """
     missing = sorted(set(_SPECIAL.findall(template)) - vocabulary.keys())
     if missing:
         raise ConfigError(
-            "The tokenizer lacks tokens that the chat template is made of.",
+            "The tokenizer lacks special tokens that the chat template uses.",
             got=", ".join(missing),
-            fix="--chat-template FILE, a template of plain words and the tokens it has; "
-            "or train with a tokenizer that has them (data.tokenizer=qwen2)",
+            fix="pass --chat-template a file that uses only plain words and tokens of this "
+            "tokenizer; or train with a tokenizer that has these tokens (data.tokenizer=qwen2)",
         )
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _ANSWER}]
     rendered = render_chat(template, messages, eos_token=eos_token, for_answer=False)
     _, found, after = rendered.partition(_ANSWER)
     if not found:
-        what = "The chat template leaves the answer out."
-        raise ConfigError(what, got=rendered[:200], fix="a template with message['content']")
-    # The longest name first: one token may begin with another's name.
+        what = "The chat template does not output the answer."
+        fix = "use message['content'] in the template"
+        raise ConfigError(what, got=rendered[:200], fix=fix)
+    # Prefer the longest name, since the name of one token may be the beginning of another.
     ends = sorted(filter(after.lstrip().startswith, _special_names(vocabulary)), key=len)
     return ends[-1] if ends else eos_token
 

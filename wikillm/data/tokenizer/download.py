@@ -1,7 +1,7 @@
 """Download Qwen2's tokenizer from ModelScope or a Hugging Face endpoint, in bounded time.
 
-A source that sends nothing for 5 s (name lookup included) is given up and not asked again by this
-process. The files go to the user's cache, where the next search finds them without a download.
+A source that sends nothing for 5 s (name lookup included) is given up, and this process does not
+ask it again. The files go to the user's cache, where the next search finds them.
 HF_HUB_OFFLINE=1, TRANSFORMERS_OFFLINE=1 and WIKILLM_OFFLINE=1 forbid all downloads.
 """
 
@@ -28,11 +28,11 @@ _failed: set[str] = set()  # URLs of sources that failed in this process
 
 
 class DownloadFailed(Exception):
-    """No source gave the files; the text says which were asked and what happened."""
+    """No source delivered the files; the message has the reason for each source."""
 
 
 def _sources() -> dict[str, str]:
-    """Addresses with {file}, by the name of the source."""
+    """Addresses, with {file} for the file name, by name of the source."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
     return {
         "ModelScope": f"https://modelscope.cn/models/{MODEL}/resolve/master/{{file}}",
@@ -41,7 +41,10 @@ def _sources() -> dict[str, str]:
 
 
 def download_qwen2(target: Path) -> str:
-    """Download the tokenizer into `target`; returns where from. Raises DownloadFailed."""
+    """Download the tokenizer into `target`; return the name of the source and the model.
+
+    Raises DownloadFailed.
+    """
     if is_offline():
         raise DownloadFailed(
             "downloads are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
@@ -49,7 +52,7 @@ def download_qwen2(target: Path) -> str:
     reasons = []
     for name, url in _sources().items():
         if url in _failed:
-            reasons.append(f"{name}: did not answer before")
+            reasons.append(f"{name}: it failed before in this process")
             continue
         wait = f"at most {LOOKUP_SECONDS:.0f} s without an answer"
         say(f"tokenizer: asking {name} for {MODEL} ({wait})")
@@ -65,7 +68,7 @@ def download_qwen2(target: Path) -> str:
 
 
 def _install(contents: dict[str, bytes], target: Path) -> None:
-    """Rename a complete, loadable folder to `target`; another process may do the same."""
+    """Write a complete folder, load it as a check, and rename it to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as staged:
         folder = Path(staged) / "tokenizer"
@@ -95,7 +98,7 @@ def _download(url: str) -> bytes:
         except BaseException as error:
             received.put(error)
 
-    # A thread, since a name lookup cannot be interrupted: one that hangs is abandoned.
+    # A name lookup cannot be interrupted, so it runs in a thread that is abandoned if it hangs.
     threading.Thread(target=work, daemon=True, name="wikillm-download").start()
     content = bytearray()
     end = time.monotonic() + TOTAL_SECONDS

@@ -1,11 +1,12 @@
-"""A faster encoder for the build, checked for equality with the `tokenizers` library.
+"""A faster encoder for the build, checked against the `tokenizers` library.
 
-`fastokens` (the extra `fast`) is optional. Before a build, it must give the ids of `tokenizers` for
-every text of a fuzz set. During the build it is compared on the first documents, on the first of
-each shard and on one in a thousand. The first difference refuses it for this store for good. Its
-shards are built again with `tokenizers`, unless a run is training on them: then the run is stopped
-(`prepare.build`). So a finished store has either shards of encoders that never differed, or shards
-of `tokenizers` only, and the encoder is not in the fingerprint.
+`fastokens` (the extra `fast`) is optional. Before a build, it must give the same ids as
+`tokenizers` for every text of a fuzz set. During the build the ids of the first documents, of the
+first document of each shard and of one document in a thousand are compared. After the first
+difference this store never uses the encoder again. Its shards are built again with `tokenizers`,
+unless a run is training on them: then the run is stopped (`prepare.build`). So the shards of a
+finished store come from encoders that never differed, or from `tokenizers` alone. The fingerprint
+does not contain the encoder.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ FASTEST = "fastokens"
 FIRST_DOCUMENTS = 64
 ONE_IN = 1000
 CHECKED_BEFORE_TRAINING = 512
-"""Documents compared first when a run reads the growing store: a later difference stops the run."""
+"""Replaces FIRST_DOCUMENTS when a run reads the store, as a later difference stops the run."""
 REFUSED_NAME = "refused_backends.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Ids of several texts one after the other: text i has `ids[ends[i]:ends[i + 1]]`."""
+    """Concatenated ids of several texts: text i has `ids[ends[i]:ends[i + 1]]`."""
 
     ids: npt.NDArray[np.uint32]
     ends: npt.NDArray[np.int64]
@@ -59,7 +60,7 @@ class Encoded:
         return self.ids[self.ends[text] : self.ends[text + 1]]
 
     def with_last(self, token: int) -> Encoded:
-        """The same with one more id at the end of each text."""
+        """A copy with the id `token` added at the end of each text."""
         ends = self.ends + np.arange(len(self.ends))
         is_text = np.ones(int(ends[-1]), dtype=bool)
         is_text[ends[1:] - 1] = False
@@ -70,21 +71,21 @@ class Encoded:
 
 class Backend(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """Ids of each of some NFC texts, as ordinary text."""
+        """Ids of each of these NFC texts, encoded as ordinary text."""
         ...
 
 
 class BackendDiffers(DataError):
-    """An encoder gave other ids than `tokenizers`, or failed. The build continues without it."""
+    """An encoder gave other ids than `tokenizers`, or failed. The build goes on without it."""
 
 
 class Unusable(Exception):
-    """This backend cannot do what this tokenizer.json asks for."""
+    """The backend does not support this tokenizer.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedEncoder:
-    """Encodes with a backend and compares samples with `tokenizers`. Raises BackendDiffers."""
+    """Encodes with a backend and compares some texts with `tokenizers`. Raises BackendDiffers."""
 
     reference: TextTokenizer
     name: str
@@ -97,12 +98,12 @@ class CheckedEncoder:
         try:
             encoded = self.backend.encode_batch(texts)
             if len(encoded) != len(texts):
-                raise ValueError(f"{len(encoded)} answers for {len(texts)} texts")
-        except BaseException as error:  # a panic of Rust code is no Exception
+                raise ValueError(f"{len(encoded)} results for {len(texts)} texts")
+        except BaseException as error:  # a panic in Rust code is not an Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise BackendDiffers(
-                f"{self.name} failed where tokenizers does not.", got=str(error)
+                f"{self.name} failed on a text that tokenizers encodes.", got=str(error)
             ) from None
         return encoded
 
@@ -113,7 +114,7 @@ class CheckedEncoder:
         first: int,
         hashes: npt.NDArray[np.uint64] | None = None,
     ) -> None:
-        """Compare the `first` texts and, chosen by hash, one in `ONE_IN` of the others."""
+        """Compare the first `first` texts and one in `ONE_IN` of the others, chosen by hash."""
         if self.backend is None:
             return
         first = min(first, len(texts))
@@ -148,15 +149,15 @@ def open_encoder(name: str, folder: Path) -> CheckedEncoder:
 
 @lru_cache(maxsize=1)
 def _opened(opener: Callable[[Path], Backend], folder: Path, _: str) -> Backend:
-    """Opened once for the first check and for the build, where both are one process."""
+    """Open a backend; cached, so that the first check and the build of one process share it."""
     return opener(folder)
 
 
 def choose_backend(setting: str, store: Path) -> str:
-    """`NAME VERSION` of the encoder that builds a store, whose folder has its tokenizer; logged.
+    """Choose and log the encoder of a store, whose folder has its tokenizer: `NAME VERSION`.
 
-    `setting` is data.backend. Raises ConfigError when a named backend is not installed. One that
-    differs or cannot handle this tokenizer is skipped, with a warning when it was named.
+    `setting` is data.backend. Raises ConfigError when a named backend is not installed. A backend
+    that differs or does not support this tokenizer is skipped, with a warning if it was named.
     """
     refused = refused_backends(store)
     stock = f"{REFERENCE} {version(REFERENCE)}"
@@ -172,20 +173,20 @@ def choose_backend(setting: str, store: Path) -> str:
         ) from None
     why = refused.get(name) or _why_not(name, store / "tokenizer")
     if why is not None:
-        (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
+        (warn if setting != "auto" else say)(f"encoder: {name} is not used: {why}")
         return stock
     texts = len(fuzz_texts())
-    say(f"encoder: {name}, compared with tokenizers on {texts} texts, and during the build")
+    say(f"encoder: {name} (compared with tokenizers on {texts} texts, and during the build)")
     return name
 
 
 def refused_backends(store: Path) -> dict[str, str]:
-    """The encoders (name and version) that differed in this store, and how."""
+    """The encoders (name and version) that differed in this store, with the difference."""
     return read_object(store / REFUSED_NAME)
 
 
 def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
-    """Record that a backend differs, and drop the records of shards not made by `tokenizers`."""
+    """Record that a backend differs, and delete the records of shards not made by `tokenizers`."""
     why = f"{error.what} {error.got or ''}".strip()
     warn(f"encoder: {why}; its shards are built again with tokenizers")
     write_json(store / REFUSED_NAME, {**refused_backends(store), name: why})
@@ -209,7 +210,7 @@ def _why_not(name: str, folder: Path) -> str | None:
 
 
 def fuzz_texts() -> list[str]:
-    """Texts on which encoders were seen to differ, and 400 random ones; NFC, the same each call."""
+    """Texts on which encoders have differed, and 400 random texts; NFC, equal in every call."""
     rng = random.Random(20261123)
     pieces = [
         *"  \t\n\r\u00a0\u3000\u2028\u200b\u200d\ufeff.,;!?'\"()[]{}<>|/\\_-+=*&^%$#@~`0123456789",
@@ -235,7 +236,7 @@ class _Fastokens:
         try:
             self._inner = fastokens.Tokenizer.from_json_str(content)
         except Exception as error:  # the library documents no type
-            raise Unusable(f"it does not open this tokenizer.json: {error}") from None
+            raise Unusable(f"it cannot open this tokenizer.json: {error}") from None
         self._inner.no_truncation()
         self._inner.no_padding()
 

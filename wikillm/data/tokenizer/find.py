@@ -1,13 +1,13 @@
-"""Which tokenizer `data.tokenizer` means: a folder on this machine, a download, or one to train.
+"""Find the tokenizer of `data.tokenizer`: a folder on this machine, a download, or one to train.
 
-    FOLDER      that folder
+    FOLDER      the tokenizer in that folder
     qwen2       $WIKILLM_TOKENIZER, ./qwen2-tokenizer, data/qwen2-tokenizer, data/, the caches of
                 Hugging Face, ModelScope and WikiLLM, then ModelScope, then $HF_ENDPOINT
     train:8000  byte-level BPE of that size, trained on the corpus
-    auto        qwen2 if it is found, else trained in a size that suits the corpus
+    auto        qwen2 if it is found, else a BPE trained on the corpus, sized to it
 
-Only `auto` falls back. A folder that is found but damaged is an error, for `auto` too: it must not
-lead to another tokenizer without notice.
+Only `auto` falls back. A damaged folder is an error, even for `auto`, so that it never leads to
+another tokenizer unnoticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wikillm.data.tokenizer.train import MAX_TRAINING_BYTES, TRAINER_VERSION, de
 
 QWEN2_LENGTH = 151_646  # 151,643 ranks and 3 special tokens
 QWEN2_MODELS = ("Qwen2-0.5B", "Qwen2-1.5B", "Qwen2-7B", "Qwen2-72B")
-"""They share one tokenizer, whose EOS is <|endoftext|>."""
+"""Models that share one tokenizer, whose EOS is <|endoftext|>."""
 
 HOW_TO_GET_QWEN2 = (
     "modelscope download --model Qwen/Qwen2-0.5B tokenizer.json tokenizer_config.json "
@@ -33,7 +33,7 @@ HOW_TO_GET_QWEN2 = (
     "or: hf download Qwen/Qwen2-0.5B tokenizer.json tokenizer_config.json "
     "--local-dir qwen2-tokenizer\n"
     "or name its folder: data.tokenizer=FOLDER, or WIKILLM_TOKENIZER=FOLDER in the environment\n"
-    "or train one on the corpus: data.tokenizer=train:8000"
+    "or train a tokenizer on the corpus: data.tokenizer=train:8000"
 )
 _PLACES = (
     "$WIKILLM_TOKENIZER, ./qwen2-tokenizer, data/qwen2-tokenizer, data/, "
@@ -43,7 +43,7 @@ _PLACES = (
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChoice:
-    """A tokenizer that was decided on: it is in `folder`, or is trained to `vocabulary` tokens."""
+    """The chosen tokenizer: it is in `folder`, or will be trained to `vocabulary` tokens."""
 
     name: str
     origin: str
@@ -51,7 +51,7 @@ class TokenizerChoice:
     vocabulary: int | None = None
 
     def facts(self) -> dict[str, object]:
-        """What decides the tokens: part of a store's fingerprint."""
+        """The facts that decide the tokens, as part of a store's fingerprint."""
         if self.folder is None:
             return {
                 "train": self.vocabulary,
@@ -65,24 +65,24 @@ class TokenizerChoice:
 def choose_tokenizer(
     setting: str, estimated_bytes: int, *, may_download: bool = True
 ) -> TokenizerChoice:
-    """Decide. Raises DataError when a tokenizer that was named is missing or damaged.
+    """Choose the tokenizer. Raises DataError when a named tokenizer is missing or damaged.
 
     Args:
         setting: data.tokenizer.
-        estimated_bytes: size of the corpus, for the vocabulary that `auto` trains.
-        may_download: False when `auto` failed to download it for this corpus before.
+        estimated_bytes: size of the corpus, which decides the vocabulary that `auto` trains.
+        may_download: False when the download with `auto` failed before for this corpus.
     """
     if setting.startswith("train:"):
         return _trained(parse_train(setting), "trained on this corpus")
     if setting not in ("auto", "qwen2"):
         return _folder(setting)
-    # Qwen2's, named or by auto: on this machine first, then by download.
+    # Look for Qwen2's tokenizer on this machine first, then download it.
     found = next(_local_qwen2(), None)
     if found is not None:
         return found
     try:
         if setting == "auto" and not may_download:
-            raise DownloadFailed("no download worked when this corpus was prepared before")
+            raise DownloadFailed("the download failed when this corpus was prepared before")
         target = _cache_folder()
         source = download_qwen2(target)
         return TokenizerChoice("qwen2", f"{source}, kept in {target}", folder=target)
@@ -119,7 +119,7 @@ def _folder(setting: str) -> TokenizerChoice:
 
 
 def _local_qwen2() -> Iterator[TokenizerChoice]:
-    """Qwen2's tokenizer wherever it is on this machine, in the documented order."""
+    """All copies of Qwen2's tokenizer on this machine, in the documented order."""
     named = os.environ.get("WIKILLM_TOKENIZER")
     if named:
         folder = _folder(named).folder
@@ -132,7 +132,7 @@ def _local_qwen2() -> Iterator[TokenizerChoice]:
 
 
 def qwen2_here() -> Path | None:
-    """The folder of Qwen2's tokenizer on this machine, if it is sound; nothing is downloaded."""
+    """The folder of an undamaged Qwen2 tokenizer on this machine, or None; downloads nothing."""
     try:
         found = next(_local_qwen2(), None)
     except DataError:
@@ -146,7 +146,7 @@ def _checked(folder: Path, origin: str) -> TokenizerChoice:
         raise DataError(
             "This is not Qwen2's tokenizer.",
             got=f"{origin}: {tokenizer.length} tokens, EOS {tokenizer.eos_token}",
-            fix=f"data.tokenizer={folder} uses it as it is; or remove it from there",
+            fix=f"data.tokenizer={folder} uses this tokenizer; or remove it from that folder",
         )
     return TokenizerChoice("qwen2", origin, folder=folder)
 
@@ -165,7 +165,7 @@ def _in_caches() -> Iterator[tuple[Path, str]]:
     root = Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
     for middle in ("hub/models/Qwen", "hub/Qwen", "models/Qwen", "Qwen"):
         for model in QWEN2_MODELS:
-            for name in (model.replace(".", "___"), model):  # how ModelScope writes a dot
+            for name in (model.replace(".", "___"), model):  # ModelScope writes a dot as ___
                 folder = root / middle / name
                 yield folder, f"ModelScope cache: {folder}"
     yield _cache_folder(), f"WikiLLM cache: {_cache_folder()}"

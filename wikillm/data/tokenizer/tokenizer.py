@@ -1,7 +1,7 @@
-"""A tokenizer folder (`tokenizer.json`, `tokenizer_config.json`), checked and opened.
+"""Check and open a tokenizer folder (`tokenizer.json`, `tokenizer_config.json`).
 
 Training text is encoded as ordinary text: a literal `<|endoftext|>` in an article becomes the
-characters it is written with, never a document boundary. Templates, truncation and padding in a
+tokens of its characters, never a document boundary. Templates, truncation and padding in a
 tokenizer.json are not applied.
 """
 
@@ -26,7 +26,7 @@ KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """Text to ids and back. `length` is the highest id + 1, the least size of an embedding."""
+    """Encodes and decodes text. `length`: highest id + 1, the minimum size of an embedding."""
 
     backend: Tokenizer
     sha256: str  # of tokenizer.json
@@ -35,11 +35,11 @@ class TextTokenizer:
     length: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` as ordinary text, without EOS."""
+        """Ids of `text`, encoded as ordinary text, without EOS."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for several texts; a token costs about 100 bytes of memory meanwhile."""
+        """Ids of several texts; encoding needs about 100 bytes of memory per token."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -49,7 +49,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
-    """Open a tokenizer folder. Raises DataError without a usable tokenizer.json or an EOS."""
+    """Open a tokenizer folder. Raises DataError if tokenizer.json or its EOS is unusable."""
     path = folder / "tokenizer.json"
     try:
         content = path.read_bytes()
@@ -78,7 +78,7 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
 
 @lru_cache(maxsize=1)
 def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
-    """A parsed tokenizer.json; cached: Qwen2's costs a second, and a build opens it six times."""
+    """Parse a tokenizer.json; cached, as Qwen2's takes a second and a build opens it six times."""
     backend = Tokenizer.from_str(content.decode())
     backend.encode_special_tokens = True
     backend.no_truncation()
@@ -89,8 +89,8 @@ def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
 
 
 def prompt_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer for prompts: unlike in training text, special tokens are recognised."""
-    load_tokenizer(folder)  # refuses a damaged one
+    """The tokenizer for prompts, in which special tokens are recognised, unlike training text."""
+    load_tokenizer(folder)  # raises if the folder is damaged
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
@@ -115,7 +115,7 @@ def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """A JSON object beside a tokenizer.json; empty without one. Raises DataError if damaged."""
+    """Read a JSON object beside a tokenizer.json; {} if missing. Raises DataError if damaged."""
     if not path.is_file():
         return {}
     try:

@@ -1,9 +1,9 @@
 """Train a byte-level BPE with Qwen2's normaliser, splitting and special tokens on given texts.
 
 The result depends on the texts alone, not on the number of processes or threads (tested). A MB of
-Chinese costs 1.9 s of CPU and 65 MB of memory. On 27 MB of mixed Chinese, training 8,000 tokens on
-4, 8, 16 and 23 MB gave 3.28, 3.30, 3.31 and 3.31 bytes per token of held-out text: the reason for
-`MAX_TRAINING_BYTES`. `prepare/tokenizer.py` chooses the texts.
+Chinese takes 1.9 s of CPU time and 65 MB of memory. `MAX_TRAINING_BYTES` comes from a measurement
+on 27 MB of mixed Chinese: training 8,000 tokens on 4, 8, 16 and 23 MB gave 3.28, 3.30, 3.31 and
+3.31 bytes per token of held-out text. `prepare/tokenizer.py` chooses the texts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tokenizers import (
 from wikillm.core.files import write_atomic, write_json
 
 TRAINER_VERSION = 1
-"""Part of a store's fingerprint: raise it with every change that changes a trained tokenizer."""
+"""Part of a store's fingerprint: raise it whenever equal texts give another tokenizer."""
 MAX_TRAINING_BYTES = 16 * 10**6
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN = SPECIAL_TOKENS[0]
 
 QWEN2_SPLITS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # contractions
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, with one other character before them
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, after at most one other character
     r"|\p{N}"  # a digit
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation and symbols
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line breaks, white space
@@ -43,7 +43,7 @@ QWEN2_SPLITS = (
 def default_vocabulary(estimated_bytes: int) -> int:
     """Size for `data.tokenizer=auto`: 8,000 up to 64 MB of source, 16,000 up to 1 GB, then 32,000.
 
-    A small corpus cannot teach a small model the embeddings of many rare tokens.
+    In a small corpus many tokens of a large vocabulary would be too rare to learn embeddings for.
     """
     if estimated_bytes < 64 * 10**6:
         return 8000
@@ -51,7 +51,7 @@ def default_vocabulary(estimated_bytes: int) -> int:
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A tokenizer of `vocabulary` tokens, special ones included; fewer if the texts lack pairs."""
+    """Train `vocabulary` tokens, special tokens included; fewer if the texts lack pairs."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -73,7 +73,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a trained tokenizer for `transformers.AutoTokenizer`; tokenizer.json comes last."""
+    """Write a trained tokenizer for `transformers.AutoTokenizer`, tokenizer.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

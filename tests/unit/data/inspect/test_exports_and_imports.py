@@ -96,7 +96,7 @@ def test_what_was_exported_comes_back(store, documents, tmp_path, kind, monkeypa
     assert again.manifest.tokenizer.sha256 == store.manifest.tokenizer.sha256
     assert again.manifest.funnel.kept_records == store.train.n_documents + store.val.n_documents
     assert not list(tmp_path.glob(".again*"))
-    with pytest.raises(ConfigError, match="overwrite"):
+    with pytest.raises(ConfigError, match="exists already"):
         import_store(kind, files, store.tokenizer_dir, tmp_path / "again", 0.2)
 
 

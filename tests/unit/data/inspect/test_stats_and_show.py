@@ -44,7 +44,7 @@ def test_documents_are_shown_with_their_position_in_the_source(store, documents,
         line = Path(found["source"]).read_bytes()[found["offset"] :].split(b"\n")[0]
         assert json.loads(line)["text"] == found["text"]
         assert found["text"] in show_text(found)
-    with pytest.raises(DataError, match="no such document"):
+    with pytest.raises(DataError, match="no document with this number"):
         show_document(store, split, len(wanted))
 
 

@@ -111,7 +111,7 @@ def is_refused(value: dict[str, Any]) -> bool:
 
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no shards": (lambda m: m.update(shards=[]), "shards: there are none"),
+    "no shards": (lambda m: m.update(shards=[]), "manifest lists none"),
     "an EOS far away": (
         lambda m: m["tokenizer"].update(eos_id=10**9),
         "eos_id: 1000000000 is outside",
@@ -124,7 +124,10 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: m["tokenizer"].update(length=2**40, eos_id=0),
         "not a number of token ids",
     ),
-    "missing tokens": (lambda m: m["splits"]["train"].update(tokens=10**15), "in all shards"),
+    "missing tokens": (
+        lambda m: m["splits"]["train"].update(tokens=10**15),
+        "but the shards sum to",
+    ),
     "another split": (
         lambda m: m["splits"].update(test=m["splits"]["val"]),
         "splits are test, train, val",
@@ -187,8 +190,8 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
     ("edit", "kind", "message"),
     [
         (lambda ids: ids.__setitem__(-1, 5), "tok", "does not end with EOS"),
-        (lambda index: index["end"].put(0, index["end"][1]), "idx", "not .* one after the other"),
-        (lambda index: index["end"].put(-1, 3), "idx", "not .* one after the other"),
+        (lambda index: index["end"].put(0, index["end"][1]), "idx", "do not follow each other"),
+        (lambda index: index["end"].put(-1, 3), "idx", "do not follow each other"),
         (lambda index: index["source"].__setitem__(0, 9), "idx", "names a source"),
     ],
 )
@@ -209,7 +212,7 @@ def test_a_tokenizer_that_is_not_the_manifests_is_found_by_verify(store):
     with pytest.raises(DataError, match="EOS"):
         verify(Store.open(store))
     change(store, lambda m: m.update(fingerprint=fingerprint_of({})))
-    with pytest.raises(DataError, match="fingerprint is not that of the facts"):
+    with pytest.raises(DataError, match="fingerprint does not match the facts"):
         verify(Store.open(store))
 
 
