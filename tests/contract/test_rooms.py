@@ -77,3 +77,16 @@ def test_the_place_of_an_answer_exists(repo: Path, question: str, place: str) ->
     if name:
         tree = ast.parse((repo / path).read_text(encoding="utf-8"))
         assert name in names_in(tree), f"{question} {path} has no {name}"
+
+
+def test_every_file_is_listed(repo: Path) -> None:
+    page = (repo / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- files -->\n")[2].partition("<!-- end of files -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    listed = {f"{folder}/{name}.py" for folder, names in rows for name in names.split(", ")}
+    there = {
+        path.relative_to(repo / "wikillm").as_posix()
+        for path in (repo / "wikillm").rglob("*.py")
+        if path.name != "__init__.py" and path.parent != repo / "wikillm"
+    }
+    assert listed == there, f"{sorted(listed - there)} are gone, {sorted(there - listed)} are new"
