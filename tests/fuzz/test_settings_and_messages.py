@@ -251,7 +251,7 @@ def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
         for message in [HELLO, *messages]:
             peer.send(message)
         coordinator._receive(at_coordinator)
-        coordinator._look()
+        coordinator._check()
         for later in (0.0, 10.0, 1e6):
             verdict = membership.verdict(time.monotonic() + later)
             assert verdict is None or verdict.reason

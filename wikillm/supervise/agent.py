@@ -1,10 +1,10 @@
 """The agent, a small process beside each rank: `python -m wikillm.supervise.agent SOCKET MEMORY`.
 
 It reads the rank's heartbeat, reports to the coordinator, receives the verdict, and writes the
-rank's record. It is not a thread of the rank: an interpreter lock held through a long write never
-looks like a lost machine, and steps pay nothing for it. When the run has to end, it sends the rank
-a request to exit. A rank that does not exit gets SIGUSR2 (faulthandler writes its stacks) and is
-killed.
+rank's record. It is a process rather than a thread: a rank that holds its interpreter lock during a
+long write is not taken for a lost machine, and steps do not become slower. When the run has to end,
+the agent sends the rank a request to exit. A rank that does not exit gets SIGUSR2 (faulthandler
+writes its stacks) and is killed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ from wikillm.supervise.records import (
 )
 from wikillm.supervise.wire import Message, Wire
 
-EXIT_SECONDS = 10.0  # from the request to leave until the rank is killed
-ACKNOWLEDGE_SECONDS = (
-    3.0  # the same without an acknowledgement: it is suspended, or a library blocks it
-)
-STACKS_SECONDS = 0.5  # for the stacks of a rank that does not respond
+EXIT_SECONDS = 10.0  # from the request to exit until the rank is killed
+ACKNOWLEDGE_SECONDS = 3.0
+"""The same while the rank has not acknowledged: it is suspended, or a library blocks it."""
+STACKS_SECONDS = 0.5  # for a rank that does not respond to write its stacks
 COLLECT_SECONDS = 0.5  # until the kernel reports how a process ended
 
 
 class Agent:
-    """`setup` is the rank's first message, see Supervisor._agent_setup."""
+    """`setup` is the rank's first message, see `settings.agent_setup`."""
 
     def __init__(self, rank_wire: Wire, heartbeat: Heartbeat, setup: Message) -> None:
         self.rank_wire = rank_wire
@@ -57,7 +56,7 @@ class Agent:
         self.limits = Limits(**setup["limits"])
         self.interval = max(1.0, setup["world_size"] / 50)
         self.process = Process(**setup["process"])  # it may have ended already
-        self._handle = handle_of(self.pid) if self.process.is_alive() else None
+        self._pidfd = handle_of(self.pid) if self.process.is_alive() else None
         self._oom = OomWatch(self.pid)
         self.began = time.monotonic()
         self.coordinator: Coordinator | None = None  # on rank 0
@@ -67,21 +66,21 @@ class Agent:
         size = setup["world_size"]
         place = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
         self._start_record = RankRecord(*place, "start", 0, 0.0, max(5.0, size / 20), 0.0)
-        self._beat = 0.0
-        self._left: tuple[int, str] | None = None
+        self._last_beat = 0.0
+        self._exited: tuple[int, str] | None = None
         self._rank_gone = False
         self._kill_at = 0.0
         self._verdict: dict[str, Any] | None = None
-        self._looked = time.monotonic()
+        self._last_check = time.monotonic()
 
     def serve(self) -> None:
         """Run until the rank has ended."""
         if self.rank == 0:
             self._start_coordinator()
         while not self._rank_gone:
-            if time.monotonic() - self._looked > SUSPENDED_SECONDS:
+            if time.monotonic() - self._last_check > SUSPENDED_SECONDS:
                 self.link.restart_silence()
-            self._looked = time.monotonic()
+            self._last_check = time.monotonic()
             wires = [wire for wire in (self.rank_wire, self.link.wire) if wire is not None]
             ready = select.select(wires, [], [], TICK)[0]
             if self.rank_wire in ready:
@@ -89,7 +88,7 @@ class Agent:
                 self._rank_gone = self._rank_gone or self.rank_wire.closed
             if self.link.wire in ready:
                 self._read_coordinator()
-            self._look()
+            self._check()
         self._close()
 
     def _start_coordinator(self) -> None:
@@ -110,7 +109,7 @@ class Agent:
         self.coordinator = Coordinator(listener, members, secret, setup["job"], self.interval)
         self.coordinator.start()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
         # A forked child may keep the rank's end of the socket open: ask the kernel as well.
         if not self.process.is_alive():
@@ -119,20 +118,20 @@ class Agent:
         if self._kill_at and now > self._kill_at:
             self._kill()
             return
-        if self._left is not None or self._kill_at:
+        if self._exited is not None or self._kill_at:
             return
         if not self.link.accepted:
             why = self.link.find(now)
         else:
             why = self.link.why_lost(now)
-            if now - self._beat >= self.interval:
-                self._beat = now
+            if now - self._last_beat >= self.interval:
+                self._last_beat = now
                 self._send_beat()
         if why is not None:
             self._end(ExitCode.MACHINE, why, "lost", lost_main=True)
 
     def _send_beat(self) -> None:
-        self._oom.look()
+        self._oom.update()
         progress = self.heartbeat.read()
         phase = progress.phase
         if self.process.is_suspended():
@@ -154,7 +153,7 @@ class Agent:
                 self._end(code, reason, event, lost_rank=lost_rank, reports=reports)
 
     def handle(self, messages: list[Message]) -> None:
-        """Handle messages of the rank."""
+        """Handle messages from the rank."""
         for message in messages:
             if "run" in message:
                 self._alerts.opened = True
@@ -163,25 +162,25 @@ class Agent:
             elif "acknowledged" in message and self._kill_at:
                 self._kill_at += EXIT_SECONDS - ACKNOWLEDGE_SECONDS
             elif "bye" in message:
-                self._left = (int(message["bye"]), str(message["reason"]))
-                is_early = not self.link.accepted and self._left[0] != 0
+                self._exited = (int(message["bye"]), str(message["reason"]))
+                is_early = not self.link.accepted and self._exited[0] != 0
                 if not is_early:
                     self.link.send(message)
                 if self._recorder is not None:
                     self._recorder.close(self._record())
                 if self.rank == 0:
-                    self._alert(event_of(self._left[0]), *self._left)
+                    self._alert(event_of(self._exited[0]), *self._exited)
                 self.rank_wire.send({"noted": True})
-                # The reason of a rank that fails early must not be lost.
+                # A rank that fails early must still report its reason.
                 if is_early:
                     self._connect_late()
                     self.link.send(message)
 
     def _record(self) -> RankRecord:
-        return self._start_record.now(self.heartbeat.read(), self._left)
+        return self._start_record.now(self.heartbeat.read(), self._exited)
 
     def _stop(self, at_once: bool) -> None:
-        """`wikillm stop` was called."""
+        """Handle a request of `wikillm stop`."""
         if at_once:
             reason = "Ended at once by `wikillm stop --now`; nothing was saved."
             self._end(ExitCode.STOPPED, reason, "stopped", reports=self.rank == 0)
@@ -198,18 +197,18 @@ class Agent:
         lost_rank: int | None = None,
         reports: bool = False,
     ) -> None:
-        """Request the rank to leave: it writes its stacks and ends.
+        """Request the rank to exit; it writes its stacks first.
 
         Args:
-            lost_main: rank 0 is lost: the first rank of this node reports to the user.
+            lost_main: rank 0 is lost, so the first rank of each node reports to the user.
             lost_rank: see `End`.
             reports: this rank reports to the user.
         """
-        if self._left is not None or self._kill_at:
+        if self._exited is not None or self._kill_at:
             return
         self._kill_at = time.monotonic() + ACKNOWLEDGE_SECONDS
         reports = reports or (lost_main and self.setup["local_rank"] == 0)
-        # Without rank 0's agent the next of each node report, and the first one sends.
+        # Without rank 0's agent, rank 1 and the first rank of each node try to send the alert.
         is_next = lost_main and (self.rank == 1 or self.setup["local_rank"] == 0)
         alerts = (self.rank == 0 or is_next) and self._alerts.wants(event)
         self._verdict = {"end": code, "reason": reason, "lost_rank": lost_rank}
@@ -223,10 +222,10 @@ class Agent:
         self._alerts.end(event, code, reason, self.heartbeat.read().step)
 
     def _kill(self) -> None:
-        """The rank did not leave: it is suspended, or a library blocks its interpreter."""
+        """Kill a rank that did not exit: it is suspended, or a library blocks its interpreter."""
         if self._recorder is not None:
-            # faulthandler needs no interpreter lock, but races with running threads: only here,
-            # where the rank does not respond. Its handler is registered with the run directory.
+            # faulthandler needs no interpreter lock, but races with running threads, so it is only
+            # used on a rank that does not respond. `Supervisor.at` registers its handler.
             self.process.send(signal.SIGUSR2)
             time.sleep(STACKS_SECONDS)
         self.process.send(signal.SIGKILL)
@@ -242,16 +241,16 @@ class Agent:
             print_end(code, reason)
 
     def _how_it_ended(self) -> str | None:
-        """Called when the socket has closed, a moment before the process is a zombie."""
+        """How the rank ended. Its socket closes a moment before it is a zombie, so this waits."""
         deadline = time.monotonic() + COLLECT_SECONDS
         while True:
-            how = end_of(self.pid, self._handle)
+            how = end_of(self.pid, self._pidfd)
             if how is not None or not self.process.exists() or time.monotonic() > deadline:
                 return how
             time.sleep(0.005)
 
     def _connect_late(self) -> None:
-        """The rank ended before its agent reached the coordinator: reach it now, to report that."""
+        """Connect to the coordinator, to report a rank that ended before its agent connected."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while not self.link.accepted and time.monotonic() < deadline:
             self.link.find(time.monotonic())
@@ -261,9 +260,9 @@ class Agent:
                 self._read_coordinator()
 
     def _close(self) -> None:
-        """The rank has ended: report how, and serve the others where the coordinator is."""
-        in_silence = self._left is None and self._verdict is None
-        if self._left is None:
+        """Report how the rank ended. On rank 0, also serve until the other ranks have exited."""
+        in_silence = self._exited is None and self._verdict is None
+        if self._exited is None:
             self._report_end(in_silence)
         wire = self.link.wire
         if wire is not None:
@@ -279,27 +278,27 @@ class Agent:
             end = self.coordinator.wait(
                 timeout, own=int(is_connected), for_verdict=in_silence and is_connected
             )
-            # No other rank may be left to report the verdict.
+            # Report the verdict here: there may be no other rank to do it.
             if in_silence and end is not None:
                 reports = self.coordinator.membership.reporter() == 0
                 self._report(end.code, end.reason, end.lost_rank, reports=reports)
                 self._alert(end.event, end.code, end.reason)
-        if in_silence and self._left is not None and self.rank == 0:
-            self._alert("lost", *self._left)
+        if in_silence and self._exited is not None and self.rank == 0:
+            self._alert("lost", *self._exited)
 
     def _report_end(self, in_silence: bool) -> None:
-        """The rank ended without reporting its exit."""
+        """Report the end of a rank that did not report its exit."""
         verdict = self._verdict
         known = self._how_it_ended()
         how = self._oom.explain(known or UNKNOWN_END)
-        self._left = (int(ExitCode.MACHINE), how)
+        self._exited = (int(ExitCode.MACHINE), how)
         if verdict is not None:
-            self._left = (int(verdict["end"]), str(verdict["reason"]))
+            self._exited = (int(verdict["end"]), str(verdict["reason"]))
         if self._recorder is not None:
             self._recorder.close(self._record())
-        # A killed rank could not report the verdict itself.
+        # A killed rank could not write the verdict itself.
         if verdict is not None and (known is None or "signal" in known):
-            self._report(*self._left, verdict["lost_rank"], reports=bool(verdict["reports"]))
+            self._report(*self._exited, verdict["lost_rank"], reports=bool(verdict["reports"]))
         if in_silence and not self.link.accepted:
             self._connect_late()
         if verdict is None:

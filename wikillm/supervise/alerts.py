@@ -1,8 +1,8 @@
-"""Which event of a run sends a message, and that each sends at most one.
+"""Decides which events of a run send a message, and sends at most one message for each.
 
-The agent of rank 0 reports how a start ended; it outlives its rank. Where rank 0's node is lost,
-the agents of the other nodes do, and the first to create RUN/ranks/alert sends. A separate process
-sends it, see `observe/alert_channels.py`; secrets are in its environment only.
+The agent of rank 0, which outlives its rank, reports how a start ended. If rank 0's node is lost,
+the agents of other nodes try to, and the first to create RUN/ranks/alert sends. A separate process
+sends the message, see `observe/alert_channels.py`; secrets are in its environment only.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.held_output import real_descriptors
 
 WAIT_SECONDS = 4.0
-"""How long an exit waits for its message: in a container the process's end is the sender's too."""
+"""Seconds that an exit waits for its message: in a container the sender ends with the process."""
 SPIKE_PAUSE = 600.0
-"""Seconds without another message about spikes: services refuse many messages at a time."""
+"""Shortest time in seconds between messages about spikes: services refuse frequent messages."""
 RESTARTS = "WIKILLM_MAX_RESTARTS"
-"""Set by a launcher that starts a failed run again; the value of --max-restarts."""
+"""The variable in which a launcher that restarts runs passes on --max-restarts."""
 _SENDER = "wikillm.observe.alert_channels"
 _CTRL_C = "Stopped by SIGINT"
 
@@ -45,7 +45,7 @@ class Alerts:
         section: the section `alerts` as JSON; without channels nothing is sent.
         run: the run's name.
         run_dir: the run directory; `opened` is set once this start owns it.
-        is_first: sends where the run directory cannot tell who does.
+        is_first: whether this rank sends when RUN/ranks/alert cannot decide which rank does.
     """
 
     section: dict[str, Any]
@@ -58,7 +58,7 @@ class Alerts:
     _spiked: float = field(default=float("-inf"), init=False)
 
     def arguments(self) -> dict[str, Any]:
-        """What makes the same `Alerts` in another process."""
+        """The arguments that create an equal `Alerts` in another process."""
         names = ("section", "run", "run_dir", "rank", "is_first")
         return {name: getattr(self, name) for name in names}
 
@@ -69,7 +69,7 @@ class Alerts:
     def end(self, event: str, code: int, reason: str, step: int | None) -> None:
         """Report how this start ended; the first report counts. Waits WAIT_SECONDS at most.
 
-        Ctrl-C is no event: whoever presses it sees the end.
+        Ctrl-C sends nothing: the user is present.
         """
         if self._has_ended:
             return
@@ -107,11 +107,11 @@ class Alerts:
         }  # fmt: skip
         log = str(Path(self.run_dir) / "logs" / f"rank_{self.rank}.log")
         alerts = {key: value for key, value in self.section.items() if key != "channels"}
-        order = {
+        request = {
             "alerts": alerts, "message": message, "log": log if self.opened else None,
             "claim": claim, "is_first": self.is_first,
         }  # fmt: skip
-        with suppress(OSError, subprocess.TimeoutExpired):  # no process or descriptor is left
+        with suppress(OSError, subprocess.TimeoutExpired):  # out of processes or descriptors
             sender = subprocess.Popen(
                 [sys.executable, "-m", _SENDER],
                 stdin=subprocess.PIPE,
@@ -121,7 +121,7 @@ class Alerts:
                 start_new_session=True,  # Ctrl-C and the end of the launcher do not reach it
             )
             with sender.stdin as pipe:  # type: ignore[union-attr]
-                pipe.write(json.dumps(order).encode())
+                pipe.write(json.dumps(request).encode())
             if wait:
                 sender.wait(wait)
 
@@ -138,7 +138,7 @@ def _what_follows(code: int, environ: Mapping[str, str]) -> str:
     if limit := environ.get(RESTARTS):
         return f"The launcher starts it again, unless {limit} restarts made no new checkpoint."
     count = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    most = environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if count.isdecimal() and most.isdecimal() and int(count) < int(most):
-        return f"torchrun starts it again (restart {int(count) + 1} of {most})."
+    max_restarts = environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if count.isdecimal() and max_restarts.isdecimal() and int(count) < int(max_restarts):
+        return f"torchrun starts it again (restart {int(count) + 1} of {max_restarts})."
     return ""

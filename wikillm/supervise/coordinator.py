@@ -2,8 +2,9 @@
 the verdict.
 
 Each rank has one TCP connection; once all have joined they carry a few hundred bytes a second at 64
-nodes. Anyone who reaches the port can connect: a connection has 5 s to prove that it knows the
-run's secret, few may be unproven at a time, and an error on one closes only that one.
+nodes. Anyone who reaches the port can connect. So a connection has 5 s to prove that it knows
+the run's secret, few connections may be unproven at a time, and an error closes only the
+connection that it occurs on.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from wikillm.supervise.wire import Message, SealedWire
 TICK = 0.25
 PROVE_SECONDS = 5.0
 ALONE_SECONDS = 1.0
-"""From the end of a local agent until its rank is checked: both may be killed together."""
+"""Seconds from the end of a local agent to the check of its rank: both may be killed together."""
 SUSPENDED_SECONDS = 5.0
-"""A gap this long between two looks: this process was suspended (Ctrl-Z, a scheduler)."""
+"""A longer gap between two checks means that this process was suspended (Ctrl-Z, a scheduler)."""
 MOST_UNPROVEN = 16
-"""Unproven connections at a time, besides those of absent ranks; the oldest is closed first."""
+"""Limit of unproven connections, plus one per absent rank; the oldest is closed first."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
 _CODES = frozenset(map(int, ExitCode))
 
 
 class Coordinator(threading.Thread):
-    """Serves until every rank has left. `secret` and `context` are those of `SealedWire`."""
+    """Serves until every rank has exited. `secret` and `context` are those of `SealedWire`."""
 
     def __init__(
         self,
@@ -55,9 +56,9 @@ class Coordinator(threading.Thread):
         self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, from where
         self._processes: dict[int, Process] = {}  # of ranks on this machine
         self._alone: dict[int, float] = {}  # ranks whose agent is gone, and since when
-        self._looked = time.monotonic()
+        self._last_check = time.monotonic()
         self._welcomed = False
-        self._sent = 0.0
+        self._last_sent = 0.0
         self._end: End | None = None
         self._finished = threading.Event()
 
@@ -70,12 +71,15 @@ class Coordinator(threading.Thread):
                     self._accept()
                 elif not key.data.closed:
                     self._receive(key.data)
-            self._look()
+            self._check()
 
     def wait(self, timeout: float, own: int, *, for_verdict: bool = False) -> End | None:
-        """Wait until all ranks but our `own` have left, then stop serving; returns the verdict.
+        """Wait until at most `own` ranks are connected, then stop serving; returns the verdict.
 
-        With `for_verdict` also until there is one; at most `timeout` seconds.
+        Args:
+            timeout: longest wait in seconds.
+            own: connections of this agent's own rank, 0 or 1.
+            for_verdict: also wait until there is a verdict.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and (
@@ -106,8 +110,8 @@ class Coordinator(threading.Thread):
         now = time.monotonic()
         try:
             for message in wire.receive():
-                self._take(wire, message, now)
-        except Exception:  # a bad message ends only its sender's connection
+                self._handle_message(wire, message, now)
+        except Exception:  # a malformed message closes only its sender's connection
             wire.closed = True
         if wire.is_refused and wire in self._unproven:
             self.membership.refuse(self._unproven[wire][1])
@@ -128,8 +132,8 @@ class Coordinator(threading.Thread):
             self._wires.unregister(wire.sock)
         wire.close()
 
-    def _take(self, wire: SealedWire, message: Message, now: float) -> None:
-        """Handle a peer's message. Raises ValueError, TypeError or KeyError for a bad one."""
+    def _handle_message(self, wire: SealedWire, message: Message, now: float) -> None:
+        """Handle a peer's message. Raises ValueError, TypeError or KeyError if it is malformed."""
         if "hello" in message:
             self._welcome(wire, message, now)
             return
@@ -147,7 +151,7 @@ class Coordinator(threading.Thread):
     def _welcome(self, wire: SealedWire, message: Message, now: float) -> None:
         rank = _whole(message["hello"], self.membership.world_size - 1)
         if rank in self.membership.ranks or wire in self._rank_of or self._end is not None:
-            raise ValueError("the rank is here already, or the run has ended")
+            raise ValueError("the rank has joined already, or the run has ended")
         pid = _whole(message.get("pid", 0), 1 << 31)
         facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
         host = _text(message["host"])
@@ -159,15 +163,15 @@ class Coordinator(threading.Thread):
         self._rank_of[wire] = rank
         wire.send({"hub": True})
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        # After a suspension no message has been read: the silence during it does not count.
-        if now - self._looked > SUSPENDED_SECONDS:
+        # No message is read during a suspension, so that silence does not count.
+        if now - self._last_check > SUSPENDED_SECONDS:
             self.membership.since = now
-        self._looked = now
+        self._last_check = now
         self._check_alone(now)
-        slow = [w for w, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]
-        for wire in slow:
+        overdue = [w for w, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]
+        for wire in overdue:
             self._drop(wire)
         if self._end is None:
             self._end = self.membership.verdict(now)
@@ -178,19 +182,19 @@ class Coordinator(threading.Thread):
         if self._end is None and not self._welcomed and self.membership.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}
-            for rank, known in sorted(self.membership.ranks.items()):
-                hosts.setdefault(known.host, [known.address, []])[1].append(rank)
+            for rank, member in sorted(self.membership.ranks.items()):
+                hosts.setdefault(member.host, [member.address, []])[1].append(rank)
             self._send_all({"welcome": hosts})
-        if now - self._sent >= self.interval:
-            self._sent = now
+        if now - self._last_sent >= self.interval:
+            self._last_sent = now
             self._send_all({"hub": True})
 
     def _check_alone(self, now: float) -> None:
-        """A local rank whose agent is gone has ended with it, or continues unsupervised."""
+        """Check the local ranks whose agent is gone: each has ended, or continues unsupervised."""
         for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
             del self._alone[rank]
             process = self._processes[rank]
-            if process.is_alive() and self.membership.ranks[rank].left is None:
+            if process.is_alive() and self.membership.ranks[rank].exited is None:
                 self.membership.forget(rank)
             else:
                 how = end_of(process.pid)
@@ -203,9 +207,9 @@ class Coordinator(threading.Thread):
                 self._drop(wire)
 
 
-def _whole(value: object, most: int) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"not a whole number from 0 to {most}")
+def _whole(value: object, largest: int) -> int:
+    if type(value) is not int or not 0 <= value <= largest:
+        raise ValueError(f"not a whole number from 0 to {largest}")
     return value
 
 

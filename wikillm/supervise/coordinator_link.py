@@ -1,4 +1,4 @@
-"""An agent's connection to the coordinator: find it, exchange messages, notice that it is lost."""
+"""An agent's connection to the coordinator: find it, exchange messages, detect its loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from wikillm.supervise.membership import OTHER_SECRET, Limits
 from wikillm.supervise.network import PORTS_TRIED, connect_here
 from wikillm.supervise.wire import Message, SealedWire
 
-ANSWER_SECONDS = 3.0  # for a port to show that the coordinator listens there
-GONE_WAITS = 3.0  # after a closed connection: the rank may still learn a verdict from its peers
+ANSWER_SECONDS = 3.0  # to wait at a port for proof that the coordinator listens there
+GONE_WAITS = 3.0  # from a closed connection until rank 0 counts as lost
 
 
 class CoordinatorLink:
-    """`setup` is the rank's first message, see Supervisor._agent_setup."""
+    """`setup` is the rank's first message, see `settings.agent_setup`."""
 
     def __init__(self, setup: Message, limits: Limits, interval: float) -> None:
         self.wire: SealedWire | None = None
@@ -31,11 +31,11 @@ class CoordinatorLink:
         self._attempt = 0
         self._answer_by = 0.0
         self._port = 0  # of the latest attempt
-        self._foreign_ports: set[int] = set()  # ports where a peer with a different secret answered
+        self._foreign_ports: set[int] = set()  # a peer with a different secret answered there
 
     @property
     def is_local(self) -> bool:
-        """All ranks are on this machine: no network, and no other machine to lose."""
+        """Whether all ranks are on this machine, so that no network and no machine can be lost."""
         return self._setup["master_port"] is None
 
     def send(self, message: Message) -> None:
@@ -43,11 +43,11 @@ class CoordinatorLink:
             self.wire.send(message)
 
     def restart_silence(self) -> None:
-        """This process was suspended: it could not receive the coordinator's messages."""
+        """Restart the silence timer after a suspension, when no message could be received."""
         self._last_received = time.monotonic()
 
     def find(self, now: float) -> str | None:
-        """Try one port per call; returns the reason when the search has failed."""
+        """Try one port per call. Returns None, or the reason when the search has failed."""
         if self.wire is not None and not self.wire.closed and now < self._answer_by:
             return None
         if not self.is_local and now - self._began > self._limits.rendezvous + 5.0:
@@ -65,7 +65,7 @@ class CoordinatorLink:
         return None
 
     def receive(self) -> list[Message]:
-        """The coordinator's messages; a closed connection is noted."""
+        """Return the coordinator's messages, and note when the connection is closed."""
         wire = self.wire
         if wire is None:
             return []
@@ -84,10 +84,10 @@ class CoordinatorLink:
         return messages
 
     def why_lost(self, now: float) -> str | None:
-        """Why rank 0's machine counts as lost; None while it does not.
+        """Why rank 0's machine counts as lost; None while the coordinator is in reach.
 
-        On one machine rank 0's own agent reports its end; without both the run continues
-        unsupervised.
+        Always None on one machine: there rank 0's agent reports the end of its rank, and without
+        that agent the run continues unsupervised.
         """
         setup = self._setup
         where = f"rank 0 on the first node, {setup['master']} ({setup['master_address']})"

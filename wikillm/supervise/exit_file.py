@@ -15,7 +15,7 @@ from wikillm.core.log import logger
 AGREED = (CorruptedWeightsError, DivergedError, StoppedError)
 """Errors that all ranks raise at the same step."""
 OTHERS_WAIT_SECONDS = 8.0
-"""Launchers kill the other ranks at the first exit: rank 0 gets this long to report first."""
+"""Launchers kill all ranks at the first exit, so other ranks wait for rank 0 to report first."""
 
 
 def write_exit(
@@ -28,11 +28,11 @@ def write_exit(
     lost_rank: int | None = None,
     keep: bool = False,
 ) -> None:
-    """Write exit.json; with `keep` an existing one stays. Never raises: the process has to exit.
+    """Write exit.json; with `keep` an existing file stays. Never raises: the process has to exit.
 
     Args:
-        rank: the one that writes.
-        lost_rank: the one that ended, or that blocks the others.
+        rank: the rank that writes.
+        lost_rank: the rank that ended, or that blocks the others.
     """
     path = run / "exit.json"
     try:
@@ -60,9 +60,9 @@ def is_agreed(error: BaseException | None) -> bool:
 
 
 def let_rank_0_report_first(error: BaseException) -> None:
-    """Wait, once for each error: rank 0 reports errors common to all ranks.
+    """Wait, once for each error, so that rank 0 reports an error common to all ranks.
 
-    Its launcher then ends the others.
+    When rank 0 exits, the launcher ends the other ranks.
     """
     is_main = os.environ.get("RANK", "0") in ("", "0")
     has_waited = getattr(error, "has_waited", False)

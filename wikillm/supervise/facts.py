@@ -1,4 +1,4 @@
-"""What must be the same on every node of a run, as short text: versions, code, configuration."""
+"""Facts that must be equal on every node of a run, as short text: versions, code, config."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def facts_of_this_node(config: str) -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """None where it is not installed. The package is not imported."""
+    """The version of a package, without importing it; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

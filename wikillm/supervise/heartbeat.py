@@ -14,13 +14,13 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-# number of writes, phase, step, start of the phase, last progress, median step in seconds
+# fields: number of writes, phase, step, start of the phase, last progress, median step (s)
 _LAYOUT = struct.Struct("<QQqddd")
 _SLOTS = (64, 128)
-"""Where the two records lie. Byte 0 of the page says which one is complete."""
+"""Offsets of the two records. Byte 0 of the page is the index of the complete record."""
 _SIZE = 4096
 MEMORY_NAME = "wikillm-board"
-"""As /proc/PID/fd shows it. `wikillm stop --now` looks for it, also in runs of older versions."""
+"""The name in /proc/PID/fd by which `wikillm stop --now` finds runs, of older versions too."""
 STEPS_REMEMBERED = 63
 STEPS_FACTOR = 10.0
 
@@ -44,7 +44,7 @@ PHASES = tuple(LIMITS)
 
 @dataclass(frozen=True, slots=True)
 class RankProgress:
-    """One reading. `in_phase`: seconds in the phase, `standing`: seconds since the last progress.
+    """One reading. `in_phase`: seconds in the phase; `standing`: seconds since the last progress.
 
     `median` is 0 until two steps are done.
     """
@@ -62,7 +62,7 @@ class RankProgress:
 
 
 class Heartbeat:
-    """The shared page. `Heartbeat()` creates one, `Heartbeat(fd)` maps that of another process."""
+    """The shared page. `Heartbeat()` creates a page, `Heartbeat(fd)` maps another process's."""
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create(MEMORY_NAME, 0) if fd is None else fd
@@ -74,7 +74,7 @@ class Heartbeat:
         self._step = 0
         self._since = time.monotonic()
         self._median = 0.0
-        self._began: float | None = None  # of the current step
+        self._began: float | None = None  # start of the current step
         self._done = 0
         self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         if fd is None:
@@ -92,7 +92,7 @@ class Heartbeat:
         self._write(now)
 
     def restart(self) -> None:
-        """The next step is a first one again: the model is built anew."""
+        """Count the next step as the first one: the model is rebuilt."""
         self._done = 0
 
     def progress(self) -> None:
@@ -111,9 +111,9 @@ class Heartbeat:
         self._write(now)
 
     def _write(self, now: float) -> None:
-        """Fill the record that is not read, then make it the one that is: a store of one byte.
+        """Fill the record that is not being read, then switch to it by storing one byte.
 
-        The kernel may take the processor away in the middle, for seconds on a busy machine.
+        On a busy machine the process may be suspended for seconds between the two.
         """
         self._writes += 1
         slot = self._writes % 2

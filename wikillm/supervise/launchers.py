@@ -29,7 +29,7 @@ SESSIONS = frozenset((
     "setsid", "sh", "sshd", "sshd-session", "su", "sudo", "systemd", "tcsh", "tini", "tmux",
     "xonsh", "zsh",
 ))  # fmt: skip
-"""A rank started by hand from one of these continues when it ends (nohup, `&`)."""
+"""A rank started by hand from one of these programs outlives that program (nohup, `&`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ def launchers_of(pid: int) -> tuple[Launcher, ...]:
     """
     found: list[Launcher] = []
     above = pid
-    is_set = False
+    has_passed_rank = False
     try:
         while (above := parent_of(above)) > 1:
             program = program_of(above)
-            if is_set and program not in LAUNCHERS:
+            if has_passed_rank and program not in LAUNCHERS:
                 break
-            if not is_set and not _has_rank(above):
+            if not has_passed_rank and not _has_rank(above):
                 if program in SESSIONS:
                     return ()
-                is_set = True
+                has_passed_rank = True
             found.append(Launcher(program, Process.here(above)))
     except (OSError, IndexError, ValueError):  # the process ended meanwhile
         pass
@@ -67,16 +67,16 @@ def launchers_of(pid: int) -> tuple[Launcher, ...]:
 def watch_launchers(
     on_gone: Callable[[str], None], environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Call `on_gone(what)` in a thread, once, when a launcher of this rank has ended."""
+    """Call `on_gone(reason)` once, in a thread, when a launcher of this rank has ended."""
     found = launchers_of(os.getpid()) if "RANK" in environ else ()
     if found:
         args = (found, on_gone)
         threading.Thread(target=_watch, args=args, name="launchers", daemon=True).start()
 
 
-def _watch(found: tuple[Launcher, ...], on_gone: Callable[[str], None]) -> None:
+def _watch(launchers: tuple[Launcher, ...], on_gone: Callable[[str], None]) -> None:
     while True:
-        for launcher in found:
+        for launcher in launchers:
             if not launcher.process.is_alive():
                 on_gone(f"the end of its launcher ({launcher.program}, pid {launcher.process.pid})")
                 return

@@ -28,7 +28,7 @@ def is_about_a_connection(error: BaseException) -> bool:
 
 
 def lost_rank(run: Path, own: int) -> MachineError | None:
-    """The error of another rank that has ended, by its record, with the code it left there."""
+    """An error for a rank other than `own` that has ended, with the exit code in its record."""
     for record in read_records(run):
         if record.rank == own:
             continue

@@ -1,8 +1,8 @@
-"""Which ranks have joined, which are lost, which are stalled: judged without sockets or clocks.
+"""Decides which ranks have joined, are lost or are stalled, without sockets or clocks.
 
-Facts come in (`hello`, `beat`, `bye`, `died`); `verdict(now)` says whether the run has to end, with
-which code and why. A reason that a rank gave itself precedes an inferred one, so each verdict waits
-a moment for a better one.
+The coordinator passes events in (`hello`, `beat`, `bye`, `died`); `verdict(now)` returns whether
+the run has to end, with code and reason. A reason that a rank reported itself precedes an inferred
+one, so a verdict waits a moment for such a report.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from wikillm.core.units import format_seconds
 from wikillm.supervise.alerts import event_of
 
 AGREED = (ExitCode.CORRUPTED, ExitCode.DIVERGED, ExitCode.STOPPED)
-"""Raised on all ranks at the same step; all of them then exit."""
+"""Codes of errors that all ranks raise at the same step; all ranks then exit."""
 FAILED_WAITS = 5.0
-"""Seconds from a rank's own error to the end of the others: they may raise the same one."""
+"""Seconds from a rank's error to the end of the others, which may raise the same error."""
 STOPPED_WAITS = 0.5
-"""The same for a rank that was stopped before training: no agreement is pending."""
+"""The same after a stop before training, when the ranks have nothing to agree on."""
 DIED_WAITS = 2.5
-"""Seconds from a silent death to the end: another rank may have reported the reason."""
+"""Seconds from a silent death to the end; meanwhile another rank may report the reason."""
 KILLED_WAITS = 0.5
-"""The same where the kernel knows how the process ended."""
+"""The same if the kernel reported how the process ended."""
 OTHER_SECRET = (
     "with a different secret: run.dir is not the same folder on all nodes, WIKILLM_RUN_SECRET "
     "differs, or it is another run."
 )
-MOST_REFUSED = 16  # refused addresses that are remembered
+MOST_REFUSED = 16  # number of refused addresses to remember
 SHORT = ("step", "first step")  # phases in which a rank waits for the others
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In seconds: `rendezvous` for every rank to join, `lost` without a heartbeat, `stall` without
-    progress, `leave` is the grace period between the first and the last exit."""
+    """Seconds: `rendezvous` for every rank to join, `lost` without a heartbeat, `stall` without
+    progress, `leave` between the first and the last exit."""
 
     rendezvous: float
     lost: float
@@ -51,12 +51,12 @@ class End:
     code: int
     reason: str
     event: str  # of the alert: failed, stopped, lost, stalled
-    lost_rank: int | None = None  # the only one that has ended, or that blocks the others
+    lost_rank: int | None = None  # the only rank that ended, or that blocks the others
 
 
 @dataclass(slots=True)
 class Member:
-    """What is known of one rank; times are the coordinator's clock."""
+    """What the coordinator knows of one rank; times are those of its clock."""
 
     host: str
     address: str
@@ -68,9 +68,9 @@ class Member:
     limit: float | None = None
     median: float = 0.0
     pid: int = 0  # 0: unknown
-    left: tuple[float, int, str] | None = None  # when, exit code, reason: it reported its exit
-    is_agreed: bool = True  # the others leave the same way
-    died: tuple[float, str] | None = None  # when the end is due, how
+    exited: tuple[float, int, str] | None = None  # time, exit code and reason that it reported
+    is_agreed: bool = True  # all ranks exit for the same reason
+    died: tuple[float, str] | None = None  # when the verdict is due, how it died
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Membership:
     nodes: tuple[str, ...] = ()
     ranks: dict[int, Member] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)  # addresses with a different secret
-    since: float = float("-inf")  # end of the last suspension: silence before does not count
+    since: float = float("-inf")  # end of the last suspension: earlier silence does not count
 
     @property
     def is_complete(self) -> bool:
@@ -104,32 +104,34 @@ class Membership:
             self.refused.add(address)
 
     def beat(self, rank: int, message: dict[str, Any], now: float) -> None:
-        known = self.ranks[rank]
-        known.last_received = now
-        known.phase = str(message["phase"])
-        known.step = int(message["step"])
-        known.standing = message["standing"]
-        known.limit = message["limit"]
-        known.median = message["median"]
+        member = self.ranks[rank]
+        member.last_received = now
+        member.phase = str(message["phase"])
+        member.step = int(message["step"])
+        member.standing = message["standing"]
+        member.limit = message["limit"]
+        member.median = message["median"]
 
     def bye(self, rank: int, code: int, reason: str, now: float, *, is_agreed: bool = True) -> None:
-        if self.ranks[rank].left is None:
-            self.ranks[rank].left = (now, code, reason)
+        if self.ranks[rank].exited is None:
+            self.ranks[rank].exited = (now, code, reason)
             self.ranks[rank].is_agreed = is_agreed and code in AGREED
 
     def died(self, rank: int, how: str, now: float, *, is_known: bool = False) -> None:
-        """`how` follows the rank's name: "was killed by signal 9". `is_known`: not a guess."""
-        if self.ranks[rank].left is None and self.ranks[rank].died is None:
+        """`how`: text such as "was killed by signal 9". `is_known`: the kernel reported it."""
+        if self.ranks[rank].exited is None and self.ranks[rank].died is None:
             self.ranks[rank].died = (now + (KILLED_WAITS if is_known else DIED_WAITS), how)
 
     def forget(self, rank: int) -> None:
-        """Its agent is gone but the rank runs: it continues unsupervised."""
+        """Remove a rank whose agent is gone: it continues unsupervised."""
         self.ranks.pop(rank, None)
 
     def reporter(self) -> int:
-        """The rank that reports to the user: the first that still can."""
-        here = (rank for rank, known in self.ranks.items() if not known.left and not known.died)
-        return min(here, default=0)
+        """The rank that reports to the user: the first that still runs."""
+        running = (
+            rank for rank, member in self.ranks.items() if not member.exited and not member.died
+        )
+        return min(running, default=0)
 
     def verdict(self, now: float) -> End | None:
         """None while nothing is wrong. Called several times a second."""
@@ -143,8 +145,8 @@ class Membership:
         )
 
     def _failed(self, now: float) -> End | None:
-        left = [(known.left, rank) for rank, known in self.ranks.items() if known.left]
-        failed = [(entry, rank) for entry, rank in left if entry[1] != 0]
+        exits = [(member.exited, rank) for rank, member in self.ranks.items() if member.exited]
+        failed = [(entry, rank) for entry, rank in exits if entry[1] != 0]
         if not failed:
             return None
         (when, code, reason), rank = min(failed)
@@ -157,10 +159,12 @@ class Membership:
         return End(code, f"{self._name(rank)} ended: {reason}", event_of(code), rank)
 
     def _died(self, now: float) -> End | None:
-        # A reason that a rank gave itself comes first: `_failed` waits for it.
-        if any(known.left and known.left[1] and not known.is_agreed for known in self._all()):
+        # A reason that a rank reported itself comes first: `_failed` waits for it.
+        if any(
+            member.exited and member.exited[1] and not member.is_agreed for member in self._all()
+        ):
             return None
-        dead = [(known.died, rank) for rank, known in self.ranks.items() if known.died]
+        dead = [(member.died, rank) for rank, member in self.ranks.items() if member.died]
         if not dead or now < min(dead)[0][0]:
             return None
         (_, how), rank = min(dead)
@@ -172,7 +176,7 @@ class Membership:
         absent = [rank for rank in range(self.world_size) if rank not in self.ranks]
         numbers = sorted({rank // self.local_size for rank in absent})
         nodes = [self.nodes[n] if n < len(self.nodes) else f"node number {n}" for n in numbers]
-        joined = ", ".join(sorted({known.host for known in self._all()})) or "none"
+        joined = ", ".join(sorted({member.host for member in self._all()})) or "none"
         reason = (
             f"{', '.join(nodes)} ({_ranks(absent)}) did not join within "
             f"{format_seconds(self.limits.rendezvous)} (train.rendezvous_seconds); "
@@ -187,14 +191,15 @@ class Membership:
             return None
         reference = self.ranks[0]
         lines = []
-        for fact, here in reference.facts.items():
-            others: dict[str, list[str]] = {}
-            for _, known in sorted(self.ranks.items()):
-                there = known.facts.get(fact, "nothing")
-                if there != here and known.host not in others.setdefault(there, []):
-                    others[there].append(known.host)
-            for there, hosts in others.items():
-                lines.append(f"  {fact}: {here} on {reference.host}, {there} on {', '.join(hosts)}")
+        for fact, expected in reference.facts.items():
+            hosts_by_value: dict[str, list[str]] = {}
+            for _, member in sorted(self.ranks.items()):
+                found = member.facts.get(fact, "nothing")
+                if found != expected and member.host not in hosts_by_value.setdefault(found, []):
+                    hosts_by_value[found].append(member.host)
+            for found, hosts in hosts_by_value.items():
+                where = f"{found} on {', '.join(hosts)}"
+                lines.append(f"  {fact}: {expected} on {reference.host}, {where}")
         if not lines:
             return None
         reason = "\n".join(["The nodes do not run the same thing.", *lines])
@@ -202,9 +207,9 @@ class Membership:
 
     def _silent(self, now: float) -> End | None:
         silent = {
-            rank: now - max(known.last_received, self.since)
-            for rank, known in self.ranks.items()
-            if not known.left
+            rank: now - max(member.last_received, self.since)
+            for rank, member in self.ranks.items()
+            if not member.exited
         }
         lost = [rank for rank, seconds in silent.items() if seconds > self.limits.lost]
         if not lost:
@@ -219,52 +224,54 @@ class Membership:
 
     def _stalled(self, now: float) -> End | None:
         """Ends the run when ranks stall; names those that block the others."""
-        here = {rank: known for rank, known in self.ranks.items() if not known.left}
+        running = {rank: member for rank, member in self.ranks.items() if not member.exited}
         late = {
-            rank: known
-            for rank, known in here.items()
-            if known.limit is not None and min(known.standing, now - self.since) > known.limit
+            rank: member
+            for rank, member in running.items()
+            if member.limit is not None and min(member.standing, now - self.since) > member.limit
         }
         if not late:
             return None
-        behind = min(known.step for known in late.values())
+        behind = min(member.step for member in late.values())
         # Ranks that wait in a step are not late while another rank is busy in a phase with a
         # limit of its own, such as generating samples.
-        busy = [known for rank, known in here.items() if rank not in late]
-        busy = [known for known in busy if known.phase not in (*SHORT, "data")]
-        if all(known.phase in SHORT for known in late.values()) and any(
-            known.step <= behind for known in busy
+        busy = [member for rank, member in running.items() if rank not in late]
+        busy = [member for member in busy if member.phase not in (*SHORT, "data")]
+        if all(member.phase in SHORT for member in late.values()) and any(
+            member.step <= behind for member in busy
         ):
             return None
-        slow = [r for r, known in late.items() if known.step == behind and known.phase not in SHORT]
-        first = late[min(slow or late)]
-        blamed = "; no single rank is behind" if self.world_size > 1 else ""
-        if slow and self.world_size > 1:
-            verb = "blocks" if len(slow) == 1 else "block"
-            blamed = f"; {self._names(slow)} {verb} the other ranks"
-        places = sorted(self.ranks.items(), key=lambda item: (item[0] not in slow, item[0]))
+        blocking = [
+            r for r, member in late.items() if member.step == behind and member.phase not in SHORT
+        ]
+        first = late[min(blocking or late)]
+        blame = "; no single rank is behind" if self.world_size > 1 else ""
+        if blocking and self.world_size > 1:
+            verb = "blocks" if len(blocking) == 1 else "block"
+            blame = f"; {self._names(blocking)} {verb} the other ranks"
+        places = sorted(self.ranks.items(), key=lambda item: (item[0] not in blocking, item[0]))
         where = "; ".join(
-            f"{self._place(rank)}: {known.phase}, step {known.step}, for {known.standing:.0f} s"
-            for rank, known in places[:16]
+            f"{self._place(rank)}: {member.phase}, step {member.step}, for {member.standing:.0f} s"
+            for rank, member in places[:16]
         )
         return End(
             ExitCode.MACHINE,
             f"No progress for {first.standing:.0f} s in the phase {first.phase!r} "
-            f"(limit {first.limit:.0f} s){blamed}.\n"
+            f"(limit {first.limit:.0f} s){blame}.\n"
             f"  {where}\n  The stacks of every rank are in RUN/logs/rank_*.log.",
             "stalled",
-            slow[0] if len(slow) == 1 and self.world_size > 1 else None,
+            blocking[0] if len(blocking) == 1 and self.world_size > 1 else None,
         )
 
     def _all(self) -> Iterable[Member]:
         return self.ranks.values()
 
     def _name(self, rank: int) -> str:
-        known = self.ranks[rank]
-        pid = f"pid {known.pid}" if known.pid else ""
+        member = self.ranks[rank]
+        pid = f"pid {member.pid}" if member.pid else ""
         if self.is_one_node:
             return f"rank {rank} ({pid})" if pid else f"rank {rank}"
-        return f"rank {rank} on {known.host} ({', '.join(filter(None, (known.address, pid)))})"
+        return f"rank {rank} on {member.host} ({', '.join(filter(None, (member.address, pid)))})"
 
     def _place(self, rank: int) -> str:
         return f"rank {rank}" if self.is_one_node else f"rank {rank} on {self.ranks[rank].host}"

@@ -2,8 +2,8 @@
 
 gloo takes the interface that the hostname resolves to, which is loopback on many installations,
 and then waits forever. Here the interface is the one that routes to MASTER_ADDR (on the first
-node: the one that has that address). It is logged, and set as GLOO_SOCKET_IFNAME where nothing else
-is. NCCL chooses among InfiniBand and Ethernet by itself.
+node: the one that has that address). It is logged, and set as GLOO_SOCKET_IFNAME unless the user
+has set that. NCCL chooses among InfiniBand and Ethernet by itself.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PORTS_TRIED = 8
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """From this node to the first one.
+    """The route from this node to the first node.
 
-    `interface` is None where the address belongs to no named interface (IPv6, a forwarded one).
+    `interface` is None where the address belongs to no named interface (IPv6, a forwarded address).
     `address` is this node's own, `master` the resolved address of the first node.
     """
 
@@ -65,26 +65,29 @@ def find_route(master: str) -> Route:
     Raises MachineError where the name is unknown, loopback, or not reachable.
     """
     host = socket.gethostname()
-    # A batch file of Slurm takes the first node's name from Slurm: it has no --master-addr.
-    option = "--master-addr ADDRESS, as every node reaches it; or "
-    option = "" if "SLURM_JOB_ID" in os.environ else option
+    # A batch file of Slurm takes the first node's name from Slurm and has no --master-addr.
+    hint = ""
+    if "SLURM_JOB_ID" not in os.environ:
+        hint = "--master-addr with an address that every node reaches; or "
     try:
-        *_, where = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+        *_, sockaddr = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
     except OSError as error:
         raise MachineError(
             f"{host} does not know the first node, {master}.",
             got=str(error),
-            fix=f"{option}add the name to DNS or /etc/hosts on every node",
+            fix=f"{hint}add the name to DNS or /etc/hosts on every node",
         ) from None
-    resolved = str(where[0])
+    resolved = str(sockaddr[0])
     here = interfaces()
     # A literal localhost means that all ranks are on this machine.
     if is_loopback(resolved) and not (master == "localhost" or is_loopback(master)):
-        others = [f"{name} {found}" for found, name in here.items() if not found.startswith("127.")]
+        outer_cards = [
+            f"{name} {found}" for found, name in here.items() if not found.startswith("127.")
+        ]
         raise MachineError(
             f"{master} is {resolved} on {host}: other nodes cannot connect to it.",
-            got=f"interfaces of {host}: {', '.join(others) or 'only loopback'}",
-            fix=f"{option}correct the line of {master} in /etc/hosts of {host}",
+            got=f"interfaces of {host}: {', '.join(outer_cards) or 'only loopback'}",
+            fix=f"{hint}correct the line of {master} in /etc/hosts of {host}",
         )
     try:
         address = own_address(resolved)
@@ -97,14 +100,14 @@ def find_route(master: str) -> Route:
 
 
 def set_interface(route: Route) -> str:
-    """Set gloo's interface unless the user has; returns the name in effect, for the log."""
+    """Set gloo's interface unless the user has; returns the interface in effect, for the log."""
     if "GLOO_SOCKET_IFNAME" not in os.environ and route.interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = route.interface
     return os.environ.get("GLOO_SOCKET_IFNAME", route.interface or "unnamed")
 
 
 def why_port_is_taken(port: int) -> str:
-    """ "" when a server could listen on all addresses of `port` now."""
+    """Why no server can listen on all addresses of `port` now; "" if one can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -115,14 +118,14 @@ def why_port_is_taken(port: int) -> str:
 
 
 def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> None:
-    """On rank 0, before the process group: raises MachineError unless `port` is free."""
+    """Raise MachineError unless `port` is free. (rank 0, before the process group)"""
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun listens there itself
     if why := why_port_is_taken(port):
         raise MachineError(
             f"Port {port} of {socket.gethostname()}, the rendezvous port, is in use.",
             got=why,
-            fix="--master-port PORT",
+            fix="choose a free port: --master-port PORT",
         )
 
 
@@ -131,8 +134,8 @@ def listen(master_port: int, master: str, address: str) -> socket.socket:
 
     Args:
         master: the address of the first node, as this node resolves it.
-        address: this node's own on that route, for a `master` that it does not have (a forwarded
-            address of a service).
+        address: this node's own address on the route. It is tried if `master` is not an address of
+            this machine (a service forwards it).
 
     Raises MachineError when no port is free.
     """
@@ -149,12 +152,12 @@ def listen(master_port: int, master: str, address: str) -> socket.socket:
     raise MachineError(
         f"No port is free for the supervisor on {socket.gethostname()}.",
         got=why,
-        fix="--master-port PORT",
+        fix="choose a free port: --master-port PORT",
     )
 
 
 def listen_here(job: str) -> socket.socket:
-    """The coordinator's socket where all ranks are local; takes no port. Raises MachineError."""
+    """The coordinator's socket if all ranks are local; uses no port. Raises MachineError."""
     for number in range(PORTS_TRIED):
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -193,13 +196,13 @@ def _local_name(job: str, number: int) -> str:
 
 
 def _bound(address: str, port: int) -> socket.socket:
-    family, _, _, _, where = socket.getaddrinfo(
+    family, _, _, _, sockaddr = socket.getaddrinfo(
         address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
     )[0]
     sock = socket.socket(family)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
+        sock.bind(sockaddr)
         sock.listen(1024)
     except OSError:
         sock.close()

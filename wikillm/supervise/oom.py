@@ -1,8 +1,8 @@
-"""Tells whether the kernel's out-of-memory killer ended a process, by its counter and the limit.
+"""Tells whether the kernel's out-of-memory killer ended a process.
 
-`oom_kill` in /proc/vmstat counts the kills of the whole machine, those in control groups included.
-It is read every second, so a rise at the death of a rank is that rank's. Kernels without the
-counter (gVisor) leave the question open.
+`oom_kill` in /proc/vmstat counts the kills on the whole machine, including those in control groups.
+It is read every second, so a rise at the death of a rank is taken for that rank. Kernels without
+the counter (gVisor) leave the question open.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _VMSTAT = Path("/proc/vmstat")
 
 
 class OomWatch:
-    """Watches for the end of process `pid`; `look` is called while it runs."""
+    """Watches process `pid`. Call `update` regularly while the process runs."""
 
     def __init__(self, pid: int) -> None:
-        limit, _ = cgroup_memory(own=_groups_of(pid))
+        limit, _ = cgroup_memory(own=_cgroups_of(pid))
         self._limit = None if limit is None else format_size(limit)
         self._kills = _kills()
 
-    def look(self) -> None:
+    def update(self) -> None:
         self._kills = _kills()
 
     def explain(self, how: str) -> str:
-        """`how` a process ended (records.end_of), with what the kernel's counter says."""
+        """`how` a process ended (text of `end_of`), with the guess replaced by what is known."""
         now = _kills()
         if OFTEN_OOM not in how or now is None or self._kills is None:
             return how
@@ -37,8 +37,8 @@ class OomWatch:
             limit = "" if self._limit is None else f", whose limit here is {self._limit}"
             return how.replace(OFTEN_OOM, f"by the kernel's out-of-memory killer{limit}")
         # A process that is gone without a status may have ended in another way.
-        never = "not by the kernel's out-of-memory killer"
-        return how.replace(OFTEN_OOM, never) if KILLED in how else how
+        excluded = "not by the kernel's out-of-memory killer"
+        return how.replace(OFTEN_OOM, excluded) if KILLED in how else how
 
 
 def _kills() -> int | None:
@@ -48,7 +48,7 @@ def _kills() -> int | None:
     return None
 
 
-def _groups_of(pid: int) -> str:
+def _cgroups_of(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
     return ""

@@ -1,7 +1,7 @@
-"""RUN/ranks/rank_N.json: which process is rank N, on which machine, what it does, how it ended.
+"""RUN/ranks/rank_N.json records the process and machine of rank N, its progress and its end.
 
 Each rank writes its own record at the start, every `interval` seconds and at the end. A process is
-identified by host, pid, start time and boot, so that a reused pid is never mistaken for the run's.
+identified by host, pid, start time and boot, so that a reused pid is not taken for a rank.
 `RUN/stop.json` is a request to stop: the recorder of each rank passes it on to its own process.
 """
 
@@ -36,20 +36,20 @@ _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 8
 _PIDFD_INFO_SIZE = 64
 OFTEN_OOM = "often the kernel's out-of-memory killer"
-"""Replaced where the kernel's counter says more, see `oom`."""
+"""`OomWatch.explain` replaces this text where the kernel's counter tells more."""
 KILLED = "was killed by signal"
-_OFTEN: dict[int, str] = {
+_LIKELY_CAUSES: dict[int, str] = {
     signal.SIGKILL: f"; {OFTEN_OOM}",
     signal.SIGBUS: "; often a full /dev/shm",
     signal.SIGSEGV: "; a crash inside a library",
 }
 UNKNOWN_END = f"is gone: its process ended without a message; {OFTEN_OOM}"
-"""Reported where `end_of` returns None."""
+"""The text to report where `end_of` returns None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of some machine, without ambiguity: `started` in clock ticks since that `boot`."""
+    """Identifies a process of any machine. `started` is in clock ticks since the boot `boot`."""
 
     host: str
     pid: int
@@ -62,11 +62,11 @@ class Process:
         return cls(socket.gethostname(), pid, _started(pid), _boot())
 
     def is_here(self) -> bool:
-        """Of this machine and boot. Containers share the boot: the host name counts too."""
+        """Whether it is of this machine and boot. Containers share a boot; host names differ."""
         return self.boot == _boot() and self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
-        """Whether it is a process of this machine that still runs, and is not a zombie."""
+        """Whether the process is on this machine, runs, and is not a zombie."""
         with suppress(OSError, ValueError, IndexError):
             is_same = self.is_here() and _started(self.pid) == self.started
             return is_same and _state(self.pid) not in "ZX"
@@ -85,20 +85,20 @@ class Process:
         return False
 
     def exists(self) -> bool:
-        """Whether it runs or is a zombie. Only for a process of this machine."""
+        """Whether the process runs or is a zombie. Only for a process of this machine."""
         with suppress(OSError, ValueError, IndexError):
             return _started(self.pid) == self.started
         return False
 
     def is_suspended(self) -> bool:
-        """Whether it is stopped (SIGSTOP, a debugger). Only for a process of this machine."""
+        """Whether SIGSTOP or a debugger stopped it. Only for a process of this machine."""
         with suppress(OSError, IndexError):
             return _state(self.pid) in "tT"
         return False
 
 
 def parent_of(pid: int) -> int:
-    """Raises OSError when there is no such process."""
+    """The parent's pid. Raises OSError when there is no process `pid`."""
     return int(_stat(pid)[_STAT_PARENT])
 
 
@@ -110,11 +110,10 @@ def handle_of(pid: int) -> int | None:
 
 
 def end_of(pid: int, handle: int | None = None) -> str | None:
-    """How a process of this user ended, as text after its name; None when the kernel does not
-    report it.
+    """How a process of this user ended ("was killed by signal 9"); None when it is not known.
 
-    The kernel reports it until the parent has collected the process; with a `handle` also later
-    (Linux 6.15).
+    The kernel keeps the exit status until the parent has collected the process. Through a `handle`
+    the status can also be read later (Linux 6.15).
     """
     status = _collected(handle) if handle is not None else None
     if status is None:
@@ -122,12 +121,12 @@ def end_of(pid: int, handle: int | None = None) -> str | None:
     if status is None:
         return None
     if number := status & 0x7F:
-        return f"{KILLED} {number}{_OFTEN.get(number, '')}"
+        return f"{KILLED} {number}{_LIKELY_CAUSES.get(number, '')}"
     return f"ended with code {status >> 8}, without a message"
 
 
 def _collected(handle: int) -> int | None:
-    """The wait(2) status after collection.
+    """The wait(2) status of a process that its parent has collected; None when unknown.
 
     struct pidfd_info begins with the mask; its first version ends with exit_code.
     """
@@ -142,13 +141,13 @@ def _collected(handle: int) -> int | None:
 
 
 def _status(pid: int) -> int | None:
-    """The wait(2) status: a signal shows as soon as it ends the process, a code in a zombie."""
+    """The wait(2) status. A fatal signal shows at once, an exit code only in a zombie."""
     try:
         state, *found = _stat(pid)
         status = int(found[_STAT_EXIT - 1])
     except (OSError, IndexError, ValueError):
         return None
-    is_killed = status & 0x7F and state not in "tT"  # tT: the signal that suspended it
+    is_killed = status & 0x7F and state not in "tT"  # tT: the signal suspended it
     return status if state in "ZX" or is_killed else None
 
 
@@ -170,7 +169,7 @@ def _boot() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RankRecord:
-    """`time` is the machine's clock; `exit` is set once the rank has reported how it ended."""
+    """`time` is the clock of the rank's machine; `exit` is None until the rank reports its exit."""
 
     rank: int
     local_rank: int
@@ -184,18 +183,18 @@ class RankRecord:
     time: float
     exit: dict[str, Any] | None = None
 
-    def now(self, progress: RankProgress, left: tuple[int, str] | None) -> RankRecord:
-        """The record at this moment; `left`: exit code and reason."""
+    def now(self, progress: RankProgress, exited: tuple[int, str] | None) -> RankRecord:
+        """The record at this moment; `exited`: exit code and reason, None while the rank runs."""
         marks: dict[str, Any] = {
             "phase": progress.phase,
             "step": progress.step,
             "standing": progress.standing,
         }
-        end = None if left is None else {"code": left[0], "reason": left[1]}
+        end = None if exited is None else {"code": exited[0], "reason": exited[1]}
         return replace(self, **marks, time=time.time(), exit=end)
 
     @property
-    def is_over(self) -> bool:
+    def has_exited(self) -> bool:
         return self.exit is not None
 
     def age(self, now: float | None = None) -> float:
@@ -211,7 +210,7 @@ def stop_path(run: Path) -> Path:
 
 
 def write_record(run: Path, record: RankRecord) -> None:
-    """Atomic, but not synced to disk: it describes only the present. Raises OSError."""
+    """Write atomically, without fsync: a record describes only the present. Raises OSError."""
     path = record_path(run, record.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
@@ -220,7 +219,7 @@ def write_record(run: Path, record: RankRecord) -> None:
 
 
 def read_records(run: Path) -> list[RankRecord]:
-    """Records by rank, without unreadable ones and those left by an earlier, larger run."""
+    """Records by rank. Unreadable files and ranks of an earlier, larger run are skipped."""
     found = []
     for path in (run / "ranks").glob("rank_*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -260,8 +259,8 @@ def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
             raise TypeError(f"{field.name} is {value!r}")
         if isinstance(value, int | float) and not abs(value) < 1 << 62:
             raise ValueError(f"{field.name} is {value!r}")
-    left = values.get("exit")
-    if left is not None and (type(left["code"]) is not int or type(left["reason"]) is not str):
+    end = values.get("exit")
+    if end is not None and (type(end["code"]) is not int or type(end["reason"]) is not str):
         raise TypeError("exit is not a code and a reason")
     return kind(**values)
 
@@ -271,7 +270,7 @@ class Recorder(threading.Thread):
 
     Args:
         describe: returns the current record.
-        stop: called with `at_once` for each new request.
+        stop: called for each new request, with True for `wikillm stop --now`.
     """
 
     def __init__(
@@ -281,39 +280,39 @@ class Recorder(threading.Thread):
         self.run_dir = run
         self._describe = describe
         self._on_stop = stop
-        self._over = threading.Event()
-        self._seen: set[bool] = set()
+        self._closed = threading.Event()
+        self._handled: set[bool] = set()
         self._lock = threading.Lock()
 
     def run(self) -> None:
         written = 0.0
-        while not self._over.is_set():
+        while not self._closed.is_set():
             record = self._describe()
             if time.monotonic() - written >= record.interval:
                 written = time.monotonic()
                 self.write(record)
-            self._look()
-            self._over.wait(LOOK_EVERY)
+            self._check_for_stop()
+            self._closed.wait(LOOK_EVERY)
 
     def write(self, record: RankRecord) -> None:
         with self._lock, suppress(OSError):
-            if not self._over.is_set() or record.is_over:
+            if not self._closed.is_set() or record.has_exited:
                 write_record(self.run_dir, record)
 
     def close(self, last: RankRecord) -> None:
         """Write the last record."""
-        self._over.set()
+        self._closed.set()
         self.write(last)
 
-    def _look(self) -> None:
+    def _check_for_stop(self) -> None:
         try:
             asked = json.loads(stop_path(self.run_dir).read_text(encoding="utf-8"))
             at_once = bool(asked["now"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return
         if not at_once and stop_file(self.run_dir).exists():
-            return  # rank 0 stops for that file, and two signals would count as a repeated one
-        if at_once not in self._seen:
-            self._seen.add(at_once)
+            return  # rank 0 stops for that file; a signal in addition would count as a repetition
+        if at_once not in self._handled:
+            self._handled.add(at_once)
             leave_stop_mark()
             self._on_stop(at_once)

@@ -1,8 +1,8 @@
 """Files in the run directory as requests: `touch RUN/stop` and `touch RUN/save`.
 
-A thread of rank 0 looks for them once a second, from the start of the process on, so they also work
-while data is prepared and where no signal reaches the run. The ranks agree on a request with the
-votes that they hold after each step anyway.
+A thread of rank 0 looks for them once a second, from the start of the process on, so requests also
+work while data is prepared and where no signal reaches the run. The ranks agree on a request in the
+vote that follows each step.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ SAVE = "save"
 
 
 def stop_file(run: Path) -> Path:
-    """As SIGTERM to any rank: save, and end with 75."""
+    """Requests, like SIGTERM to any rank, a checkpoint and then the exit code 75."""
     return run / STOP
 
 
 def save_file(run: Path) -> Path:
-    """Save a checkpoint after the next step, and go on."""
+    """Requests a checkpoint after the next step; training goes on."""
     return run / SAVE
 
 
 def restart_path(run: Path) -> Path:
-    """Written by a launcher that waits before it starts the run again."""
+    """The file that a launcher writes while it waits to start the run again."""
     return run / "restart.json"
 
 
 def announce_restart(run: Path) -> None:
-    """Let `wikillm stop` and `status` find a launcher that waits."""
+    """Let `wikillm stop` and `status` find a launcher that waits to start the run again."""
     with suppress(OSError):
         restart_path(run).write_text(json.dumps({"time": time.time()}), encoding="utf-8")
 
 
 def waits_to_restart(run: Path) -> bool:
-    """Whether a launcher waits; a killed one leaves its file behind for an hour at most."""
+    """Whether a launcher waits. The file that a killed launcher leaves counts for an hour."""
     with suppress(OSError):
         return time.time() - restart_path(run).stat().st_mtime < 3600
     return False
 
 
 def leave_stop_mark() -> None:
-    """Tell the batch script that would start the run again that it was stopped on request."""
+    """Tell the batch script not to start the run again: it was stopped on request."""
     if mark := os.environ.get("WIKILLM_STOP_MARK"):
         with suppress(OSError):
             Path(mark).touch()
 
 
 class FileRequests:
-    """The requests of one run directory. A file that is older than this process is no request.
+    """The requests of one run directory. Files older than this process are ignored.
 
     Args:
         on_stop: called once with the reason. (in a thread)
@@ -67,12 +67,12 @@ class FileRequests:
         self._on_stop = on_stop
         began = _start_of_this_process()
         found = {name: file_identity(run / name) for name in (STOP, SAVE)}
-        self._old = {name: i if i and i[1] < began else None for name, i in found.items()}
-        self._over = threading.Event()
+        self._old = {name: id_ if id_ and id_[1] < began else None for name, id_ in found.items()}
+        self._closed = threading.Event()
         self.wants_save = False
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._closed.wait(LOOK_SECONDS):
             self.wants_save = self.wants_save or self._is_new(SAVE)
             if self._is_new(STOP):
                 leave_stop_mark()
@@ -84,8 +84,8 @@ class FileRequests:
         return found is not None and found != self._old[name]
 
     def save_granted(self) -> None:
-        """The ranks have agreed to save: remove the file, so that it can be made again."""
-        self._old[SAVE] = file_identity(self._run / SAVE)  # where it cannot be removed
+        """Remove RUN/save once the ranks have agreed to save, so that it can be created again."""
+        self._old[SAVE] = file_identity(self._run / SAVE)  # in case it cannot be removed
         self._remove(SAVE)
         self.wants_save = False
 
@@ -111,18 +111,18 @@ def watched_requests(
     try:
         yield requests
     finally:
-        requests._over.set()
+        requests._closed.set()
 
 
 def _start_of_this_process() -> int:
-    """In nanoseconds since 1970, as a file's time is given."""
+    """Its start time in nanoseconds since 1970, the unit of st_mtime_ns."""
     since_boot = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / os.sysconf("SC_CLK_TCK")
     return int((time.time() - age) * 1e9)
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Changes when the file is made anew or touched; None where there is none."""
+    """A value that changes when the file is recreated or touched; None if there is no file."""
     try:
         found = path.stat()
     except OSError:

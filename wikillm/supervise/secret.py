@@ -1,9 +1,9 @@
 """The secret of a run, which a process must know to take part in its supervision.
 
 RUN/.secret holds 32 random bytes in hexadecimal, readable only by its owner. The first rank creates
-it, and it stays in the run directory, which all nodes share: so it is there under every launcher,
-and on no command line. WIKILLM_RUN_SECRET in the environment has precedence; then every rank needs
-the same value. No supervised run is without a secret.
+it, and it stays in the run directory, which all nodes share: so every launcher can use it, and
+it is on no command line. WIKILLM_RUN_SECRET in the environment has precedence; then every rank
+needs the same value. No supervised run is without a secret.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from wikillm.core.errors import ConfigError, MachineError
 
 VARIABLE = "WIKILLM_RUN_SECRET"
 FILE_NAME = ".secret"
-_SHORTEST = 16
+_SHORTEST = 16  # characters
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 """Errors of file systems without hard links."""
 _WHOLE = re.compile(rb"[0-9a-f]{64}\n")
-_READ_SECONDS = 10.0  # for another rank to complete a file that it has begun
+_READ_SECONDS = 10.0  # for another rank to finish writing the file
 
 
 def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
@@ -62,11 +62,11 @@ def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Create the file atomically, never over that of another rank. Raises OSError."""
+    """Create the file atomically, never replacing another rank's file. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = secrets.token_hex(32).encode() + b"\n"
+    content = secrets.token_hex(32).encode() + b"\n"
     staged = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    _write(staged, made)
+    _write(staged, content)
     try:
         # Unlike a rename, a link fails where the name is taken, on network file systems too.
         os.link(staged, path)
@@ -76,7 +76,7 @@ def _make(path: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         with suppress(FileExistsError):
-            _write(path, made)
+            _write(path, content)
     finally:
         staged.unlink(missing_ok=True)
 

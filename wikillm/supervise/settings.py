@@ -1,4 +1,4 @@
-"""How a run is supervised, and what its agents are told of it: their first message."""
+"""How a run is supervised, and the first message to its agents, which says so."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SuperviseSettings:
 
 
 def settings_of(train: TrainSection, run: RunSection, alerts: AlertsSection) -> SuperviseSettings:
-    """How a run is supervised."""
+    """The settings of supervision in a configuration."""
     limits = Limits(
         train.rendezvous_seconds,
         train.lost_seconds,
@@ -49,7 +49,7 @@ def run_folder(run: RunSection) -> Path:
 
 
 def is_local(world: World, settings: SuperviseSettings) -> bool:
-    """All ranks are on this machine: the agents need neither network nor secret."""
+    """Whether all ranks are on this machine: then agents need neither network nor secret."""
     return world.size == world.local_size and settings.mode != "on"
 
 
@@ -57,7 +57,7 @@ def alerts_of(world: World, settings: SuperviseSettings) -> Alerts:
     """The messages that this rank or its agent may send."""
     section = settings.alerts.model_dump(mode="json")
     section["channels"] = settings.alerts.channels
-    # Rank 0 is the first; without it, the next node's first rank, or the next one on this node.
+    # Rank 0 sends. If it is lost, the second node's first rank sends, or rank 1 on one node.
     next_rank = world.local_size if world.size > world.local_size else 1
     is_first = world.rank in (0, next_rank)
     return Alerts(section, settings.name, str(settings.run.absolute()), world.rank, is_first)
@@ -72,16 +72,16 @@ def agent_setup(
     environ: Mapping[str, str],
 ) -> Message:
     """The first message to the agent. `route`, `port`: None where all ranks are local."""
-    at = route or Route(None, "", "")
+    route = route or Route(None, "", "")
     limits = settings.limits
-    # Distinguishes this job from others; for a single rank started by hand, its pid does.
-    where = port or environ.get("MASTER_PORT", "")
+    # `job` distinguishes this job from others. A single rank started by hand uses its pid.
+    endpoint = port or environ.get("MASTER_PORT", "")
     if world.size == 1 and port is None:
-        where = f"pid {os.getpid()}"
+        endpoint = f"pid {os.getpid()}"
     restart = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-    parts = [str(settings.run.absolute()), str(where), str(world.size)]
+    parts = [str(settings.run.absolute()), str(endpoint), str(world.size)]
     job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
-    if is_local(world, settings):  # no secret: the kernel knows the other end's user
+    if is_local(world, settings):  # no secret is needed: the kernel reports the peer's user
         secret = hashlib.sha256(job.encode()).hexdigest()
         limits = replace(limits, rendezvous=NEVER, lost=NEVER)
     else:
@@ -95,10 +95,10 @@ def agent_setup(
         "process": asdict(Process.here(os.getpid())),
         "limits": asdict(limits),
         "master": None,
-        "master_address": at.master,
+        "master_address": route.master,
         "master_port": port,
-        "address": at.address,
-        "interface": at.interface,
+        "address": route.address,
+        "interface": route.interface,
         "job": job,
         "secret": secret,
         "facts": facts,

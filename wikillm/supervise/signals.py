@@ -64,8 +64,8 @@ class StopSignals:
 
     A second request stops at once. Until `defer()` is called, a signal raises StopNow where the
     process is: there is nothing to save yet. A library may swallow the exception, or keep Python
-    from raising it (a rendezvous, a collective). So a thread ends the process when neither the
-    exception leaves it nor training polls `received` in time.
+    from raising it (a rendezvous, a collective). So a thread ends the process unless the
+    exception leaves it, or training polls `received`, in time.
 
     Launchers repeat a signal (Ctrl-C reaches the whole process group, then the launcher adds a
     SIGTERM): repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the
@@ -74,7 +74,7 @@ class StopSignals:
 
     GRACE = 3.0
     LEAVE_SECONDS = 20.0  # from the exception until the process must have ended
-    FIRST_STEP_SECONDS = 30.0  # the first step may compile for minutes, and nothing is lost by it
+    FIRST_STEP_SECONDS = 30.0  # the first step may compile for minutes; without it nothing is lost
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
@@ -88,9 +88,9 @@ class StopSignals:
         self._deferred = False
         self._polled = False
         self._leaving = False  # an exception is propagating
-        self._over = False
+        self._closed = False
         self._since = 0.0
-        self._arrived: float | None = None  # time of the first signal, handled or not
+        self._arrived: float | None = None  # when the first signal came, handled or not
 
     @property
     def received(self) -> str | None:
@@ -112,18 +112,18 @@ class StopSignals:
         self._deferred = True
 
     def polled(self) -> None:
-        """A step is done: from now on there is something to lose by not saving."""
+        """A step is done: from now on, an exit without a checkpoint would lose work."""
         self._polled = True
 
     def request(self, why: str) -> None:
         """Stop as a signal would, for the reason `why`; the first request counts. (any thread)"""
-        if self._arrived is None and not self._over:
+        if self._arrived is None and not self._closed:
             self._why = why
             os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def as_error(self) -> Iterator[None]:
-        """Raise StoppedError for a signal in the block, and none while an error leaves it."""
+        """Raise StoppedError for a signal in the block, unless another error is propagating."""
         try:
             yield
         except StopNow as stop:
@@ -138,7 +138,7 @@ class StopSignals:
 
     def close(self) -> None:
         """Restore the handlers from before `install`. (main thread)"""
-        self._over = True
+        self._closed = True
         watch_signals(lambda number: None)
         while self._before:
             number, handler = self._before.popitem()
@@ -151,8 +151,8 @@ class StopSignals:
         return error
 
     def _on_arrival(self, number: int) -> None:
-        """In the watching thread. The first signal counts."""
-        if number not in self.SIGNALS or self._over:
+        """Handle a signal in the watching thread. The first signal starts the time limits."""
+        if number not in self.SIGNALS or self._closed:
             return
         now = time.monotonic()
         if self._arrived is None:
@@ -165,18 +165,18 @@ class StopSignals:
             os._exit(ExitCode.STOPPED)
 
     def _end_if_ignored(self, name: str, since: float) -> None:
-        """End the process where the exception was swallowed or never raised.
+        """End the process if the exception was swallowed or never raised.
 
-        In training also where the first step of this start takes longer than FIRST_STEP_SECONDS.
+        In training, also end it if the first step takes longer than FIRST_STEP_SECONDS.
         """
-        while not self._over and not self._polled and not (self._deferred and self._leaving):
+        while not self._closed and not self._polled and not (self._deferred and self._leaving):
             limit = self.FIRST_STEP_SECONDS if self._deferred else self.GRACE
             if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else limit):
                 if not self._leaving:  # otherwise the error has been recorded
                     error = self._stopped(name)
                     where = "in the first step" if self._deferred else "inside a library"
                     self.before_exit(error)
-                    warn(f"{error.what} It was {where}.")
+                    warn(f"{error.what} The process was {where}.")
                 os._exit(ExitCode.STOPPED)
             time.sleep(0.1)
 

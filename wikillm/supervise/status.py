@@ -54,25 +54,27 @@ class RunStatus:
                     "step": record.step,
                     "standing_seconds": record.standing,
                     "seen_seconds_ago": record.age(self.now),
-                    "running": alive,
+                    "running": running,
                     "exit": record.exit,
                 }
-                for record, alive in zip(self.ranks, self.running, strict=True)
+                for record, running in zip(self.ranks, self.running, strict=True)
             ],
         }
 
 
 def read_status(run: Path) -> RunStatus:
-    """Raises ConfigError when there is no run."""
+    """The status of a run. Raises ConfigError when `run` is not a run directory."""
     if not (run / "run.json").is_file():
         raise ConfigError(
-            f"{run} is not a run directory.", got="no run.json", fix="wikillm status RUN, a run.dir"
+            f"{run} is not a run directory.",
+            got="no run.json",
+            fix="wikillm status RUN, with the run.dir of the run",
         )
     now = time.time()
     ranks = read_records(run)
-    alive = tuple(is_running(record, now) for record in ranks)
+    running = tuple(is_running(record, now) for record in ranks)
     ended = read_object(run / "exit.json") or None
-    if any(alive):
+    if any(running):
         state = "stopping" if stop_path(run).exists() or stop_file(run).exists() else "running"
     elif waits_to_restart(run):
         state = "restarting"
@@ -80,7 +82,9 @@ def read_status(run: Path) -> RunStatus:
         state = str(ended.get("meaning", "ended"))
     else:
         state = "silent" if ranks else "starting"
-    return RunStatus(run, state, tuple(ranks), alive, _last_line(run / "metrics.jsonl"), ended, now)
+    return RunStatus(
+        run, state, tuple(ranks), running, _last_line(run / "metrics.jsonl"), ended, now
+    )
 
 
 def _is_shown(value: object, name: str) -> bool:

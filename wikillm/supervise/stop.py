@@ -1,8 +1,8 @@
 """`wikillm stop RUN`: a request in the run directory, which each rank's recorder passes on to it.
 
-So no other machine has to be reached, and no process is ended by a pattern or a bare pid. Ranks
-that do not respond are named. On this machine `--now` also ends stalled ranks, after the kernel has
-confirmed that the process is a rank of this run: anyone may have written the record.
+No other machine has to be reached, and no process is ended by a pattern or a bare pid. The command
+names ranks that do not respond. On this machine `--now` also ends stalled ranks, after the kernel
+has confirmed that the process is a rank of this run: anyone may have written the record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wikillm.supervise.records import RankRecord, read_records, record_path, sto
 from wikillm.supervise.requests import stop_file, waits_to_restart
 
 POLL = 0.5
-FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks without their agents
+FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks whose agent is gone
 GRACE = 5.0  # seconds from the request until --now ends ranks that do not respond
 SILENT_AFTER = 6  # record intervals
 
@@ -45,7 +45,7 @@ class Stopped:
 
 def is_running(record: RankRecord, now: float | None = None) -> bool:
     """Whether the rank's process runs; on another machine judged by the age of its record."""
-    if record.is_over:
+    if record.has_exited:
         return False
     if record.process.is_here():
         return record.process.is_alive()
@@ -67,36 +67,38 @@ def stop(
         raise ConfigError(
             f"{run} names no processes.",
             got="no RUN/ranks/rank_*.json: it has not started yet, or is not a run directory",
-            fix=f"wikillm stop RUN, with the run.dir of the run\n{_starting(run)}",
+            fix=f"wikillm stop RUN, with the run.dir of the run\n{_fix_while_starting(run)}",
         )
     running = [record for record in records if is_running(record)]
     if not running:
-        raise ConfigError(f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_starting(run)}")
+        raise ConfigError(
+            f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_fix_while_starting(run)}"
+        )
     write_json(stop_path(run), {"now": at_once, "time": time.time()})
     deadline = time.monotonic() + timeout
-    grace = time.monotonic() + GRACE
-    by_file = time.monotonic() + FILE_AFTER
+    kill_after = time.monotonic() + GRACE
+    file_due = time.monotonic() + FILE_AFTER
     spared: dict[int, str] = {}
     while (running := _running(run, running)) and time.monotonic() < deadline:
         on_wait(running)
-        if not at_once and time.monotonic() > by_file:
-            by_file = deadline
+        if not at_once and time.monotonic() > file_due:
+            file_due = deadline
             stop_file(run).touch()
-        if at_once and time.monotonic() > grace:
+        if at_once and time.monotonic() > kill_after:
             spared = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
             if len(spared) == len(running):
-                break  # this command can end none of them
+                break  # this command can end none of the ranks
         time.sleep(POLL)
-    ids = {record.rank for record in running}
-    ended = tuple(record for record in read_records(run) if record.rank not in ids)
+    remaining = {record.rank for record in running}
+    ended = tuple(record for record in read_records(run) if record.rank not in remaining)
     return Stopped(
-        ended, tuple(running), {rank: why for rank, why in spared.items() if rank in ids}
+        ended, tuple(running), {rank: why for rank, why in spared.items() if rank in remaining}
     )
 
 
-def _starting(run: Path) -> str:
+def _fix_while_starting(run: Path) -> str:
     path = shlex.quote(str(run))
-    return f"a start that still prepares its data: mkdir -p {path} && touch {path}/stop"
+    return f"to stop a start that still prepares its data: mkdir -p {path} && touch {path}/stop"
 
 
 def _running(run: Path, before: list[RankRecord]) -> list[RankRecord]:

@@ -1,7 +1,7 @@
-"""The rank's side: it marks its heartbeat, starts the agent, and leaves when the agent requests it.
+"""The rank's side of supervision: mark the heartbeat, start the agent, exit at its request.
 
 Where all ranks are on one machine, the agents connect through a local socket: no port is used, and
-nothing waits for the other ranks. With `train.supervise=off` there is no agent and no limit, only a
+no rank waits for the others. With `train.supervise=off` there is no agent and no limit, only a
 thread that writes the record for `wikillm status` and `wikillm stop`.
 """
 
@@ -54,7 +54,7 @@ class Supervisor:
         self._recorder: Recorder | None = None
         self._run: Path | None = None
         self._stacks: IO[str] | None = None
-        self._left: tuple[int, str] | None = None
+        self._exited: tuple[int, str] | None = None
         self._welcome: Message | None = None
         self._verdict: Message | None = None
         self._waited_for_reason = False
@@ -83,7 +83,7 @@ class Supervisor:
         if self.is_local:
             try:
                 self._start_agent(agent_setup(world, self.settings, None, None, {}, environ))
-            except OSError as error:  # no process or descriptor is left
+            except OSError as error:  # out of processes or descriptors
                 warn(f"no supervisor: {error.strerror or error}; the run continues without it")
                 self.is_active = False
             return
@@ -109,7 +109,7 @@ class Supervisor:
             say(f"nodes      {who}; ranks meet through {name}; supervisor: node lost {lost:.0f} s")
 
     def at(self, run: Path, log_file: Path) -> None:
-        """Write records and stacks to `run` from the first call on. (all ranks)"""
+        """Start writing records to `run` and stacks to `log_file`; later calls do nothing."""
         if self._run is not None:
             return
         self._run = run
@@ -128,7 +128,7 @@ class Supervisor:
     def explains(self) -> Iterator[None]:
         """Report an error in the block to the other ranks at once.
 
-        An error of a connection waits for the lost rank's reason, which is raised in its place.
+        For an error of a connection, wait for the lost rank's reason and raise that instead.
         """
         try:
             yield
@@ -146,14 +146,14 @@ class Supervisor:
             raise
 
     def wait_for_reason(self, error: StoppedError) -> None:
-        """Was this rank stopped because another one was killed? Then that verdict ends it here."""
+        """Wait for a verdict to end this rank, if it may have been stopped because another died."""
         is_first = error.is_alone and not self._waited_for_reason
         if is_first and self.is_active and self.world.size > 1:
             self._waited_for_reason = True
             time.sleep(KILLED_WAITS + 1.0)
 
     def _explain(self, error: BaseException) -> MachineError:
-        """Why the other rank ended. With an agent, its verdict ends this process before."""
+        """Why another rank ended. With an agent, the verdict ends this process during the wait."""
         if self.is_active:
             lost = 5.0 if self.is_local else self.settings.limits.lost
             time.sleep(FAILED_WAITS + DIED_WAITS + lost)
@@ -171,8 +171,8 @@ class Supervisor:
         )
 
     def leave(self, error: BaseException | None) -> None:
-        """Report exit and reason; the supervisor no longer ends this process. Idempotent."""
-        if self._left is not None:
+        """Report exit and reason; from then on the agent does not end this process. Idempotent."""
+        if self._exited is not None:
             return
         code = ExitCode.DONE
         reason = "the horizon was reached"
@@ -180,13 +180,13 @@ class Supervisor:
             refusal = as_refusal(error)
             code = ExitCode.BUG if refusal is None else refusal.exit_code
             reason = str(refusal or error) or type(error).__name__
-        self._left = (int(code), reason)
+        self._exited = (int(code), reason)
         if self._recorder is not None:
             self._recorder.close(self._record())
         if self._wire is not None:
             self._wire.send({"bye": int(code), "reason": reason, "agreed": is_agreed(error)})
             self._noted.wait(_FILE_SECONDS)
-        self._alert(*self._left)
+        self._alert(*self._exited)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
@@ -195,11 +195,11 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-        shared = (theirs.fileno(), self.heartbeat.fd)
-        out, errors = real_descriptors()  # it outlives what holds back the output of libraries
+        descriptors = (theirs.fileno(), self.heartbeat.fd)
+        out, errors = real_descriptors()  # the agent outlives `held_output` in this process
         self._agent = subprocess.Popen(
-            [sys.executable, "-m", "wikillm.supervise.agent", *map(str, shared)],
-            pass_fds=shared,
+            [sys.executable, "-m", "wikillm.supervise.agent", *map(str, descriptors)],
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=errors,
@@ -225,16 +225,16 @@ class Supervisor:
                     if self._is_in_rendezvous:
                         self._verdict = message
                         self._answered.set()
-                    elif self._left is None:
+                    elif self._exited is None:
                         self._end(
                             int(message["end"]),
                             str(message["reason"]),
                             message["lost_rank"],
                             reports=bool(message["reports"]),
                         )
-        # The agent is gone: nothing may wait for it.
+        # The agent is gone: release whoever waits for it.
         self._noted.set()
-        if self._left is None:
+        if self._exited is None:
             if not self._answered.is_set():
                 self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended."}
             warn("the supervisor's process is gone: the run continues without it")
@@ -258,12 +258,12 @@ class Supervisor:
         os._exit(code)
 
     def _alert(self, code: int, reason: str) -> None:
-        """Send the message about this start's end where no agent is left to do it. (rank 0)"""
+        """Send the message about the end of this start, if no agent is left to send it. (rank 0)"""
         if self.world.is_main and (self._wire is None or self._wire.closed):
             self.alerts.end(event_of(code), code, reason, self.heartbeat.read().step)
 
     def _wait_for_alert(self) -> None:
-        """In a container the end of this process would also be the end of the sender."""
+        """Wait until the message is sent: in a container, the sender ends with this process."""
         wire = self._wire
         if self._alerts_now and wire is not None:
             while not wire.closed and select.select([wire], [], [], WAIT_SECONDS)[0]:
@@ -283,17 +283,17 @@ class Supervisor:
     def _record(self) -> RankRecord:
         place = (self.world.rank, self.world.local_rank, self.world.size)
         start = RankRecord(*place, Process.here(os.getpid()), None, "start", 0, 0.0, INTERVAL, 0.0)
-        return start.now(self.heartbeat.read(), self._left)
+        return start.now(self.heartbeat.read(), self._exited)
 
     def _stop(self, at_once: bool) -> None:
-        """`wikillm stop` was called, and there is no agent."""
+        """Handle `wikillm stop` where there is no agent."""
         if at_once:
             code = int(ExitCode.STOPPED)
             reason = "Ended at once by `wikillm stop --now`; nothing was saved."
-            self._left = (code, reason)
+            self._exited = (code, reason)
             if self._recorder is not None:
                 self._recorder.close(self._record())
-            self._left = None
+            self._exited = None
             self._end(code, reason, reports=self.world.is_main)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,7 +1,7 @@
-"""Messages between agents, coordinator and rank: one bounded JSON object a line, never pickle.
+"""Messages between agents, coordinator and rank: a JSON object of limited size per line.
 
 `Wire` is for a socket pair between two own processes. `SealedWire` is for TCP: each message carries
-a MAC that only a holder of the run's secret can compute. Anything else closes its own connection.
+a MAC that only a holder of the run's secret can compute. Any other text ends its connection.
 
 Keys of messages and labels in the MAC keep their first names ("hub", "speaker"), so that nodes with
 different code still connect, and the difference is reported.
@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 
 MOST_BYTES = 1 << 20
 MOST_BYTES_UNPROVEN = 1 << 14
-"""For a peer that has not proven that it knows the secret; a rank's greeting has about 1 KiB."""
+"""The limit until a peer has proven that it knows the secret; a greeting has about 1 KiB."""
 Message = dict[str, Any]
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class Wire:
-    """A socket that carries lines without blocking: what the kernel does not take is buffered."""
+    """Sends and receives lines without blocking; data that the kernel does not take is buffered."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -56,7 +56,7 @@ class Wire:
                     self.close()
                 return
             except OSError:
-                # The peer is gone. What it sent before, such as how its rank died, can be read.
+                # The peer is gone. Messages that it sent before can still be read.
                 self._outgoing = b""
                 return
             self._outgoing = self._outgoing[sent:]
@@ -98,7 +98,7 @@ class Wire:
         self.flush()
 
     def _take_line(self, line: bytes) -> Message | None:
-        """A message, an empty one that the caller does not see, or None for anything else."""
+        """A message; an empty one is not passed to the caller; None if the line is invalid."""
         return parse(line)
 
 
@@ -111,9 +111,9 @@ class SealedWire(Wire):
     sent before the peer's nonce has arrived are queued.
 
     Args:
-        secret: of the run, the same on both sides.
-        context: what else both sides must agree on, such as the number of ranks; not secret.
-        is_coordinator: which of the two sides this is.
+        secret: the run's secret, the same on both sides.
+        context: other text that both sides must agree on, such as the number of ranks; not secret.
+        is_coordinator: whether this side is the coordinator.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class SealedWire(Wire):
         self._context = context
         self._is_coordinator = is_coordinator
         self._nonce = secrets.token_hex(16)
-        self._keys: tuple[bytes, bytes] | None = None  # to send with, to receive with
+        self._keys: tuple[bytes, bytes] | None = None  # for sending, for receiving
         self._sent = 0
         self._received = 0
         self._waiting: list[Message] = []
@@ -180,7 +180,7 @@ def _mac(key: bytes, number: int, body: bytes) -> bytes:
 
 
 def parse(line: bytes) -> Message | None:
-    """A JSON object of finite numbers, or None. Too deep nesting is None too."""
+    """The JSON object in `line`; None for other text, infinite numbers or too deep nesting."""
     try:
         message = json.loads(line, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):

@@ -42,7 +42,7 @@ def test_the_out_of_memory_killer_is_told_from_another_kill() -> None:
             ) as process:
                 (group / "cgroup.procs").write_text(str(process.pid))
                 watch = OomWatch(process.pid)
-                watch.look()
+                watch.update()
                 assert process.stdin is not None
                 if is_oom:
                     process.stdin.write("\n")

@@ -276,7 +276,7 @@ def test_a_rank_whose_agent_does_not_pass_the_request_on_gets_a_file(
     assert said == [str(tmp_path / "stop")] and not result.remaining
     # A recorder that comes late leaves the stop to the file: a second signal would end it at once.
     late: list[bool] = []
-    Recorder(tmp_path, lambda: record(Process.here(os.getpid())), late.append)._look()
+    Recorder(tmp_path, lambda: record(Process.here(os.getpid())), late.append)._check_for_stop()
     assert not late
 
 
