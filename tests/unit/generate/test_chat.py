@@ -102,7 +102,7 @@ def test_the_end_of_a_turn_is_found_or_the_template_refused() -> None:
     vocabulary = {EOS: 0, "<|im_start|>": 1, "<|im_end|>": 2, "a": 3}
     assert check_chat_template(CHATML, vocabulary, EOS) == "<|im_end|>"
     assert check_chat_template(PLAIN, vocabulary, EOS) == EOS
-    with pytest.raises(ConfigError, match="lacks tokens") as caught:
+    with pytest.raises(ConfigError, match="lacks special tokens") as caught:
         check_chat_template(CHATML, {EOS: 0}, EOS)
     assert caught.value.got == "<|im_end|>, <|im_start|>"
     for bad in ("{% for", "{{ raise_exception('no') }}", "constant"):

@@ -96,7 +96,7 @@ class _Megatron:
             raise _damaged(self.path, "its .idx does not begin like Megatron's")
         version, code, sequences, borders = struct.unpack_from("<QBQQ", index, 9)
         if version != 1 or code not in _MEGATRON_TYPES:
-            what = f"its .idx must have version 1 and an integer type, not {version} and {code}"
+            what = f"its .idx has version {version} and type {code}, not 1 and an integer type"
             raise _damaged(self.path, what)
         size = 34 + 12 * sequences + 8 * borders
         if len(index) != size:
