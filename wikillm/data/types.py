@@ -33,7 +33,7 @@ class SourceFile:
     size: int  # bytes on disk
     format: str
     compression: str  # none, gz, bz2, xz or zst
-    encoding: str = "utf-8"  # others are transcoded while reading; offsets then count UTF-8 bytes
+    encoding: str = "utf-8"  # else transcoded while reading; offsets then count UTF-8 bytes
     text_key: str = "text"  # the column to read, in formats with columns
     url: str = ""  # where it was downloaded from
     version: str = ""  # of a download: ETag, or revision of a data set

@@ -1,7 +1,7 @@
 """Find exact duplicates by content hash, and near duplicates by MinHash with LSH.
 
-Documents come in the order of the sources, and one is dropped when it is similar to an earlier one
-that is kept. Similarity to a dropped document does not count, and a decision depends on earlier
+Documents come in the order of the sources. A document is dropped when it is similar to an earlier,
+kept document. Similarity to a dropped document does not count, and a decision depends on earlier
 documents only. Candidates agree in all 8 minima of one of 16 bands. A candidate is dropped when the
 share of equal minima among all 128 reaches the wanted similarity (the standard deviation of that
 estimate is sqrt(s(1-s)/128), 0.035 at 0.8). A pair of similarity s is a candidate with probability
@@ -10,7 +10,7 @@ estimate is sqrt(s(1-s)/128), 0.035 at 0.8). A pair of similarity s is a candida
 
 The search is our own code, since the libraries' indexes keep every signature in memory. Here the
 signatures stay on the disk. Memory, by the sizes of the arrays, is about 90 bytes per document, and
-up to 200 more for documents that share bands with others.
+up to 200 more for each document that shares a band.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READ_ROWS = 1 << 16  # signatures read at a time
 def find_duplicates(
     folder: Path, shards: Sequence[MinHashShard], similarity: float | None
 ) -> npt.NDArray[Any]:
-    """The drop-list (dtype `DROP`) of these shards, sorted by place.
+    """The drop-list (dtype `DROP`) of these shards, sorted by source and offset.
 
     With `similarity` None only exact duplicates are found.
     """
@@ -53,7 +53,7 @@ def find_duplicates(
         for document, kept, share in _Near(folder, shards, distinct, similarity).duplicates():
             kept_by[document] = kept
             percent[document] = round(100 * share)
-        # An exact duplicate of a dropped document is a near duplicate of the one that is kept.
+        # An exact duplicate of a dropped document is a near duplicate of the kept document.
         is_moved = kept_by != kept_by[kept_by]
         percent[is_moved] = percent[kept_by[is_moved]]
         kept_by = kept_by[kept_by]

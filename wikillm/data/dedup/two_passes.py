@@ -56,7 +56,7 @@ class FirstPass:
     _is_at_end: bool = False
 
     def ensure(self, *, is_main: bool = True) -> DropList:
-        """The drop-list, made if it is missing.
+        """The drop-list, which is built if it is missing.
 
         Raises DataError for bad sources, MachineError for a folder that cannot be written.
         """
@@ -82,7 +82,7 @@ class FirstPass:
         write_atomic(path, drops.tobytes())
         exact = int(np.count_nonzero(drops["percent"] == EXACT))
         found = DropList(path, sha256_file(path), exact, len(drops) - exact)
-        # The record comes last: without it the list is made again.
+        # The record is written last: without the record, the list is rebuilt.
         record = {"sha256": found.sha256, "exact": found.exact, "near": found.near}
         write_json(self.folder / _RECORD_NAME, record)
         self._remove_signatures()

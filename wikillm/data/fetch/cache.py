@@ -9,9 +9,9 @@
 
 One process at a time downloads into a cache; the others wait and find the file. A file is used
 while the server reports the downloaded version (or size, if it reports no version). When the server
-cannot be reached, the local file is used, with a warning. Interrupted downloads count
-towards the bound. A process that needs room may remove a file that another one is reading: that
-build ends with an error, and resumes when it is started again.
+cannot be reached, the local file is used, with a warning. Interrupted downloads count towards the
+bound. A process that needs room may remove a file that another is reading: that build ends with an
+error, and resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Cache:
         requested.
 
         `about` names the request, such as an address: a failure is passed on only to processes that
-        waited for the same one.
+        waited for the same request.
         """
         asked = time.time()
         base = self.folder / ".cache"
@@ -93,7 +93,7 @@ class Cache:
             ) from None
 
     def entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file) of all data, parts included, the least recently used first."""
+        """(last use, bytes, file) for each data file and part, the least recently used first."""
         found = []
         for pattern in ("files/*/*", "stores/*/train/*", "stores/*/val/*"):
             for path in self.folder.glob(pattern):
@@ -214,7 +214,7 @@ class Cache:
         self._receive(RemoteFile(url, size, ""), path)
 
     def _download(self, file: RemoteFile, path: Path, keep: Collection[Path]) -> None:
-        """Download to `path`; resumes an earlier attempt at the same version."""
+        """Download to `path`; resumes an interrupted download of the same version."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(_PART)
         mark = path.with_name(f"{_PART}.json")
@@ -308,7 +308,7 @@ def _retrying(url: str, call: Callable[[str], Answer]) -> Answer:
 
 
 def _wait_or_give_up(attempt: int, url: str, error: Unreachable) -> None:
-    """Wait longer after each attempt. Raises DataError after the last."""
+    """Wait longer after each attempt. Raises DataError after the last attempt."""
     if attempt >= ATTEMPTS:
         raise DataError(
             "A remote file cannot be reached.",

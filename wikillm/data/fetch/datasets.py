@@ -48,7 +48,7 @@ _HOW = {
 
 
 class _Silent(Exception):
-    """The site gave no definite answer."""
+    """The site did not answer, or gave no definite answer."""
 
     def __init__(self, error: BaseException | str) -> None:
         super().__init__(error if isinstance(error, str) else _first_line(error))
@@ -246,7 +246,7 @@ def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
         found.setdefault(split, []).append(path)
     if set(found) == {""}:
         return {"train": found[""]}
-    found.pop("", None)  # beside named splits: descriptions, statistics
+    found.pop("", None)  # files beside named splits hold descriptions or statistics
     return found
 
 

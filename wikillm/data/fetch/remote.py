@@ -51,7 +51,7 @@ def is_offline() -> bool:
 
 
 def scheme_of(text: str) -> str:
-    """`s3` of `s3://bucket/key`; empty for a path."""
+    """The scheme of an address, as `s3` in `s3://bucket/key`; empty for a path."""
     found = _SCHEME.match(text)
     return found[1].lower() if found else ""
 
@@ -250,7 +250,10 @@ def _file_system(url: str) -> Any:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """s3fs reads AWS_* itself; ossfs reads no variables, so Alibaba Cloud's names are used."""
+    """The file system's options from the environment.
+
+    s3fs reads AWS_* itself. ossfs reads no variables, so Alibaba Cloud's names are read here.
+    """
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return {"endpoint_url": endpoint} if endpoint else {}

@@ -1,4 +1,4 @@
-"""Apply `Filters` to one document. Runs in the worker processes."""
+"""Apply `Filters` to one document, in a worker process."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class BadRecords:
     _read_bytes: int = 0
 
     def add(self, funnel: Funnel, source_bytes: int) -> None:
-        """Count a shard. Call `check` next."""
+        """Add the counts of a shard; `check` then compares them with the limit."""
         self._funnels.append(funnel)
         self._bad += funnel.bad_records
         self._read += funnel.read_records

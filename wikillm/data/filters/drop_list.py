@@ -110,7 +110,7 @@ def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any
 
 
 def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
-    """A drop-list in a separate file, and what it was made from.
+    """The drop-list in a separate file, and what it was made from.
 
     Raises DataError for a file that is missing, cut off, changed, or something else.
     """
@@ -130,6 +130,6 @@ def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
         made_from = dict(header["made_from"])
     except (ValueError, KeyError, TypeError):
         what = "The file in data.drop_list is not a drop-list that this version reads."
-        raise DataError(what, got=str(path), fix=f"make one: {how}") from None
+        raise DataError(what, got=str(path), fix=f"make a drop-list: {how}") from None
     found.entries()
     return found, made_from

@@ -102,7 +102,7 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
             got=file.path,
             fix="use JSON Lines, a JSON array, CSV, or plain text with one example per line",
         )
-    # A line of plain text is an example; as a source of the corpus it would be one document.
+    # In a plain text each line is an example; as a source, the text would be one document.
     if source.format == "text":
         items = split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES)
     else:

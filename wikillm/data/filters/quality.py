@@ -56,7 +56,7 @@ _DISAMBIGUATION_TITLE = re.compile(
 
 
 def page_fault(wikitext: str, title: str) -> str | None:
-    """What is wrong with a MediaWiki page as a whole. `wikitext` may be the page's XML."""
+    """Why a MediaWiki page is dropped as a whole, or None. `wikitext` may be the page's XML."""
     if _DISAMBIGUATION.search(wikitext) or _DISAMBIGUATION_TITLE.search(title):
         return "disambiguation page"
     return None

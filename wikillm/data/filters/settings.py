@@ -54,7 +54,7 @@ class PinnedFile:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What is done with each clean text, in this order. Duplicates are in the drop-list."""
+    """The filters for each clean text, in the order of use. Duplicates are in the drop-list."""
 
     convert: str = "none"
     converter: str = ""  # library and version

@@ -115,7 +115,7 @@ def _after_line_feed(file: BinaryIO, start: int) -> int:
 
 
 def _end_before(file: BinaryIO, start: int) -> int | None:
-    """The end of the last non-blank line before `start`, without its line feed; 0 without one."""
+    """The end of the last non-blank line before `start`, without line feed; 0 if there is none."""
     low = max(0, start - _LOOK_BYTES)
     file.seek(low)
     look = file.read(start - low)

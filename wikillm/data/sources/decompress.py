@@ -74,7 +74,7 @@ def head(source: SourceFile, size: int) -> bytes:
 
 
 def file_and_line(source: SourceFile, offset: int) -> str:
-    """`FILE:LINE` of an offset, for a message; reads the file up to there."""
+    """`FILE:LINE` of an offset, for a message; reads the file up to the offset."""
     line = 1
     remaining = offset
     for piece in pieces(source):
@@ -122,7 +122,7 @@ def _streams(compression: str, file: BinaryIO, threads: int) -> Iterator[bytes]:
     while raw := file.read(PIECE_BYTES // 4):
         has_more = False  # `unit` holds output that was not taken yet
         while raw or has_more:
-            # There may be zero padding between and after streams.
+            # Streams may have zero padding between and after them.
             if is_fresh and not (raw := raw.lstrip(b"\0")):
                 break
             out = unit.decompress(raw, PIECE_BYTES)
@@ -153,7 +153,7 @@ def _decompressor(compression: str) -> Any:
 
 
 def _zstandard(file: BinaryIO) -> Iterator[bytes]:
-    """All frames of a zst file. Arrow raises OSError for damaged or cut ones."""
+    """All frames of a zst file. Arrow raises OSError for a damaged or cut-off frame."""
     import pyarrow
 
     stream = pyarrow.CompressedInputStream(file, "zstd")

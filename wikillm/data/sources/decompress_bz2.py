@@ -58,7 +58,7 @@ def decompress_in_threads(file: BinaryIO, threads: int) -> Iterator[bytes]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Whole streams, `CHUNK` bytes or more at a time; ends before one longer than `MAX_STREAM`."""
+    """Chunks of whole streams, `CHUNK` bytes or more; stops at a stream above `MAX_STREAM`."""
     buffer = b""
     searched = CHUNK
     while True:

@@ -30,12 +30,12 @@ def quoted(path: Path | str) -> str:
 
 
 def set_aside(folder: Path) -> str:
-    """How to replace a token store that cannot be used, without deleting it."""
+    """Advice to replace a token store that cannot be used, without deleting it."""
     return f"move it away and build it again: mv {quoted(folder)} {quoted(f'{folder}.old')}"
 
 
 def path_setting(path: Path | str) -> str:
-    """`data.path=` for one file, as a list if the name has a comma (commas separate names)."""
+    """`data.path=` for one file; a name with a comma is put into a list, since commas separate."""
     name = str(path)
     if "," in name or name.startswith("["):
         return shlex.quote(f'data.path=["{name}"]')

@@ -20,7 +20,7 @@ _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
 def split_array(pieces: Iterator[bytes], start: int, limit: int, name: str) -> Iterator[Item]:
-    """The items of a JSON array. Raises DataError when it does not end, or something follows."""
+    """The items of a JSON array. Raises DataError if the array is cut off or text follows it."""
     return _ArraySplitter(name, start, limit).split(pieces)
 
 
@@ -141,7 +141,7 @@ class _ArraySplitter:
         return item
 
     def _forget(self) -> None:
-        """Drop what was scanned from the buffer, except an open item that is within the limit."""
+        """Drop scanned bytes from the buffer, except those of an open item within the limit."""
         keep = self._at
         if self._item is not None and self._base + len(self._buffer) - self._item <= self._limit:
             keep = max(0, self._item - self._base)

@@ -46,7 +46,7 @@ def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item
 
 
 def trimmed(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
-    """The lines without blank ones at both ends, with their offset; None if all are blank."""
+    """Strip blank lines at both ends; returns offset and lines, or None if all are blank."""
     begin = 0
     end = len(lines)
     while not _is_record(lines[begin : (stop := _line_end(lines, begin))], limit):

@@ -106,7 +106,7 @@ def _default(root: Path) -> Path:
 
 
 def _expand(entry: str, following: Sequence[str]) -> list[Path]:
-    """The files of one entry. Joined with `following`, it may be a name with commas."""
+    """The files of `entry`. `entry` and `following` may be parts of a name with commas."""
     path = Path(entry).expanduser()
     try:
         mode = path.stat().st_mode

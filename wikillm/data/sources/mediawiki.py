@@ -1,9 +1,9 @@
 """A MediaWiki export: its `<page>` elements, the newest revision of each, and its `<siteinfo>`.
 
-Items are as in `json_array`; one core reads 1,300 MB/s. A dump with the full history holds
-every revision of a page; older ones are dropped while the page is read, so that a page of gigabytes
-costs no more memory than its newest revision. `<siteinfo>` is read once, from the head of the file,
-and is passed to the workers with the source.
+Items are as in `json_array`; one core reads 1,300 MB/s. A dump with the full history holds every
+revision. Older revisions are dropped while a page is read, so that a page of gigabytes costs no
+more memory than its newest revision. `<siteinfo>` is read once, from the head of the file, and is
+passed to the workers with the source.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class _GrowingPage:
 def with_newest_revision(page: bytes) -> bytes:
     """The page without its older revisions; `page` itself when it has at most one.
 
-    The newest has the latest timestamp; among equal timestamps, the last one in the file counts.
-    The page may be cut off after any complete revision.
+    The newest revision has the latest timestamp; ties go to the later one in the
+    file. The page may be cut off after any complete revision.
     """
     first = _REVISION.search(page)
     if first is None or page.find(b"<revision", first.end()) < 0:

@@ -57,7 +57,7 @@ class RawShard:
 
 
 def estimated_bytes(sources: Sequence[SourceFile]) -> int:
-    """Decompressed size of all sources; exact for plain files, by a typical ratio for others."""
+    """Decompressed size of all sources; exact for plain files, else by a typical ratio."""
     return sum(int(source.size * _ratio(source)) for source in sources)
 
 
@@ -75,7 +75,7 @@ def shard_range(estimate: int) -> int:
 def items_of(
     source: SourceFile, start: int, limit: int, on_read: OnRead | None = None, threads: int = 1
 ) -> Iterator[Item]:
-    """The records of one source from offset `start` on; those above `limit` bytes have no payload.
+    """The records of one source from offset `start` on, without payload above `limit` bytes.
 
     Raises ValueError for an unknown format.
     """
@@ -98,7 +98,7 @@ def items_of(
 
 
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
-    """The rows below the header. Each payload carries the header, for the worker."""
+    """The rows below the header. Each payload includes the header, which the worker needs."""
     header_offset, header = csv_header(source, limit)
     where = partial(file_and_line, source)
     rows = split_rows(stream, start, limit, columns_of(header), source.max_field_lines, where)
@@ -108,7 +108,7 @@ def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int
 
 
 def csv_header(source: SourceFile, limit: int) -> tuple[int, bytes]:
-    """Offset and bytes of the first line of a table; empty if it is missing or too long."""
+    """Offset and bytes of the first line of a table; no bytes if it is missing or too long."""
     for offset, row, _ in split_lines(pieces(source), 0, limit):
         return offset, row or b""
     return 0, b""

@@ -113,7 +113,7 @@ def _encoding(path: Path, begin: bytes) -> str:
 
 
 def _format(source: SourceFile, text: str, is_whole: bool) -> str:
-    """The format of a file by its beginning, and by its name where that is not decisive."""
+    """The format of a file by its beginning, or by its name if the beginning does not decide."""
     named = _NAMED.search(source.path)
     if named and not _looks_structured(text):
         return "text" if named[1].lower() == "txt" else "csv"

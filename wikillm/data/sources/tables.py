@@ -92,7 +92,7 @@ def split_rows(
 
 
 def row_and_header(row: bytes, header: bytes) -> bytes:
-    """The payload of one row for a worker."""
+    """The payload for a worker: one row, with the header that names its columns."""
     return row + b"\n" + header
 
 
@@ -180,7 +180,7 @@ class _RowSplitter:
         have partners, else -1.
         """
         buffer = self._buffer
-        # The quotes have partners within the bound: one row, unless the field holds rows.
+        # All quotes have partners within the bound: this is one row, unless the field holds rows.
         if (
             found >= 0
             and found - at <= self.max_lines << 10

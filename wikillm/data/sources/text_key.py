@@ -91,7 +91,7 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
         if payload is None:
             continue
         first = first or payload[:4096]
-        with suppress(ValueError):  # UnicodeDecodeError is one
+        with suppress(ValueError):  # includes UnicodeDecodeError
             values.append(parse_json(payload.removeprefix(BOM).decode()))
     objects = [value for value in values if isinstance(value, dict)]
     kinds: dict[str, type] = {}

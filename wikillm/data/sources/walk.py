@@ -22,7 +22,7 @@ _WILDCARDS = "*?["
 
 @dataclass(slots=True)
 class Found:
-    """Files in the order of their relative paths, and what was left out of the same folders."""
+    """Files in the order of their relative paths, and what was left out of their folders."""
 
     files: list[Path] = field(default_factory=list)
     # Special files and token stores, each with a description.

@@ -126,7 +126,7 @@ _REDIRECT = re.compile(r"\s*#\s?(\w+)\s*:?\s*\[\[")
 
 
 def _is_redirect(wikitext: str) -> bool:
-    """For exports without `<redirect>` (schema 0.3): `#REDIRECT [[title]]` in any language."""
+    """Find `#REDIRECT [[title]]` in any language, for exports without `<redirect>` (schema 0.3)."""
     found = _REDIRECT.match(wikitext)
     return found is not None and found[1].casefold() in REDIRECTS
 

@@ -33,7 +33,7 @@ class SiteNames(NamedTuple):
 
 
 def prefix_of(title: str) -> str:
-    """The part before the first colon, in lower case, `_` as space; empty without one."""
+    """The part before the first colon, in lower case, `_` as space; empty without a colon."""
     prefix, colon, _ = title.partition(":")
     return " ".join(prefix.replace("_", " ").split()).casefold() if colon else ""
 

@@ -12,19 +12,19 @@ from wikillm.data.text.wikitext_regions import NOWIKI
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200e\u200f\u2060\ufeff\u00ad"))
 _SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
 _NESTED = 50  # rounds from the inside out; templates nested deeper lose only their braces
-_LEFT_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
-_LEFT_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}")
+_STRAY_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
+_STRAY_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}")
 _QUOTED_LINE = re.compile(r"^.*?''.*$", re.MULTILINE)
 _QUOTES = re.compile(r"'{2,}")
 _QUOTES_BEHIND_WORD = re.compile(r"(?<=[^\W\d_])'{3}(?!')(?=\w)")
-_LEFT_TAG = re.compile(  # known names only: `List<int>` is text
+_STRAY_TAG = re.compile(  # known names only, since `List<int>` is text
     r"</?(?:ref|references|br|p|div|span|small|big|sup|sub|b|i|u|s|em|strong|center|font|table|tr"
     r"|td|th|ul|ol|li|dl|dd|dt|nowiki|noinclude|includeonly|onlyinclude|gallery|blockquote|poem"
     r"|code|tt|abbr|cite|math|var|hr|pre|syntaxhighlight)(?:\s[^<>\n]*)?/?>",
     re.IGNORECASE,
 )
-_LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
-_LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
+_STRAY_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
+_STRAY_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
 # Possessive quantifiers that match only from the start of a run: linear time for any page.
 _EMPTY_BRACKETS = re.compile(
@@ -67,21 +67,21 @@ def remove_leftovers(text: str) -> str:
     """`text` with single spaces, one blank line between paragraphs, and no unpaired marks."""
     text = _SPACES.sub(" ", text.translate(_INVISIBLE))
     for _ in range(_NESTED):
-        if "{{" not in text or (shorter := _LEFT_TEMPLATE.sub("", text)) == text:
+        if "{{" not in text or (shorter := _STRAY_TEMPLATE.sub("", text)) == text:
             break
         text = shorter
     if "[[" in text:
-        text = _LEFT_LINK.sub(r"\1", text)
+        text = _STRAY_LINK.sub(r"\1", text)
     if _TABLE_MARK.search(text):
         text = "\n".join(_without_rows(text.split("\n")))
     if NOWIKI in text:
         lines = text.split("\n")
-        text = "\n".join(line if NOWIKI in line else _LEFT_MARKS.sub("", line) for line in lines)
+        text = "\n".join(line if NOWIKI in line else _STRAY_MARKS.sub("", line) for line in lines)
     else:
-        text = _LEFT_MARKS.sub("", text)
+        text = _STRAY_MARKS.sub("", text)
     if "<" in text:  # a `<sup>` that is never closed
-        text = _LEFT_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
-    text = _LEFT_TAG.sub("", _without_quotes(text)).replace(NOWIKI, "")
+        text = _STRAY_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
+    text = _STRAY_TAG.sub("", _without_quotes(text)).replace(NOWIKI, "")
     text = _EMPTY_BRACKETS.sub("", text)
     text = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub("", text))
     text = _BEFORE_MARK.sub(r"\1", _SPACES.sub(" ", text))

@@ -44,7 +44,7 @@ _PLAIN_FORMULA = re.compile(r"[\w\s+\-=<>().,*/'|^{}\[\]:;!?%°→⇌]{1,60}")
 
 
 class Regions:
-    """Texts to be put back, and the marks that replace them."""
+    """Texts that were set apart from a page, and the marks that replace them."""
 
     def __init__(self) -> None:
         self._texts: list[tuple[str, bool]] = []
@@ -97,7 +97,7 @@ def set_apart(wikitext: str, regions: Regions) -> str:
     while (tag := _TAG.search(wikitext, at)) is not None:
         kept.append(wikitext[at : tag.start()])
         at = tag.end()
-        if tag[2] is None:  # a comment; one that is never closed hides the rest of the page
+        if tag[2] is None:  # a comment; without an end, it hides the rest of the page
             end = wikitext.find("-->", at)
             at = len(wikitext) if end < 0 else end + 3
             continue
@@ -124,10 +124,10 @@ def set_apart(wikitext: str, regions: Regions) -> str:
 def _end_of_text(
     name: str, wikitext: str, start: int, end: re.Match[str], heading: re.Match[str] | None
 ) -> re.Match[str] | None:
-    """The end tag of the `<ref>` or `<code>` whose text begins at `start`; `end` is the next one.
+    """The end tag of the `<ref>` or `<code>` whose text begins at `start`.
 
-    None when `end` belongs to another tag: a heading comes first, or text and another `<code>`.
-    An end tag inside a `<nowiki>` does not count.
+    `end` is the next end tag of that name. The result is None when `end` belongs to another tag: a
+    heading comes first, or text and another `<code>`. An end tag in a `<nowiki>` does not count.
     """
     if heading is not None and heading.start() < end.start():
         return None

@@ -84,7 +84,7 @@ def read_failure(base: Path, since: float, about: str = "") -> WikiLLMError | No
 
 
 def write_failure(base: Path, error: WikiLLMError, about: str = "") -> None:
-    """Leave the error for the processes that wait for the lock `base`."""
+    """Write the error for the processes that wait for the lock `base`."""
     failure = {
         "kind": type(error).__name__,
         "parts": [error.what, error.got, error.fix],

@@ -26,7 +26,7 @@ _ONE_THREAD = {
 def start_child(
     module: str, *, log: IO[bytes] | None = None
 ) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Run `python -m MODULE FD`; FD is its end of the pipe.
+    """Run `python -m MODULE FD`; FD is the child's end of the pipe.
 
     Args:
         log: file for the child's output. A child with a log gets its own session, so that Ctrl-C

@@ -1,8 +1,8 @@
 """Progress of a long preparation: documents, MB/s, tokens/s, time left.
 
-On a terminal one line is rewritten about every second; elsewhere a plain line is logged every ten.
-The newest line also goes to a small file, from which rank 0 shows it when another process does the
-work.
+On a terminal one line is rewritten about every second; elsewhere a plain line is logged every ten
+seconds. The newest line also goes to a small file, from which rank 0 shows it when another process
+does the work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RELAY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was done since the last report."""
+    """The work done since the last report."""
 
     source_bytes: int = 0
     documents: int = 0
@@ -36,7 +36,7 @@ Report = Callable[[Work], None]
 
 
 class Progress:
-    """Counts work and shows it.
+    """Counts work, and shows the progress.
 
     Args:
         what: name of the work, at the start of the line.
