@@ -1,7 +1,6 @@
-"""Which checkpoint to resume from: the last one written that verifies, or its nearest such
-ancestor.
+"""Finds the checkpoint to resume from: the last one written, or its nearest ancestor that verifies.
 
-Neither what a `latest` file claims nor the highest step decides: see `lineage`.
+A `latest` file or the highest step does not decide: see `lineage`.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from wikillm.core.errors import CheckpointError
 from wikillm.core.log import warn
 
 Verify = Callable[[Path], Any]
-"""Raises CheckpointError for a damaged checkpoint: `verify`, or one that all ranks share."""
+"""Raises CheckpointError for a damaged checkpoint: `verify`, or a check shared by all ranks."""
 
 
 def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
-    """The last checkpoint written into `folder` that verifies; None when there never was one.
+    """The last checkpoint written into `folder` that verifies; None without any checkpoint.
 
-    Damaged ones on the branch are skipped, each with a warning that says why. Abandoned ones are
-    named and never taken. Nothing is deleted.
+    Each damaged checkpoint of the current branch is skipped with a warning that gives the reason.
+    Abandoned checkpoints are named in warnings and never used. Nothing is deleted.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of the current branch is good.
+        CheckpointError: every checkpoint of the current branch is damaged.
     """
     lineage = arrange(folder)
     damaged: list[CheckpointError] = []
@@ -50,16 +49,16 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
             f"None of the {len(damaged)} checkpoints of the current branch in {folder} is usable.",
             got="\n".join(map(str, damaged)),
             fix="restore the folder from a backup, or start again with another run.dir"
-            + (f"\nor name one that the run has abandoned: {others}" if others else ""),
+            + (f"\nor resume from an abandoned checkpoint: {others}" if others else ""),
         )
     return None
 
 
 def find_complete(path: Path, check: Verify = verify) -> Path:
-    """The checkpoint that `path` means: itself, or the last good one of a run or its checkpoints.
+    """The verified checkpoint at `path`, or the last sound one of a run or checkpoints folder.
 
     Raises:
-        CheckpointError: nothing complete is there.
+        CheckpointError: there is no complete checkpoint.
     """
     if step_of(path) is not None:
         if not path.exists():
@@ -67,7 +66,7 @@ def find_complete(path: Path, check: Verify = verify) -> Path:
             raise CheckpointError(
                 f"There is no checkpoint at {path}.",
                 got=f"in {path.parent}: {found}",
-                fix="name one of these, or the run directory for the last one written",
+                fix="name a listed checkpoint, or the run directory for its newest checkpoint",
             )
         check(path)
         return path

@@ -3,8 +3,8 @@
 RUN/checkpoints/
   checkpoint-200/            complete: its manifest was written last and the folder renamed after it
     wikillm_manifest.json    size and sha256 of every other file, and its ancestors (see lineage)
-    wikillm_state.json       what a resume needs (step, consumed samples, store, tracker id)
-    model.safetensors ...    what Hugging Face and DeepSpeed write
+    wikillm_state.json       run state for a resume (step, consumed samples, store, tracker id)
+    model.safetensors ...    weights and optimizer state (see tensor_layout)
     ema/                     with train.ema_decay: the moving average of the weights
   .staging/checkpoint-300/   being written; never read
   .deleting-checkpoint-100/  being deleted
@@ -34,7 +34,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name, or None when the name is another."""
+    """The step in a checkpoint folder's name; None for a folder with another name."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
 

@@ -1,15 +1,14 @@
-"""Which checkpoint was written after which: a run's current branch, and the checkpoints it
-abandoned.
+"""Orders the checkpoints of a folder: the run's current branch, and those that it abandoned.
 
 A run can resume from an older checkpoint and write new ones from there, so the highest step is not
-always the newest. Every manifest therefore records two facts about its folder:
+always the newest. Every manifest therefore records two facts:
 
-    sequence   1 for the first checkpoint of the folder, one more for each later one
-    ancestors  the checkpoints it descends from and that were still in the folder, nearest first;
-               empty when the run began here or elsewhere
+    sequence   1 for the first checkpoint of the folder, then 2, 3, ... in the order of writing
+    ancestors  the checkpoints that this one descends from and that were still in the folder,
+               nearest first; empty when the run began here or elsewhere
 
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
-earlier versions have no sequence: they count as 0 and come first, in the order of their steps.
+earlier versions have no sequence: they get 0, and so come first, in the order of their steps.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from wikillm.core.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """The place of a checkpoint among all that were ever written into its folder."""
+    """The place of a checkpoint in the order in which its folder's checkpoints were written."""
 
     sequence: int
     step: int
@@ -39,14 +38,14 @@ class Ancestry:
     ancestors: tuple[Position, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest, which has the step already."""
+        """Fields for the manifest, which already has the step."""
         ancestors = [{"sequence": each.sequence, "step": each.step} for each in self.ancestors]
         return {"sequence": self.position.sequence, "ancestors": ancestors}
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The checkpoints of a folder. `branch` is in the order in which to try them."""
+    """The checkpoints of a folder. A resume tries those of `branch` in order."""
 
     branch: tuple[Path, ...]
     abandoned: tuple[Path, ...]
@@ -55,8 +54,8 @@ class Lineage:
 def read_ancestry(checkpoint: Path) -> Ancestry:
     """Position and ancestors from the manifest.
 
-    Raises CheckpointError when it cannot be read, or has another step: the folder was renamed or
-    copied.
+    Raises CheckpointError if the manifest cannot be read, or if its step is not the folder's, which
+    was then renamed or copied.
     """
     manifest = read_manifest(checkpoint)
     step = step_of(checkpoint)
@@ -72,13 +71,13 @@ def read_ancestry(checkpoint: Path) -> Ancestry:
     if "sequence" in manifest:
         ancestors = [Position(each["sequence"], each["step"]) for each in manifest["ancestors"]]
         return Ancestry(Position(manifest["sequence"], step), tuple(ancestors))
-    # Written before sequences were recorded: the ancestors are those with a lower step.
+    # A checkpoint from before sequences were recorded: its ancestors are those with a lower step.
     steps = [step_of(path) or 0 for path in list_checkpoints(checkpoint.parent)]
     return Ancestry(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
 
 
 def _read_all(folder: Path) -> tuple[dict[Path, Ancestry], list[Path]]:
-    """The published checkpoints of `folder`, and those of them without a readable manifest."""
+    """The published checkpoints of `folder` with their ancestries, and the unreadable ones."""
     known: dict[Path, Ancestry] = {}
     unreadable: list[Path] = []
     for path in list_checkpoints(folder):
@@ -92,8 +91,9 @@ def _read_all(folder: Path) -> tuple[dict[Path, Ancestry], list[Path]]:
 def arrange(folder: Path) -> Lineage:
     """Sort the published checkpoints of `folder` into the current branch and abandoned ones.
 
-    One without a readable manifest cannot be used, but is on the branch, where it is reported: at
-    an ancestor of its name, else first if its step is above the last one written, else last.
+    A checkpoint without a readable manifest cannot be used, but stays on the branch, so that it is
+    reported. It takes the place of an ancestor with its step; otherwise it comes first if its step
+    is above the newest checkpoint's, else last.
     """
     known, unreadable = _read_all(folder)
     if not known:
@@ -105,9 +105,9 @@ def arrange(folder: Path) -> Lineage:
         path = folder / checkpoint_name(position.step)
         if path in unreadable or (path in known and known[path].position == position):
             branch.append(path)
-    others = [path for path in unreadable if path not in branch]
-    above = [path for path in others if (step_of(path) or 0) > known[head].position.step]
-    below = [path for path in others if path not in above]
+    unplaced = [path for path in unreadable if path not in branch]
+    above = [path for path in unplaced if (step_of(path) or 0) > known[head].position.step]
+    below = [path for path in unplaced if path not in above]
     abandoned = _newest_first({path: known[path] for path in known if path not in branch})
     return Lineage((*above, *branch, *below), tuple(abandoned))
 
@@ -116,10 +116,10 @@ def next_ancestry(folder: Path, step: int, parent: Ancestry | None) -> Ancestry:
     """The ancestry of the checkpoint that is about to be written after `step`.
 
     Args:
-        parent: of the checkpoint in `folder` that the run resumed from or wrote last; None when it
-            began here or elsewhere.
+        parent: ancestry of the checkpoint in `folder` that the run resumed from or wrote last; None
+            when the run began here or elsewhere.
     """
-    # A damaged checkpoint has no known sequence; it will not be used.
+    # Checkpoints with an unreadable manifest are ignored: they are never used.
     known, _ = _read_all(folder)
     found = [ancestry.position.sequence for ancestry in known.values()]
     position = Position(max([*found, parent.position.sequence if parent else 0]) + 1, step)

@@ -1,9 +1,9 @@
-"""The list of a checkpoint's files, written last, and the check of all of them.
+"""Writes the manifest of a checkpoint's files, and verifies the files against it.
 
-A folder without a manifest, with a missing or short file, or with one changed bit is not a
-checkpoint. The manifest has the size and the sha256 of every file, except of the tensor files,
-whose digests are in `ranks/` (see tensor_digests). Checkpoints of format 1 have a sha256 for every
-file; their pickles are loaded only from a folder that passed `verify`.
+The manifest is written last. A folder without a manifest, with a missing or short file, or with one
+changed bit is refused. The manifest has the size and the sha256 of every file, except for tensor
+files, whose digests are in `ranks/` (see tensor_digests). Checkpoints of format 1 have a sha256 for
+every file; their pickles are loaded only after `verify`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT_VERSION = 2
 _KNOWN_VERSIONS = (1, 2)
 
 FileEntry = dict[str, Any]
-"""{"size": bytes, "sha256": hex}; of a tensor file {"size": bytes, "digests": "ranks"}."""
+"""{"size": bytes, "sha256": hex}, or for a tensor file {"size": bytes, "digests": "ranks"}."""
 
 
 def files_to_list(checkpoint: Path) -> list[str]:
@@ -50,10 +50,7 @@ def tensor_entry(size: int) -> FileEntry:
 def write_manifest(
     checkpoint: Path, entries: Mapping[str, FileEntry], facts: Mapping[str, Any]
 ) -> None:
-    """Write the manifest: `facts` (step, ...) and all files' entries.
-
-    (one rank, after a barrier)
-    """
+    """Write the manifest: `facts` (step, ...) and all entries. (one rank, after a barrier)"""
     for folder in {(checkpoint / name).parent for name in entries}:
         fsync_path(folder)
     files = dict(sorted(entries.items()))
@@ -61,7 +58,7 @@ def write_manifest(
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest, with its structure checked. Raises CheckpointError without a readable one."""
+    """Read the manifest and check its structure. Raises CheckpointError if that fails."""
     path = checkpoint / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +88,7 @@ def _has_digest(entry: Mapping[str, Any]) -> bool:
 
 
 def _has_counts(manifest: Mapping[str, Any]) -> bool:
-    """Whether the lineage in a manifest, if any, consists of counts."""
+    """Whether the numbers of a manifest's lineage, if it has one, are valid counts."""
     if "sequence" not in manifest:
         return True
     numbers = [manifest["sequence"], manifest["step"]]
@@ -103,7 +100,7 @@ def _has_counts(manifest: Mapping[str, Any]) -> bool:
 def verify(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
     """Check every listed file of a published checkpoint; returns the manifest.
 
-    `hashes=False` compares sizes only. Raises CheckpointError with all differences by file.
+    `hashes=False` compares sizes only. Raises CheckpointError, which lists the damaged files.
     """
     manifest = read_manifest(checkpoint)
     raise_if_damaged(checkpoint, damage(checkpoint, manifest, hashes=hashes))
@@ -111,7 +108,7 @@ def verify(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
 
 
 def raise_if_damaged(checkpoint: Path, wrong: Sequence[str]) -> None:
-    """Raises CheckpointError with the first of these findings about a checkpoint, if any."""
+    """Raise CheckpointError with the first eight of these findings, if there are any."""
     if wrong:
         raise CheckpointError(f"The checkpoint {checkpoint} is damaged.", got="\n".join(wrong[:8]))
 
@@ -125,12 +122,12 @@ def damage(
     ranks: int = 1,
     kept: VerifiedBytes | None = None,
 ) -> list[str]:
-    """What is wrong with a checkpoint, one line per file.
+    """Findings about a damaged checkpoint, one line per file; an empty list for a sound one.
 
     Args:
-        rank, ranks: the content is divided: this process hashes share `rank` of `ranks`, and rank 0
-            also checks names and sizes.
-        kept: gets the bytes of the tensor files that this process has verified.
+        rank, ranks: this process hashes share `rank` of `ranks` of the content; rank 0 also checks
+            names and sizes.
+        kept: receives the bytes of tensor files that this process has verified.
     """
     files: dict[str, FileEntry] = manifest["files"]
     wrong = _wrong_names_and_sizes(checkpoint, files) if rank == 0 else []
@@ -169,7 +166,7 @@ def _wrong_names_and_sizes(checkpoint: Path, files: Mapping[str, FileEntry]) -> 
 
 
 def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files whose step is not that of the folder's name: it was renamed, or mixed from two."""
+    """Files with another step than the folder's name: it was renamed, or mixed from two folders."""
     named = step_of(checkpoint)
     if named is None:
         return []
@@ -185,7 +182,7 @@ def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The run state in a verified checkpoint. Raises CheckpointError when it cannot be read."""
+    """The run state of a verified checkpoint. Raises CheckpointError if it cannot be read."""
     state = _read_object(checkpoint, STATE)
     wrong = [
         f"{key}: {state[key]!r}"

@@ -1,12 +1,12 @@
-"""Digests of the tensor files, by the rank that wrote each part, and the check of all of them.
+"""Records and verifies digests of the tensor files.
 
-Every rank describes what it wrote in `ranks/rank_00000.json`: groups of byte ranges, each group
-with one digest over its ranges in order. All groups together cover every byte of every tensor
-file exactly once, headers included. So any number of processes can verify a checkpoint, each a
-share of the groups.
+Every rank records the byte ranges that it wrote in `ranks/rank_00000.json` (by its number): groups
+of ranges, each with one digest over its ranges in order. Together the groups cover every byte of
+every tensor file exactly once, headers included. So any number of processes can verify a
+checkpoint, each a share of the groups.
 
-The digest is XXH3-128: it finds damage as sha256 does, ten times faster
-(docs/measurements/2026-11-28-checkpoints.md). Neither proves who wrote a checkpoint.
+The digest is XXH3-128: it finds accidental damage as sha256 does, ten times faster
+(docs/measurements/2026-11-28-checkpoints.md). Neither digest proves who wrote a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from wikillm.checkpoints.verified_bytes import VerifiedBytes
 
 RANKS = "ranks"
 GROUP_BYTES = 16 << 20
-"""Ranges are gathered, and long ones cut, to groups of about this size."""
+"""Size of a group: short ranges are joined, and long ranges cut, to about this size."""
 THREADS = 4
 
 Extent = tuple[int, int, int]
@@ -35,7 +35,7 @@ Extent = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Byte ranges of one file that have one digest, in the order in which they were hashed."""
+    """Byte ranges of one file with a common digest, in the order in which they were hashed."""
 
     extents: tuple[Extent, ...]
 
@@ -45,7 +45,7 @@ class Group:
 
 
 def grouped(extents: Sequence[Extent], group_bytes: int = GROUP_BYTES) -> list[Group]:
-    """`extents` in order, as groups of at most `group_bytes` that each lie in one file."""
+    """Divide `extents`, in order, into groups of at most `group_bytes`, each in one file."""
     groups: list[Group] = []
     current: list[Extent] = []
     free = group_bytes
@@ -70,12 +70,12 @@ def grouped(extents: Sequence[Extent], group_bytes: int = GROUP_BYTES) -> list[G
 
 
 def rank_file(rank: int) -> str:
-    """The name, in a checkpoint, of what a rank recorded."""
+    """Path, within a checkpoint, of the record that a rank wrote."""
     return f"{RANKS}/rank_{rank:05d}.json"
 
 
 def digests_to_json(files: Sequence[str], digests: Mapping[Group, str]) -> dict[str, Any]:
-    """What `read_groups` reads; `files` are the names behind the numbers in the extents."""
+    """Digests as JSON for a rank's record; extents refer to `files` by number."""
     return {"files": list(files), "groups": [[d, group.extents] for group, d in digests.items()]}
 
 
@@ -93,7 +93,7 @@ def open_files(checkpoint: Path, names: Sequence[str], flags: int) -> Iterator[l
 
 
 def read_extents(fd: int, extents: Sequence[Extent]) -> memoryview:
-    """The bytes of these ranges of a file, one after the other; short where the file is."""
+    """The bytes of these ranges of a file, one after the other; truncated at the file's end."""
     data = memoryview(bytearray(sum(stop - start for _, start, stop in extents)))
     at = 0
     for _, begin, stop in extents:
@@ -115,13 +115,13 @@ def verify_tensors(
     ranks: int = 1,
     kept: VerifiedBytes | None = None,
 ) -> list[str]:
-    """What is wrong with a share of the tensor files: one line per damaged file.
+    """Verify a share of the tensor files; returns one line per damaged file.
 
     Args:
-        sizes: bytes of each tensor file, by the manifest.
-        rank, ranks: this process verifies share `rank` of `ranks`; it takes what the rank of the
-            same number wrote where there are as many, since it will load that.
-        kept: gets the bytes that this process has verified.
+        sizes: bytes of each tensor file, from the manifest.
+        rank, ranks: this process verifies share `rank` of `ranks`. If `ranks` ranks wrote the
+            checkpoint, the share is what rank `rank` wrote, since this process will load that.
+        kept: receives the bytes that this process has verified.
     """
     try:
         recorded = [_read_rank(path) for path in sorted((checkpoint / RANKS).glob("rank_*.json"))]
@@ -151,7 +151,7 @@ def _read_rank(path: Path) -> tuple[list[str], list[tuple[Group, str]]]:
 def _damage(
     checkpoint: Path, work: tuple[Sequence[str], Group, str], kept: VerifiedBytes | None
 ) -> str:
-    """The file of a group whose content is not what was written; "" when it is."""
+    """The name of the group's file if its content has changed, else ""."""
     files, group, digest = work
     name = files[group.extents[0][0]]
     try:
@@ -167,7 +167,7 @@ def _damage(
 
 
 def _uncovered(recorded: Sequence[Any], sizes: Mapping[str, int]) -> list[str]:
-    """Tensor files with a byte that no digest, or more than one, covers."""
+    """Findings about tensor files with a byte that no digest, or more than one digest, covers."""
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
     for files, groups in recorded:
         for group, _ in groups:

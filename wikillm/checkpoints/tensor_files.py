@@ -20,7 +20,7 @@ from wikillm.core.errors import CheckpointError
 
 
 def create_files(folder: Path, layout: TensorLayout) -> dict[Group, str]:
-    """Make the files with their headers and full sizes. (one rank, before any writes)
+    """Create the files with their headers and full sizes. (one rank, before any writes)
 
     Returns the digests of the headers.
     """
@@ -41,8 +41,8 @@ def write_share(
 ) -> dict[Group, str]:
     """Write this rank's ranges and fsync them; returns their digests. (any rank)
 
-    The files are opened for writing alone, so that a network file system sends exactly these
-    bytes and never a page with the bytes of another rank.
+    The files are opened write-only, so that a network file system sends exactly these bytes, and
+    never a whole page that includes bytes of another rank.
 
     Args:
         data: the bytes of `extents`, one range after the other.
@@ -74,7 +74,7 @@ class TensorReader:
     """Reads ranges of the tensors of a verified checkpoint. A context manager.
 
     Args:
-        verified: what this process has of it already; the rest is read.
+        verified: bytes that this process has already read; the rest is read from the files.
     """
 
     def __init__(self, checkpoint: Path, verified: VerifiedBytes | None = None) -> None:

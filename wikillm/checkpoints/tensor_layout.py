@@ -1,8 +1,8 @@
-"""Where each tensor of the training state lies in a checkpoint: global tensors in safetensors.
+"""Computes the place of each tensor in a checkpoint: whole (global) tensors in safetensors files.
 
-A checkpoint holds whole tensors, whatever the number of ranks, the ZeRO stage or the optimizer's
-partitions were. Where each lies follows from the list of tensors alone, so all ranks compute the
-same layout, and each writes its own ranges of bytes into the shared files:
+A checkpoint holds whole tensors for any number of ranks, ZeRO stage or partition of the optimizer.
+The places follow from the list of tensors alone, so all ranks compute the same layout, and each
+rank writes its own byte ranges into the shared files:
 
     model.safetensors                 fp32 weights; transformers opens them in place
     optimizer/exp_avg.safetensors     AdamW's first moment, under the parameter's name
@@ -36,7 +36,7 @@ FILES: Mapping[str, str] = {
 """Each kind of tensor and the file that holds it, without its suffix."""
 SHARD_BYTES = 5_000_000_000
 ITEM = 4
-"""Bytes per element: all of it is float32."""
+"""Bytes per element: every tensor is float32."""
 
 _SHARD = re.compile(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.safetensors")
 _LONGEST_HEADER = 100 << 20  # safetensors refuses a longer one
@@ -44,12 +44,12 @@ _LONGEST_HEADER = 100 << 20  # safetensors refuses a longer one
 
 @dataclass(frozen=True, slots=True, order=True)
 class TensorSpec:
-    """One tensor of the training state, as it is without any partition.
+    """A whole tensor of the training state.
 
     Attributes:
         kind: a key of FILES.
-        name: of the parameter, as in `model.named_parameters()`.
-        shape: of the whole tensor.
+        name: the parameter's name in `model.named_parameters()`.
+        shape: shape of the whole tensor.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class TensorFile:
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """`places`: the file of each tensor, by number, and the byte in it where the tensor begins."""
+    """`places`: (number of the file, first byte of the tensor in it), by tensor."""
 
     files: tuple[TensorFile, ...]
     places: Mapping[TensorSpec, tuple[int, int]]
@@ -84,7 +84,7 @@ class TensorLayout:
 
 
 def lay_out(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> TensorLayout:
-    """The files for these tensors: the same on every rank for the same tensors in any order."""
+    """The layout of these tensors. It does not depend on their order, nor on the rank."""
     files: list[TensorFile] = []
     places: dict[TensorSpec, tuple[int, int]] = {}
     wanted = sorted(specs)
@@ -102,7 +102,7 @@ def lay_out(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> Tens
 
 
 def weight_index(layout: TensorLayout, kind: str) -> dict[str, Any] | None:
-    """Hugging Face's index of a kind whose file is cut into shards; None for a single file."""
+    """Hugging Face's weight index for a kind with several shards; None for a single file."""
     names = {
         spec.name: Path(layout.files[file].name).name
         for spec, (file, _) in layout.places.items()
@@ -136,7 +136,7 @@ def read_layout(checkpoint: Path) -> TensorLayout:
 
 
 def _shards(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    """Consecutive tensors per file; a file above `shard_bytes` has one tensor."""
+    """Divide the tensors, in order, into files; only a single tensor may exceed `shard_bytes`."""
     shards: list[list[TensorSpec]] = []
     held = 0
     for spec in specs:
@@ -179,7 +179,7 @@ def _read_header(path: Path) -> bytes:
 
 
 def _tensors(path: Path, header: bytes) -> list[tuple[str, tuple[int, ...], int]]:
-    """(name, shape, first byte in the file) of each tensor; checked to fill the file."""
+    """(name, shape, first byte in the file) of each tensor. Raises unless they fill the file."""
     try:
         described = json.loads(header[8:])
         described.pop("__metadata__", None)

@@ -1,7 +1,7 @@
-"""Bytes of a checkpoint that were read to verify them, kept for the loader: nothing is read twice.
+"""Keeps bytes of a checkpoint that were read for verification, so that loading reads them once.
 
-A rank verifies what it will load where the ranks are those that wrote the checkpoint. Elsewhere it
-loads a part of what it has verified, and reads the rest.
+If as many ranks load the checkpoint as wrote it, a rank verifies exactly what it will load.
+Otherwise it loads a part of what it has verified, and reads the rest.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Piece = tuple[int, memoryview]
 
 
 class VerifiedBytes:
-    """Of one checkpoint, by the names of its tensor files. Threads may add to it.
+    """Verified bytes of one checkpoint, by the name of the tensor file. `add` is thread-safe.
 
     Args:
-        limit: bytes that are kept at most.
+        limit: largest number of bytes to keep.
     """
 
     def __init__(self, limit: int) -> None:
@@ -33,7 +33,7 @@ class VerifiedBytes:
         self._free = self._limit
 
     def add(self, name: str, ranges: Sequence[tuple[int, int]], data: memoryview) -> None:
-        """Keep these ranges of a file, one after the other in `data`; ranges do not overlap."""
+        """Keep `data`, the bytes of these ranges of a file, if it fits; ranges do not overlap."""
         with self._lock:
             if self._free < len(data):
                 return
@@ -46,7 +46,7 @@ class VerifiedBytes:
             pieces.sort(key=_first)
 
     def copy(self, name: str, start: int, target: memoryview) -> Iterator[tuple[int, int]]:
-        """Fill `target` with the bytes of a file from `start` on; yields ranges not kept."""
+        """Fill `target` with a file's bytes from `start` on; yields the ranges that are missing."""
         pieces = self._pieces.get(name, [])
         stop = start + len(target)
         at = start

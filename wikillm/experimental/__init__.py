@@ -1,1 +1,1 @@
-"""Written and tested, but not shown to help yet. Other rooms import `registry` alone."""
+"""Code that is tested, but not shown to help yet. Other packages import only `registry`."""

@@ -1,14 +1,14 @@
 """The three products of the linear cross entropy in 8-bit floats: `Float8Products`.
 
 Hidden states and weight are e4m3 (arXiv:2209.05433), each with one scale per call: a power of two
-from its largest element, computed on the device without a synchronisation. The logits' gradient is
-e5m2 with a constant scale. It lies in [-1, 1] (the probability, minus 1 at the label), and 2^15
-keeps probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of
-150,000. Sums are float32. One scale per row would need other kernels on a GPU.
+from the largest element, computed on the device without a synchronisation. The logits' gradient is
+e5m2 with a constant scale. It lies in [-1, 1] (the probability, minus 1 at the label). A scale of
+2^15 keeps probabilities down to 2e-9 as normal numbers; e4m3 would round such small ones, usual
+with a vocabulary of 150,000, to 0. Sums are float32. A scale per row would need other GPU kernels.
 
-`torch._scaled_mm` needs multiples of 16, and a second factor whose columns are contiguous, so there
-is a transposed copy of the weight (once per call) and of each chunk's gradient. Shapes: N rows
-(tokens), C rows of a chunk, H hidden, V vocabulary.
+`torch._scaled_mm` needs multiples of 16, and a second factor whose columns are contiguous. So the
+weight (once per call) and each chunk's gradient are copied transposed.
+Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Float8Products:
         self._one_over = torch.full((), 1 / _GRADIENT_SCALE, device=hidden_NH.device)
 
     def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor:
-        """Of the rows, into `out_CV`."""
+        """Compute the logits of the rows into `out_CV`."""
         out: torch.Tensor = torch._scaled_mm(
             self._hidden_NH[rows],
             self._weight_VH.t(),
@@ -76,13 +76,13 @@ class Float8Products:
 
 
 def to_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x / scale in e4m3, and the scale: the power of two that just fits the largest element.
+    """x / scale in e4m3, and the scale: the least power of two with which every element fits.
 
-    A division by a power of two is exact, so the rounding to e4m3 is the only one. An element that
-    is not finite makes the scale, and with it every product, infinite or NaN.
+    A division by a power of two is exact, so only the cast to e4m3 rounds. An element that is not
+    finite makes the scale, and so every product, infinite or NaN.
     """
-    most = torch.finfo(torch.float8_e4m3fn).max
-    scale = (x.detach().abs().amax().float() / most).log2().ceil().clamp_min(-100.0).exp2()
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    scale = (x.detach().abs().amax().float() / largest).log2().ceil().clamp_min(-100.0).exp2()
     narrow = x / scale.view(1)  # of one dimension, so that the division is in float32
     return narrow.to(torch.float8_e4m3fn), scale
 
@@ -90,9 +90,9 @@ def to_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def pad_rows(
     hidden_NH: torch.Tensor, labels_N: torch.Tensor, ignore_index: int, chunk_rows: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Rows and rows per chunk as multiples of 16, by zero rows without a label at the end.
+    """Pad rows and rows per chunk to multiples of 16, with zero rows without a label at the end.
 
-    float64 becomes float32.
+    float64 hidden states become float32.
     """
     if hidden_NH.dtype == torch.float64:
         hidden_NH = hidden_NH.float()

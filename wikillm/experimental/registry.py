@@ -1,7 +1,7 @@
-"""Every experiment: its switch, and the measurement that will promote or delete it.
+"""The list of experiments, each with its switch and the measurement that promotes or deletes it.
 
 An experiment replaces a part of a stable operation, which takes that part as an argument. No
-default turns one on.
+default turns an experiment on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class LossExperiment:
     """Replaces parts of `kernels.linear_cross_entropy`; a part that is None stays as it is.
 
     Attributes:
-        switch: the setting that turns it on.
-        measurement: what promotes it to `kernels` or deletes it. A command, and what it must show.
-        missing: (hidden size, vocabulary, device type) -> what it lacks there, as phrases.
-        prepare: (hidden_NH, labels_N, ignore_index, chunk_rows) -> the same, padded or cast.
+        switch: the setting that turns the experiment on.
+        measurement: command whose result promotes it to `kernels` or deletes it, and the criterion.
+        missing: (hidden size, vocabulary, device type) -> reasons why it does not run there.
+        prepare: (hidden_NH, labels_N, ignore_index, chunk_rows) -> hidden states, labels and chunk
+            rows, padded or cast.
         products: (hidden_NH, weight_VH) -> the three matrix products.
         chunk_loss: softmax, loss and the logits' gradient of one chunk.
     """
@@ -86,4 +87,4 @@ LOSSES = {
         products=Float8Products,
     ),
 }
-"""By the value of train.loss_kernel."""
+"""Experiments by the value of train.loss_kernel."""

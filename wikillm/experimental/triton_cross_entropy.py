@@ -1,8 +1,8 @@
 """Softmax, loss and the logits' gradient of a chunk in one Triton kernel, in place.
 
-A program handles one row: a read for the maximum and the sum, the label's logit, and a read and a
-write that replace every logit with the loss's gradient. Separate operations move about 24 bytes per
-logit in bf16 (counted from `kernels.linear_cross_entropy`, not measured).
+A program handles one row. It reads the row for its maximum and sum, reads the label's logit, then
+reads every logit again and overwrites it with the loss's gradient. Separate operations move about
+24 bytes per logit in bf16 (counted from `kernels.linear_cross_entropy`, not measured).
 
 Importing this module needs Triton, which comes with torch's CUDA builds. Without a GPU it runs in
 Triton's interpreter (TRITON_INTERPRET=1, set before the import), as in the tests.
@@ -34,8 +34,8 @@ def _row(  # type: ignore[no-untyped-def]  # Triton's compiler reads it, and kno
     start = logits_CV + row * row_stride
     label = tl.load(labels_C + row)
     has_label = label != ignore_index
-    # Running maximum and sum (arXiv:1805.02867). Columns beyond the vocabulary are -inf: they add
-    # nothing.
+    # Running maximum and sum (arXiv:1805.02867). Columns beyond the vocabulary are -inf, and so add
+    # nothing to the sum.
     top = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     for first in range(0, VOCAB, BLOCK):
@@ -48,7 +48,7 @@ def _row(  # type: ignore[no-untyped-def]  # Triton's compiler reads it, and kno
     label_logit = tl.load(start + tl.where(has_label, label, 0)).to(tl.float32)
     tl.store(loss_C + row, tl.where(has_label, lse - label_logit, 0.0))
     if WITH_GRADIENT:
-        # Every thread reads the label's logit before one of them overwrites it.
+        # All threads must have read the label's logit before any of them overwrites it.
         tl.debug_barrier()
         one = tl.where(has_label, 1.0, 0.0)
         for first in range(0, VOCAB, BLOCK):
@@ -66,11 +66,11 @@ def cross_entropy_in_place(
     *,
     with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Sum over the rows with a label of lse - logit[label], in float32.
+    """Sum of lse - logit[label] over the rows with a label, in float32, and its gradient.
 
-    The second value is its gradient, in the memory of `logits_CV` (contiguous
-    rows, float32 or narrower); a row without a label holds zeros. It is None without
-    `with_gradient`, which leaves the logits alone. No synchronisation, no atomic sums.
+    The gradient overwrites `logits_CV` (contiguous rows, float32 or narrower); rows without a label
+    get zeros. Without `with_gradient` it is None, and the logits stay unchanged. There are no
+    synchronisations and no atomic sums.
     """
     rows, vocab = logits_CV.shape
     if logits_CV.stride(1) != 1 or logits_CV.dtype == torch.float64:

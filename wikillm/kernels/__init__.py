@@ -1,1 +1,1 @@
-"""Fused operations, each beside a plain PyTorch reference; `dispatch` says which one runs."""
+"""Fused operations with plain PyTorch references; `dispatch` chooses the one that runs."""

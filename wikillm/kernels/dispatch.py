@@ -1,6 +1,6 @@
-"""Which implementation of the loss runs on a device, and in chunks of how many rows.
+"""Chooses the implementation of the loss for a device, and the number of rows per chunk.
 
-`auto` takes the chunked operation, `stock` leaves the model's code alone, and the other names are
+`auto` selects the chunked operation, `stock` keeps the model's own code, and the other names are
 experiments (`experimental.registry`).
 """
 
@@ -23,10 +23,12 @@ _DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """Which implementation, and why.
+    """A chosen implementation.
 
-    `name` is a value of train.loss_kernel, or "tiled" for MLPs. At most `chunk_rows` rows exist at
-    a time: half of them for the loss on a CPU in 16 bit.
+    Attributes:
+        name: a value of train.loss_kernel, or "tiled" for MLPs.
+        chunk_rows: rows in memory at a time; half of it for the loss on a CPU in 16 bit.
+        reason: phrase for the log.
     """
 
     name: str
@@ -41,7 +43,7 @@ class Implementation:
 def choose_linear_cross_entropy(
     wanted: str, *, rows: int, vocab: int, device_type: str
 ) -> Implementation:
-    """The implementation for `rows` tokens per micro-step. Pure: the same answer on every rank."""
+    """The implementation for `rows` tokens per micro-step. Pure, so all ranks choose the same."""
     if wanted == "stock":
         return Implementation("stock", rows, "as asked")
     if wanted == "auto" and device_type not in _DEVICES:
@@ -54,7 +56,7 @@ def choose_linear_cross_entropy(
 
 
 def check_loss_kernel(wanted: str, *, hidden: int, vocab: int, device_type: str) -> None:
-    """Raises MachineError where train.loss_kernel=`wanted` does not run for these sizes."""
+    """Raise MachineError if train.loss_kernel=`wanted` does not run for these sizes."""
     missing: list[str] = []
     if wanted in LOSSES:
         missing = LOSSES[wanted].missing(hidden, vocab, device_type)
@@ -69,5 +71,5 @@ def check_loss_kernel(wanted: str, *, hidden: int, vocab: int, device_type: str)
 
 
 def loss_function(name: str) -> Loss:
-    """`linear_cross_entropy` with what the experiment `name` replaces in it."""
+    """`linear_cross_entropy`, with the parts that experiment `name` replaces, if it is one."""
     return functools.partial(linear_cross_entropy, experiment=LOSSES.get(name))

@@ -1,12 +1,14 @@
 """Output projection and cross entropy in one operation that never holds all logits.
 
-The forward computes, chunk by chunk of rows, logits, softmax, loss and both gradients, and drops
-the logits. Peak memory is chunk x V instead of several times N x V; the backward only scales. The
-arithmetic is that of `reference.linear_cross_entropy`: three products of N x V x H, one softmax.
+For each chunk of rows the forward computes logits, softmax, loss and both gradients, and drops the
+logits. Peak memory is chunk x V instead of several times N x V; the backward only scales the
+gradients. The arithmetic is that of `reference.linear_cross_entropy`: three products of N x V x H,
+one softmax.
 
-The weight's gradient is summed in float32, which costs V x H float32 from the forward to the
-backward. No synchronisation: no `.item()`, no data-dependent shapes. Not differentiable twice, and
-one backward per forward. Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
+The weight's gradient is summed in float32: V x H values, kept from the forward to the backward.
+There is no synchronisation: no `.item()`, no data-dependent shapes. The operation is not
+differentiable twice and has one backward per forward.
+Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from wikillm.experimental.registry import LossExperiment
 
 _TILE = 16_384  # rows of the weight's gradient that are multiplied at a time
 _NARROW_CHUNK = 1 / 2
-"""Share of the rows on a CPU in 16 bit, where a chunk is held in both types and the weight is
-copied: with it a run takes no more memory than in float32."""
+"""Factor on the chunk's rows on a CPU in 16 bit. A chunk is then held in both types and the weight
+is copied; with the factor a run takes no more memory than in float32."""
 
 
 def linear_cross_entropy(
@@ -37,11 +39,12 @@ def linear_cross_entropy(
     """Loss as in `reference.linear_cross_entropy`, a float32 scalar (float64 for float64 inputs).
 
     Args:
-        chunk_rows: rows whose logits exist at a time.
-        count: what the sum is divided by; a tensor stays on its device.
+        chunk_rows: rows whose logits are in memory at a time.
+        count: divisor of the sum; a tensor stays on its device.
         experiment: replaces parts of the operation.
 
-    Without a gradient to compute only the loss is. Under autocast the products run in its type.
+    If no input needs a gradient, only the loss is computed. Under autocast the products run in
+    autocast's type.
     """
     with_grad = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
     divisor = torch.as_tensor(count, device=hidden_NH.device)
@@ -84,8 +87,8 @@ class _Chunked(torch.autograd.Function):
             )
         grad_NH, grad_VH = ctx.gradients
         ctx.gradients = None
-        # The factor is applied in float32, and only here: with fp16's loss scale in it, nothing
-        # underflows before.
+        # The factor, which includes fp16's loss scale, is applied last and in float32, so that no
+        # value underflows before.
         factor = grad_loss / ctx.saved_tensors[0]
         if grad_NH is not None:
             grad_NH = (grad_NH.to(factor.dtype) * factor).to(ctx.types[0])
@@ -106,7 +109,8 @@ def _loss_and_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Sum of the cross entropies, and its gradients.
 
-    `wanted`: the gradient of the hidden states, in the products' type; the weight's, wide.
+    `wanted`: whether to compute the gradient of the hidden states (in the products' type), and that
+    of the weight (in the wide type).
     """
     device_type = hidden_NH.device.type
     if torch.is_autocast_enabled(device_type):
@@ -115,7 +119,7 @@ def _loss_and_gradients(
         weight_VH = weight_VH.to(narrow)
     if device_type == "cpu" and hidden_NH.element_size() < 4:
         chunk_rows = max(1, int(chunk_rows * _NARROW_CHUNK))
-    # Sums and gradients, and buffers that all chunks share: new ones would cost page faults.
+    # Allocate sums, gradients, and buffers that all chunks share: new ones would cost page faults.
     wide = torch.promote_types(hidden_NH.dtype, torch.float32)
     n_rows = hidden_NH.shape[0]
     chunk_rows = max(1, min(chunk_rows, n_rows))
@@ -152,14 +156,14 @@ def _loss_and_gradients(
 class _PlainProducts:
     """The three products of a chunk, in the type of the hidden states.
 
-    A row without a label adds nothing to a gradient. It is left out on C x H values, not on C x V.
-    The gradient takes the memory of the logits.
+    A row without a label adds nothing to a gradient: it is zeroed on C x H values, not on C x V.
+    The logits' gradient reuses the logits' memory.
     """
 
     def __init__(self, hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> None:
         self._hidden_NH = hidden_NH
         self._weight_VH = weight_VH
-        self._has_label_C1 = hidden_NH.new_empty(0)  # of the chunk whose gradient came last
+        self._has_label_C1 = hidden_NH.new_empty(0)  # set by `gradient` for its chunk
         self._logits_CV = hidden_NH.new_empty(0)
 
     def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor:
@@ -168,7 +172,7 @@ class _PlainProducts:
 
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
         self._has_label_C1 = has_label_C1
-        # Both products that read it take the weight's type, so it is cast once.
+        # Both products that read the gradient need the weight's type: cast it once.
         same = grad_CV.dtype == self._logits_CV.dtype
         return grad_CV if same else self._logits_CV.copy_(grad_CV)
 
@@ -190,7 +194,7 @@ def _chunk_loss(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Sum of the losses, and the logits' gradient in the memory of `wide_CV`.
 
-    The gradient means nothing in rows without a label.
+    In rows without a label the gradient is undefined.
     """
     wide_CV = wide_CV[: len(labels_C)]
     has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
@@ -221,18 +225,18 @@ def _softmax(
 
 
 def add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> None:
-    """total += grad^T @ hidden in wide sums, with narrow factors where the hidden states are.
+    """total += grad^T @ hidden, summed in the wide type; factors have the hidden states' type.
 
-    On a GPU the product of narrow factors is wide, on a CPU it is rounded once per chunk.
+    On a GPU the product of narrow factors is wide; on a CPU it is rounded once per chunk.
     """
     if total_VH.dtype == hidden_CH.dtype:
         total_VH.addmm_(grad_CV.t(), hidden_CH)
         return
     narrow_CV = grad_CV.to(hidden_CH.dtype)
-    # mm has a float32 output for narrow factors on a GPU since torch 2.8; addmm's was fixed later.
+    # On a GPU, mm has a float32 output for narrow factors since torch 2.8; addmm's was fixed later.
     wide: Any = {"out_dtype": total_VH.dtype} if total_VH.is_cuda else {}
     # Tiles of the vocabulary keep the product beside the sum small.
     for first in range(0, total_VH.shape[0], _TILE):
         tile = slice(first, first + _TILE)
-        # Not +=, which would copy the sum onto itself.
+        # add_ on the view: `total[tile] += ...` would also copy the result onto itself.
         total_VH[tile].add_(torch.mm(narrow_CV[:, tile].t(), hidden_CH, **wide))

@@ -1,4 +1,4 @@
-"""The fused operations of this room in plain PyTorch: slow, large, and what tests compare with.
+"""Plain PyTorch references of the fused operations: slow and large; tests compare with them.
 
 Shapes: N rows (tokens), H hidden, V vocabulary, F intermediate.
 """
@@ -17,10 +17,10 @@ def linear_cross_entropy(
     count: torch.Tensor | float = 1,
     ignore_index: int = -100,
 ) -> torch.Tensor:
-    """Sum over the rows n with a label of (lse_n - logit_n[label_n]) / count.
+    """(Sum of lse_n - logit_n[label_n] over the rows n with a label) / count.
 
     lse_n is the logsumexp of row n of hidden @ weight^T. Logits narrower than float32 are cast to
-    it, as in Hugging Face's loss. All N x V logits are kept for the backward.
+    float32, as in Hugging Face's loss. All N x V logits are kept for the backward.
     """
     logits_NV = F.linear(hidden_NH, weight_VH)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))

@@ -1,16 +1,17 @@
 """A decoder layer's SwiGLU over chunks of rows, recomputed in the backward pass.
 
-`reference.swiglu` keeps four N x F tensors per layer from the forward to the backward; this keeps
-its input alone, which the layer has anyway. Two of the nine products are done twice. Working memory
-is 4 chunks of C x F, and in 16 bit the weights' gradients in float32, in which they are summed over
-the chunks. Each weight gets one gradient per backward, so hooks on it fire once. Not differentiable
-twice. Under autocast the products run in autocast's type.
+`reference.swiglu` keeps four N x F tensors per layer from the forward to the backward; this
+operation keeps only its input, which the layer has anyway. Two of the nine products are computed
+twice. Working memory is 4 chunks of C x F, and in 16 bit also the weights' gradients in float32, in
+which they are summed over the chunks. Each weight gets one gradient per backward, so hooks on it
+fire once. Not differentiable twice. Under autocast the products run in autocast's type.
 
-Why not torch.utils.checkpoint around each chunk: inside a checkpointed layer it repeats the MLP's
-forward pass once more, and `models.checkpointing` sees its products and keeps them (see
+torch.utils.checkpoint around each chunk does not serve: inside a checkpointed layer it repeats the
+MLP's forward pass once more, and `models.checkpointing` would keep its products (see
 docs/measurements/2026-11-24-tiled-mlp.md). Here the arithmetic is in two operators that neither
-torch.compile nor a dispatch mode looks into: traced, the backward's products would be recognised as
-the forward's, and kept. Shapes: N rows (tokens), C rows of a chunk, H hidden, F intermediate.
+torch.compile nor a dispatch mode looks into. If they were traced, the backward's products would be
+taken for the forward's, and kept.
+Shapes: N rows (tokens), C rows of a chunk, H hidden, F intermediate.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ def tiled_swiglu(
     """down @ (silu(gate @ x) * (up @ x)) for x of shape (..., H), as `reference.swiglu`.
 
     Args:
-        chunk_rows: rows whose intermediate activations exist at a time.
+        chunk_rows: rows whose intermediate activations are in memory at a time.
     """
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
-        # The weights are cast inside, so that no narrow copy of them is kept.
+        # The weights are cast inside the operators, so that no narrow copy of them is kept.
         x = x.to(torch.get_autocast_dtype(device_type))
     x_NH = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
@@ -48,10 +49,10 @@ def tiled_swiglu(
 
 
 class _KeepInput(torch.autograd.Function):
-    """The identity, whose backward is that of the whole operation; `_Products` passes its gradient.
+    """The identity, with the whole operation's backward; `_Products` passes its gradient through.
 
-    It comes before the products, so that the recomputation of a checkpointed layer, which ends with
-    the last tensor that was saved, leaves them out.
+    It comes before the products: the recomputation of a checkpointed layer ends with the last saved
+    tensor, and so leaves the products out.
     """
 
     @staticmethod
@@ -114,14 +115,14 @@ def _backward(
         for x_CH, grad_CH, grad_x_CH in zip(
             *(tensor.split(chunk_rows) for tensor in (x_NH, grad_NH, grad_x_NH)), strict=True
         ):
-            # The forward pass again, up to the input of down.
+            # Repeat the forward pass up to the input of down.
             gate_CF, up_CF, silu_CF, inner_CF = (buffer[: len(x_CH)] for buffer in buffers)
             torch.mm(x_CH, gate_FH.t(), out=gate_CF)
             torch.mm(x_CH, up_FH.t(), out=up_CF)
             torch.ops.aten.silu.out(gate_CF, out=silu_CF)
             add_product(sums[2], grad_CH, torch.mul(silu_CF, up_CF, out=inner_CF))
-            # Gradients take the place of what they no longer need: of down's input, of up @ x, of
-            # silu(gate @ x), and of gate @ x.
+            # Each gradient overwrites a buffer that is no longer needed. inner_CF gets the gradient
+            # of down's input, and later that of gate @ x; silu_CF gets the gradient of up @ x.
             torch.mm(grad_CH, down_HF, out=inner_CF)
             silu_CF.mul_(inner_CF)
             inner_CF.mul_(up_CF)
@@ -130,7 +131,7 @@ def _backward(
             add_product(sums[1], silu_CF, x_CH)
             torch.mm(inner_CF, gate_FH, out=grad_x_CH).addmm_(silu_CF, up_FH)
         del buffers
-        # One wide sum at a time is freed once it is cast.
+        # Cast the sums one at a time, so that each wide sum is freed before the next cast.
         return [grad_x_NH, *(sums.pop(0).to(weight.dtype) for weight in weights)]
 
 

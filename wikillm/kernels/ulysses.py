@@ -1,12 +1,13 @@
 """Attention over sequences that are split among ranks, by exchanging heads for positions (Ulysses).
 
 Each rank of a group of S holds t = T / S positions of a sequence, with all heads. One all-to-all
-gives each rank all T positions of 1 / S of the heads, a second one returns the result (DeepSpeed
-Ulysses, arXiv:2309.14509). Both are linear and their own transpose, so the backward pass is the
-same exchange. Elements that a rank sends per layer and forward pass:
-B t d (2 H + 2 R K) (S - 1) / S.
+gives each rank all T positions of 1 / S of the heads; a second all-to-all returns the result
+(DeepSpeed Ulysses, arXiv:2309.14509). Both are linear and their own transpose, so the backward pass
+is the same exchange. A rank sends B t d (2 H + 2 R K) (S - 1) / S elements per layer and forward
+pass.
 
-Fewer key heads than ranks are repeated R = S / K times; autograd sums over the copies.
+If there are fewer key heads than ranks, each is repeated R = S / K times; autograd sums over the
+copies.
 Shapes: B sequences, H query and K key heads, T positions, t of them on a rank, d head width.
 """
 
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 
 def key_repeats(kv_heads: int, ranks: int) -> int:
-    """Copies of a key head, on different ranks; 1 where there are enough heads."""
+    """Number of copies of each key head, on different ranks; 1 if there are enough heads."""
     return max(1, ranks // kv_heads)
 
 
@@ -59,7 +60,7 @@ def scatter_positions(out_BThd: torch.Tensor, group: dist.ProcessGroup) -> torch
 
 
 def _exchange(parts_SF: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Slice s goes to rank s of the group; slice s of the result came from it."""
+    """Send slice s to rank s of the group; slice s of the result comes from rank s."""
     exchanged: torch.Tensor = _AllToAll.apply(parts_SF, group)  # type: ignore[no-untyped-call]
     return exchanged
 

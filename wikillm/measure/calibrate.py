@@ -1,4 +1,4 @@
-"""`wikillm plan --calibrate`: measures what the planner otherwise assumes, in under a minute."""
+"""`wikillm plan --calibrate`: measures, in under a minute, speeds that plans otherwise assume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from wikillm.measure.device import device_name, measure_device
 from wikillm.plan.calibration import Calibration
 
 SECONDS = 6.0
-"""Of measuring; most of the rest is importing torch in the ranks of the all-reduce."""
+"""Time for measuring. Most of the remaining time goes to importing torch in the all-reduce's ranks.
+"""
 
 
 def calibrate(seconds: float = SECONDS) -> Calibration:

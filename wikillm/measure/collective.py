@@ -1,8 +1,8 @@
-"""All-reduce between processes of this machine: NCCL between its GPUs, else gloo between two.
+"""Measures an all-reduce on this machine: NCCL between its GPUs, or gloo between two processes.
 
-`python -m wikillm.measure.collective SECONDS` is one rank, with torch's usual variables; rank 0
-writes one JSON line. `wikillm doctor --hostfile` starts one on each node. The figure is the bus
-bandwidth, 2 (n - 1) / n x bytes / time, comparable over numbers of ranks n.
+`python -m wikillm.measure.collective SECONDS` runs one rank, with torch's usual variables; rank 0
+writes one JSON line. `wikillm doctor --hostfile` starts one rank on each node. The figure is the
+bus bandwidth, 2 (n - 1) / n x bytes / time, which can be compared over numbers of ranks n.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from wikillm.core.errors import MachineError
 from wikillm.core.world import free_port
 
-_START_SECONDS = 120.0  # importing torch, on a busy machine
+_START_SECONDS = 120.0  # enough to import torch on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,10 @@ class AllReduce:
 
 
 def measure_all_reduce(seconds: float) -> AllReduce | None:
-    """None with a single GPU, where there is nothing to reduce between."""
+    """Measure the all-reduce of this machine; None with a single GPU.
+
+    Raises MachineError if the ranks fail or do not end in time.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 1:
         return None
@@ -70,7 +73,7 @@ def measure_all_reduce(seconds: float) -> AllReduce | None:
 
 
 def main(seconds: float) -> None:
-    """One rank."""
+    """Run one rank of the measurement."""
     rank = int(os.environ["RANK"])
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -87,12 +90,12 @@ def main(seconds: float) -> None:
         while go.item():
             dist.barrier()
             start = time.perf_counter()
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)  # ones stay ones, however often
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)  # the maximum of ones stays one
             if on_gpu:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
             go.fill_(float(time.monotonic() < until))
-            dist.broadcast(go, 0)  # every rank takes part in the same number of collectives
+            dist.broadcast(go, 0)  # so every rank makes the same number of collectives
     finally:
         dist.destroy_process_group()
     if rank == 0:

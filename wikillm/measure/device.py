@@ -1,6 +1,6 @@
-"""Matrix products, copies and attention on the first GPU, or on all cores where there is none.
+"""Measures matrix products, copies and attention on the first GPU, or on all CPU cores.
 
-Each operation runs for its share of the time, at least three times, after a warm-up. The best
+Each operation runs for its share of the time, at least three times, after a warm-up. The fastest
 repetition counts, since other load only adds time. The types are those of training: 16 bit on a
 GPU, 32 bit on a CPU.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def device_name() -> str:
-    """Of the GPU as its driver says, or of the processor."""
+    """The driver's name of the GPU, or the name of the processor."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     try:
@@ -30,7 +30,7 @@ def device_name() -> str:
 
 
 def measure_device(seconds: float) -> dict[str, float]:
-    """FLOP/s of a product and of causal attention (counted in full), bytes/s read plus written."""
+    """FLOP/s of products and causal attention (counted in full); bytes/s read plus written."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32
@@ -65,10 +65,11 @@ def measure_device(seconds: float) -> dict[str, float]:
 
 @functools.cache
 def bf16_gain() -> float:
-    """How many times faster this CPU multiplies in bf16 than in float32, in CPU time.
+    """Speed of bf16 products on this CPU, relative to float32, in CPU time.
 
-    Processors without units for bf16 are slower in it. Takes about 0.1 s, once per process, on one
-    thread: other load hardly changes CPU time, but threads that wait for each other spend it.
+    Processors without bf16 units have a value below 1. The measurement takes about 0.1 s, once per
+    process. It uses one thread: other load hardly changes CPU time, but threads that wait for each
+    other would spend some.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -76,7 +77,7 @@ def bf16_gain() -> float:
         a, b = (torch.randn(rows, 1024) for rows in (256, 1024))
         wide = functools.partial(torch.mm, a, b)
         narrow = functools.partial(torch.mm, a.bfloat16(), b.bfloat16())
-        # In turns, so that a change of the clock rate or a busy sibling core meets both.
+        # Alternate, so that a change of the clock rate or a busy sibling core affects both.
         turns = [(_cpu_seconds(wide), _cpu_seconds(narrow)) for _ in range(12)]
     torch.set_num_threads(threads)
     return min(turn[0] for turn in turns) / max(min(turn[1] for turn in turns), 1e-9)

@@ -1,4 +1,4 @@
-"""The patches of a run, in the order that they need, each logged: `apply_patches`."""
+"""Applies a run's patches to its model, in the required order, with a log line for each."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def apply_patches(
     shapes: Collection[Shape],
     device_type: str,
 ) -> None:
-    """Patch the model as the run asks. (all ranks)
+    """Patch the model by the settings in `train`. (all ranks)
 
     Args:
         rows: tokens of a rank's micro-step.
-        shapes: (sequences, tokens) of the batches of training and evaluation, on one rank.
+        shapes: (sequences, tokens) of a rank's training and evaluation batches.
     """
-    # Loss, MLP and attention: parts that do not touch one another, so their order is free.
+    # Loss, MLP and attention are independent of one another: their order is free.
     loss = patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type)
     say(f"kernels    linear cross entropy: {loss}")
     if train.mlp_kernel == "tiled":
@@ -43,13 +43,13 @@ def apply_patches(
         say(f"attention  within documents, by {kernel}")
     if train.sequence_parallel_size > 1:
         say(f"attention  {split_sequences(model, train.sequence_parallel_size)}")
-    # Around whole layers, so that the parts inside are recomputed as they are patched.
+    # After the parts: a checkpointed layer recomputes them, and must recompute the patched ones.
     if train.gradient_checkpointing != "none":
         say(f"recompute  {checkpoint_layers(model, train.gradient_checkpointing)}")
-    # Outside of the checkpoint: the compiled layer contains it.
+    # After checkpointing: the compiled layer must contain the checkpoint.
     if train.compile == "layers":
         layers = compile_layers(model, shapes)
         say(f"compile    {layers} layers, at the first step (about a minute)")
-    # After the tiled MLP, whose SwiGLU it leaves alone.
+    # After the tiled MLP, whose SwiGLU is not compiled.
     if train.compile == "elementwise":
         say(f"compile    {compile_elementwise(model)}, at the first step (half a minute)")

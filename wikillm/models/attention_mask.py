@@ -1,12 +1,12 @@
-"""One attention mask per micro-batch, made without a synchronisation: `prepare_masks`.
+"""Makes one attention mask per micro-batch, without a synchronisation: `prepare_masks`.
 
-Hugging Face's decoder searches the positions of every batch for documents and waits for the GPU to
-know whether there are any. Here the batch decides it: it comes with positions, or without.
+Hugging Face's decoder searches the positions of every batch for documents, and waits for the GPU to
+know whether there are any. Here the batch tells it: a batch has positions only with documents.
 
-For documents (`train.document_mask`) Hugging Face gives SDPA a boolean mask, from which each layer
-makes an additive one and keeps it for the backward pass: T x T numbers per sequence and layer,
-2 GiB per layer at T=32,768 in 16 bit. Given an additive mask, SDPA uses it as it is, and all layers
-share it. Flash attention takes lengths, which the batch has.
+For documents (`train.document_mask`) Hugging Face gives SDPA a boolean mask. Each layer converts it
+to an additive mask, and keeps that for the backward pass: T x T numbers per sequence and layer,
+2 GiB per layer at T=32,768 in 16 bit. SDPA uses an additive mask as it is, so all layers share one.
+Flash attention takes the documents' lengths, which the batch has.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from wikillm.models.patching import is_patched, patch_forward
 
 _READY = "_wikillm_takes_ready_masks"  # on our function in Hugging Face's module
 CAUSAL_KERNELS = ("sdpa", "flash_attention_2")
-"""They need no mask to be causal."""
+"""Kernels that are causal without a mask."""
 
 
 def prepare_masks(model: PreTrainedModel) -> None:
-    """Let the decoder of `model` make its mask from what the batch has, reversibly.
+    """Let the decoder of `model` make its mask from the batch's inputs, reversibly.
 
-    With SDPA, `position_ids` become a mask of documents; so do the `document_positions` of whole
-    sequences, where a batch is a sequence shard. Flash attention's lengths, a shard without
-    documents, or none of these mean no mask, which is causal. A batch with a mask or a cache of its
-    own, or with positions for flash attention alone, runs the decoder's own code.
+    With SDPA the mask is made from `position_ids`, or, if the batch is a sequence shard, from the
+    whole sequences' `document_positions`. There is no mask (plain causal attention) for flash
+    attention's lengths, for a shard without documents, and for a batch without positions. The
+    decoder's own code runs for a batch with a mask or a cache, and for one with positions but no
+    lengths under flash attention.
 
-    Raises WikiLLMError for a patched decoder, and for other attention than `CAUSAL_KERNELS`.
+    Raises WikiLLMError for a patched decoder, and for attention outside `CAUSAL_KERNELS`.
     """
     decoder = model.get_decoder()
     kernel = str(model.config._attn_implementation)
@@ -45,14 +46,14 @@ def prepare_masks(model: PreTrainedModel) -> None:
         raise WikiLLMError(
             "The masks of these layers cannot be prepared.",
             got=f"{type(model).__name__} with {kernel}, {', '.join(sorted(kinds))}, {patched}",
-            fix="prepare them once, with model.attn_implementation=sdpa",
+            fix="use model.attn_implementation=sdpa, and call `prepare_masks` only once",
         )
     _accept_ready_masks(sys.modules[type(model).__module__])
     patch_forward(decoder, _with_mask)
 
 
 def _accept_ready_masks(modeling: Any) -> None:
-    """Let a decoder of this Hugging Face module take masks by kind of layer; Qwen's do already."""
+    """Let this Hugging Face module's decoders take masks by kind of layer, as Qwen's already do."""
     stock = modeling.create_causal_mask
     if hasattr(stock, _READY):
         return
@@ -70,7 +71,7 @@ def _accept_ready_masks(modeling: Any) -> None:
 def same_document(positions_BT: torch.Tensor) -> torch.Tensor:
     """B x 1 x T x T, true where a query (row) may see a key: not later, and in the same document.
 
-    `positions_BT` begin at 0 with each document (see data.read.rows).
+    `positions_BT` restarts at 0 with each document (see data.read.rows).
     """
     documents_BT = (positions_BT == 0).cumsum(dim=1)
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
@@ -78,7 +79,7 @@ def same_document(positions_BT: torch.Tensor) -> torch.Tensor:
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where `allowed`, minus infinity elsewhere: what SDPA makes of a boolean mask."""
+    """0 where `allowed`, minus infinity elsewhere, as SDPA converts a boolean mask."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, float("-inf")
     )
@@ -106,5 +107,5 @@ def _with_mask(
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
         mask = additive(same_document(positions_BT), dtype)
-    # By kind of layer, as generation passes it: a mask that is ready, also where it is None.
+    # A dict by kind of layer, as in generation: HF takes its value as a finished mask, even None.
     return stock(decoder, *args, **kwargs | {"attention_mask": {"full_attention": mask}})

@@ -1,9 +1,9 @@
 """Builds a model with the same initial weights for every ZeRO stage, world size and device.
 
 `build_model` takes the TrainingArguments because they must exist first: they hold Hugging Face's
-DeepSpeed configuration, which transformers finds through a weak reference while the model is built,
-and which makes it partition every parameter when it is created under ZeRO-3. Weights are float32,
-or the engine's type under ZeRO-3.
+DeepSpeed configuration, which transformers finds through a weak reference while it builds the
+model. Under ZeRO-3 that configuration makes transformers partition every parameter at its creation.
+Weights are float32, or the engine's type under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def build_model(
 
     Args:
         vocab_size: rows of the embedding, padding included (the plan's).
-        args: the arguments of this run; must be alive, and the last that were made.
+        args: this run's arguments; no others may have been made after them.
         eos_id: the token that ends a document.
-        seed: of the fresh weights.
+        seed: seed of the fresh weights.
 
-    Raises ConfigError or CheckpointError when `init_from` cannot be used.
+    Raises ConfigError or CheckpointError if `init_from` cannot be used.
     """
     _check_order(args)
     if section.init_from is not None:
         model = _load(section, vocab_size, eos_id)
     else:
         model = _create(hf_config(section, vocab_size, eos_id), section, seed)
-    # A KV cache during training would only cost memory; export turns it on again.
+    # Training needs no KV cache, which only takes memory; export turns it on again.
     model.config.use_cache = False
     return model
 
@@ -67,8 +67,8 @@ def _check_order(args: TrainingArguments) -> None:
 
 
 def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTrainedModel:
-    # Hugging Face's own draw depends on the order of modules and, under ZeRO-3, on the stage: it is
-    # skipped where that is possible, and overwritten in any case.
+    # Hugging Face's initial weights depend on the order of modules and on ZeRO-3: they are skipped
+    # where that is possible, and overwritten in any case.
     with no_init_weights():
         model = _from_config(
             config, dtype=torch.float32, attn_implementation=section.attn_implementation
@@ -107,7 +107,7 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
 
 
 def _check_folder(folder: Path) -> None:
-    """Safetensors only: other formats are unpickled, which runs whatever code is in them."""
+    """Raise ConfigError unless there are safetensors: unpickling other formats can run code."""
     index = folder / "model.safetensors.index.json"
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
@@ -130,7 +130,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _is_zero_bias(folder: Path, name: str) -> bool:
-    """True for a bias that Llama has and Qwen2 lacks, where it adds nothing."""
+    """Whether this is a bias that Llama has and Qwen2 lacks, and all of its values are 0."""
     if not name.endswith(".self_attn.o_proj.bias"):
         return False
     for file in folder.glob("*.safetensors"):
@@ -141,7 +141,10 @@ def _is_zero_bias(folder: Path, name: str) -> bool:
 
 
 def shards_of(index: Path) -> set[str]:
-    """The files that a weight index names. Raises CheckpointError, also for one elsewhere."""
+    """The files that a weight index names.
+
+    Raises CheckpointError for an unreadable index, or one that names files outside its folder.
+    """
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -157,7 +160,7 @@ def shards_of(index: Path) -> set[str]:
 
 
 def _check_shape(config: Any, section: ModelSection, vocab_size: int, folder: Path) -> None:
-    """The folder may have changed since the plan was made from its config.json."""
+    """Raise ConfigError if the folder's config.json has changed since the plan was made."""
     wanted = hf_config(section, vocab_size, eos_id=0).to_dict()
     keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
     keys += ["num_attention_heads", "num_key_value_heads", "tie_word_embeddings"]

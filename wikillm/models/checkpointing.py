@@ -1,20 +1,20 @@
-"""Decoder layers whose activations are recomputed in the backward pass: `checkpoint_layers`.
+"""Recomputes the activations of decoder layers in the backward pass: `checkpoint_layers`.
 
-What a layer keeps from the forward to the backward, per token (h hidden, H heads, K key heads, d
-head width, f intermediate):
+A layer keeps these tensors from the forward to the backward pass, in elements per token (h hidden,
+H heads, K key heads, d head width, f intermediate):
 
     full                 its input                                  h
     full_but_attention   and attention's output and statistics      + H d
     selective            and the matrix products that are needed    + (H + 2 K) d + h + 2 f
 
-Selective recomputes norms, rotations and SiLU, but no product: the products' inputs follow from
-their predecessors' outputs. The last product's output is not kept, since no gradient needs it. A
-tiled MLP keeps nothing and recomputes itself. Recomputation runs the layer's modules again, so
-ZeRO-3 gathers once more.
+Selective checkpointing recomputes norms, rotations and SiLU, but no product: the products' inputs
+follow from earlier products' outputs. The last product's output is not kept, since no gradient
+needs it. A tiled MLP keeps nothing and recomputes itself. Recomputation runs the layer's modules
+again, so ZeRO-3 gathers the weights once more.
 
 The checkpoint is inside the layer's `forward`, not around its call as in some versions of
-transformers: a compiled layer then contains it, and the compiler keeps what is kept here. It is
-active in training only.
+transformers. So a compiled layer contains the checkpoint, and the compiler keeps the same tensors.
+Checkpointing is active in training only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from wikillm.models.patching import (
 )
 
 _PRODUCTS = {"aten::mm": 1, "aten::addmm": 2}
-"""Operators that are matrix products: which of their arguments is the weight's transpose."""
+"""Matrix-product operators, each with the index of its argument that is the weight's transpose."""
 _DESCRIPTION = {
     "selective": "keep attention and matrix products, recompute the rest",
     "full_but_attention": "keep attention, recompute the rest",
@@ -55,12 +55,12 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
     Raises WikiLLMError for layers whose forward is patched already.
     """
     layers = layers_of(model)
-    assert kind != "none", "there is nothing to put into the layers"
+    assert kind != "none", "the caller skips kind 'none'"
     if patched := sum(map(is_patched, layers)):
         raise WikiLLMError(
             "Layers whose forward is patched already cannot be checkpointed.",
             got=f"{patched} of {len(layers)} layers of {type(model).__name__}",
-            fix="checkpoint once, and `remove_patches` before another kind",
+            fix="call `remove_patches` before checkpointing with another kind",
         )
     # Restoring the generators costs a synchronisation per layer, which only dropout needs.
     dropout = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
@@ -87,11 +87,11 @@ def _forward(options: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _contexts(policy: Callable[..., bool]) -> tuple[Any, Any]:
-    """For the forward and its recomputation: torch's where a compiler reads the policy, else ours.
+    """Contexts for the forward and its recomputation: torch's in a compiled layer, else ours.
 
-    Torch's require the recomputation to run the forward's operators. Under ZeRO-3 it does not:
-    gathering weights runs operators too, and others while the order of modules is not known yet,
-    such as after an evaluation.
+    Torch's contexts require the recomputation to run the same operators as the forward. Under
+    ZeRO-3 it does not: gathering weights runs operators too, and these differ while the order of
+    modules is not known yet, such as after an evaluation.
     """
     if torch.compiler.is_compiling():
         return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
@@ -100,7 +100,7 @@ def _contexts(policy: Callable[..., bool]) -> tuple[Any, Any]:
 
 
 class _Keep(TorchDispatchMode):
-    """Keeps the outputs that the policy names, in order."""
+    """Keeps the outputs that the policy selects, in order."""
 
     def __init__(self, policy: Callable[..., bool], kept: deque[Any]) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class _Keep(TorchDispatchMode):
 
 
 class _Reuse(_Keep):
-    """Gives what was kept instead of computing it again."""
+    """Returns kept outputs instead of computing them again."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.kept.popleft() if self.is_kept(func, args) else func(*args, **kwargs or {})
@@ -132,7 +132,7 @@ class _Reuse(_Keep):
 def _policy(
     kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any
 ) -> bool:
-    """Whether the output of `op` is kept. `last_inputs`: the input width of the last product."""
+    """Whether to keep the output of `op`. `last_inputs`: input width of the last product."""
     name = str(op.name())
     if _is_attention(name):
         return True
@@ -142,9 +142,9 @@ def _policy(
 
 
 def _is_attention(name: str) -> bool:
-    """torch's kernels of scaled_dot_product_attention, and flash-attn's under any of its names.
+    """Whether the operator is scaled_dot_product_attention, or flash-attn under any of its names.
 
-    Flex attention compiles itself and is not seen: it is recomputed.
+    Flex attention compiles itself and is not visible here: it is recomputed.
     """
     namespace, _, operator = name.partition("::")
     return operator.startswith("_scaled_dot_product_") or "flash_attn" in namespace

@@ -1,12 +1,12 @@
-"""Decoder layers compiled by torch, one graph for all of them: `compile_layers`.
+"""Compiles decoder layers by torch, one graph for all layers: `compile_layers`.
 
-Regional compilation: the graph of a layer is compiled once, whatever the depth of the model, and
-the loss stays outside of it. Calls of the training and evaluation shape without a KV cache use the
-graph. Others, such as generation, run the layer's own code, so that no other length compiles; a
-training step of another shape does so with a warning.
+This is regional compilation: one layer's graph is compiled once, for any depth of the model, and
+the loss stays outside of the graph. Calls with the training or evaluation shape and without a KV
+cache use the graph. Other calls, such as generation, run the layer's own code, so that no other
+length compiles; a training step of another shape also warns.
 
-A graph break is an error (`fullgraph`), as are endless recompilations: a layer that falls back
-silently would be slow unnoticed.
+A graph break is an error (`fullgraph`), and so are endless recompilations: a silent fallback would
+be slow without notice.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def compile_layers(
     """Compile every decoder layer in place, at its first call. Returns the number of layers.
 
     Args:
-        shapes: (sequences, tokens) of the batches that take the compiled layer.
-        backend: of torch.compile; "eager" traces without generating code, for tests.
+        shapes: (sequences, tokens) of the batches that use the compiled layer.
+        backend: backend of torch.compile; "eager" traces without generating code, for tests.
     """
     layers = layers_of(model)
-    others: set[Shape] = set()
+    warned: set[Shape] = set()
     for layer in layers:
-        layer._compiled_call_impl = _switch(layer, frozenset(shapes), backend, others)
+        layer._compiled_call_impl = _switch(layer, frozenset(shapes), backend, warned)
     return len(layers)
 
 
 def _switch(
-    layer: nn.Module, shapes: frozenset[Shape], backend: str, others: set[Shape]
+    layer: nn.Module, shapes: frozenset[Shape], backend: str, warned: set[Shape]
 ) -> Callable[..., Any]:
-    """`others`: training shapes that ran the layer's own code, each warned about once."""
-    # What nn.Module.__call__ runs; hooks are inside, as with Module.compile.
+    """The layer's call, compiled or not by its shape. `warned`: shapes already warned about."""
+    # The function that nn.Module.__call__ runs; it includes the hooks, as with Module.compile.
     eager = layer._call_impl
     compiled = torch.compile(eager, fullgraph=True, dynamic=False, backend=backend)
 
@@ -53,11 +53,11 @@ def _switch(
         has_cache = kwargs.get("past_key_values") is not None
         if not has_cache and shape in shapes:
             return compiled(hidden_BTH, *args, **kwargs)
-        if layer.training and torch.is_grad_enabled() and not has_cache and shape not in others:
-            others.add(shape)
+        if layer.training and torch.is_grad_enabled() and not has_cache and shape not in warned:
+            warned.add(shape)
             warn(
                 f"a training step of {shape[0]} x {shape[1]} tokens is not compiled: "
-                f"the layers are for {sorted(shapes)}"
+                f"the layers are compiled for {sorted(shapes)}"
             )
         return eager(hidden_BTH, *args, **kwargs)
 

@@ -1,12 +1,12 @@
-"""The operations between a decoder layer's products, compiled by torch: `compile_elementwise`.
+"""Compiles the operations between a decoder layer's products: `compile_elementwise`.
 
-Three functions, each one graph for all layers: RMSNorm, the rotation of queries and keys,
-silu(gate) * up. Each reads and writes its tensors once, and keeps only what its backward needs.
-Modules, weights and hooks stay outside of the graphs, so it works under ZeRO-3, unlike a compiled
-layer. It fuses less than a compiled layer, which also joins norms and residuals.
+There are three functions, each with one graph for all layers: RMSNorm, the rotation of queries and
+keys, silu(gate) * up. Each reads and writes its tensors once, and keeps only what its backward
+needs. Modules, weights and hooks stay outside of the graphs, so this works under ZeRO-3, unlike
+compiled layers. Compiled layers fuse more: they also join norms and residuals.
 
-Active in training only: evaluation and generation, whose shapes differ, run the model's own code. A
-graph break is an error (`fullgraph`). A tiled MLP keeps its own SwiGLU.
+The graphs run in training only: evaluation and generation, whose shapes differ, run the model's own
+code. A graph break is an error (`fullgraph`). A tiled MLP keeps its own SwiGLU.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from wikillm.models.patching import (
 )
 
 _ROTATION = "apply_rotary_pos_emb"  # a function of HF's module, which its attention finds there
-_STOCK = "_wikillm_stock"  # on our rotation: the one it replaces
+_STOCK = "_wikillm_stock"  # attribute of our rotation that holds HF's
 
 
 def compile_elementwise(model: PreTrainedModel, *, backend: str = "inductor") -> str:
     """Compile the three functions, each at its first call. Returns a phrase for the log.
 
     The rotation is replaced for all models of this architecture in the process. Raises WikiLLMError
-    for a model that is not known, and for one that is compiled so already.
+    for an unsupported model, or one that is already compiled in this way.
     """
     norms = norms_of(model)
     check_supported(model, "train.compile=elementwise", norms, fix="train.compile=off", mlp=True)

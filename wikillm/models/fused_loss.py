@@ -1,12 +1,11 @@
-"""The fused loss put into a Hugging Face model, reversibly: `patch_loss`, `fused_loss`.
+"""Patches a Hugging Face model with the fused loss, reversibly: `patch_loss`, `fused_loss`.
 
-A patched model computes its loss by `kernels.dispatch` when it is given labels, and then returns no
-logits (`outputs.logits` is None), in training and in evaluation. Without labels, in generation and
-with `logits_to_keep`, it runs its own code.
+Given labels, in training or evaluation, a patched model computes its loss by `kernels.dispatch` and
+returns no logits (`outputs.logits` is None). Without labels, in generation, or with
+`logits_to_keep`, it runs its own code.
 
-The operation runs inside the call of the `lm_head` module, as its `forward`. Under ZeRO-3
-DeepSpeed's hooks on that module gather the weight before it and again before its backward, and take
-the gradient.
+The operation is the `forward` of the `lm_head` module. So under ZeRO-3 DeepSpeed's hooks on that
+module gather the weight before the operation and again before its backward, and take the gradient.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from wikillm.kernels.dispatch import (
 from wikillm.models.patching import SUPPORTED, check_supported, patch_forward, restore_forward
 
 IGNORED = -100  # Hugging Face's ignore_index
-_MARK = "_wikillm_loss"  # on a patched model, also when its forward is wrapped once more
+_MARK = "_wikillm_loss"  # attribute of a patched model; it stays when forward is wrapped again
 
 
 def patch_loss(
@@ -42,14 +41,14 @@ def patch_loss(
     rows: int,
     device_type: str,
 ) -> Implementation:
-    """Let `model` compute its loss as `dispatch` chooses; "stock" leaves it as it is.
+    """Let `model` compute its loss as `dispatch` chooses; "stock" leaves the model unchanged.
 
     Args:
         wanted: a value of train.loss_kernel.
-        rows: tokens per micro-step, for the returned choice; other batches work too.
+        rows: tokens per micro-step, for the returned choice; other batch sizes work too.
 
-    Raises WikiLLMError for a model that is not known or already patched, and MachineError where
-    the implementation asked for does not run.
+    Raises WikiLLMError for an unsupported or already patched model, and MachineError if the
+    requested implementation does not run here.
     """
     vocab = int(model.config.vocab_size)
     choice = choose_linear_cross_entropy(wanted, rows=rows, vocab=vocab, device_type=device_type)
@@ -72,7 +71,7 @@ def patch_loss(
 def fused_loss(
     model: PreTrainedModel, wanted: str = "auto", *, rows: int
 ) -> Iterator[PreTrainedModel]:
-    """Use the fused loss within the block, if `model` is known and does not have it yet."""
+    """Use the fused loss within the block, if `model` is supported and not yet patched."""
     if _MARK in model.__dict__ or not isinstance(model, SUPPORTED):
         yield model
         return
@@ -86,9 +85,9 @@ def fused_loss(
 
 
 def _head_forward(stock: Callable[..., Any], name: str) -> Callable[..., torch.Tensor]:
-    """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss.
+    """lm_head(hidden) stays the projection; lm_head(hidden, labels, count) is the loss.
 
-    An evaluation's loss is that of the model which is exported, so it is never computed in 8 bit.
+    An evaluation must measure the model that is exported, so its loss is never computed in 8 bit.
     """
     in_training = loss_function(name)
     in_evaluation = loss_function("chunked" if name == "fp8" else name)
@@ -115,13 +114,13 @@ def _head_forward(stock: Callable[..., Any], name: str) -> Callable[..., torch.T
 
 
 def _loss_forward(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """ForCausalLM.forward with the loss inside lm_head. HF reads its signature, so that stays."""
+    """ForCausalLM.forward with the loss inside lm_head. Its signature, which HF reads, is kept."""
 
     @can_return_tuple
     def with_loss(model: Any, labels: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
         shifted = kwargs.get("shift_labels")
         count = kwargs.get("num_items_in_batch")
-        if shifted is None:  # position t predicts token t + 1, and the last one nothing
+        if shifted is None:  # position t predicts token t + 1; the last position has no target
             shifted = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
         outputs = model.model(**kwargs)
         return CausalLMOutputWithPast(

@@ -1,12 +1,12 @@
 """Initial weights as a pure function of (seed, parameter name, shape).
 
 Every parameter is drawn in float32 on the CPU from its own generator, then copied to its
-device and dtype. So ZeRO 0 to 3, any number of ranks and any device start from the same weights,
-and no global random state is read or changed. Matrices are normal(0, initializer_range), biases 0,
+device and dtype. So all ZeRO stages, numbers of ranks and devices start from the same weights, and
+no global random state is read or changed. Matrices are normal(0, initializer_range), biases 0,
 norms 1, as in Hugging Face's Qwen2.
 
-Under ZeRO-3 one parameter at a time is gathered, drawn by rank 0 and broadcast: the peak is the
-largest parameter, not the model. One core draws about 10^8 weights a second.
+Under ZeRO-3 one parameter at a time is gathered, drawn by rank 0 and broadcast: the peak memory is
+that of the largest parameter, not of the model. One core draws about 10^8 weights per second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 
 def initialise_weights(model: nn.Module, seed: int, std: float) -> None:
-    """Set every parameter of `model` in place, a tied one once, under its first name. (all ranks)
+    """Set every parameter of `model` in place; a tied parameter by its first name. (all ranks)
 
     Raises ValueError for a parameter whose name has no rule.
     """
@@ -43,7 +43,7 @@ def initial_values(name: str, shape: torch.Size, seed: int, std: float) -> torch
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator seeded by hash(seed, purpose, name), of which torch's takes 32 bits."""
+    """A CPU generator seeded with 32 bits of hash(seed, purpose, name)."""
     digest = hashlib.blake2b(f"{seed}/weights/{name}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 

@@ -1,7 +1,7 @@
-"""What all patches share: the models that are known, where their parts are, and how to undo them.
+"""Shared by all patches: the supported models, their parts, and how to undo a patch.
 
-A patch replaces `forward` on instances, never on classes, so that weights, names and what is saved
-stay as they are, and deleting the attribute restores the model's own code.
+A patch replaces `forward` on instances, never on classes. Weights, names and saved files stay as
+they are, and deleting the attribute restores the model's own code.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def patch_forward(module: nn.Module, function: Callable[..., Any]) -> None:
-    """Let `function(module, ...)` be the forward of `module`."""
+    """Make `function(module, ...)` the forward of `module`."""
     module.forward = MethodType(function, module)
 
 
 def restore_forward(*modules: nn.Module) -> None:
-    """Restore the forward of their classes where it was patched."""
+    """Restore the class's forward on each of these modules."""
     for module in modules:
         module.__dict__.pop("forward", None)
 
@@ -61,17 +61,17 @@ def remove_patches(model: PreTrainedModel) -> None:
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of the class, bound to `module`, in a form that torch.compile traces."""
+    """The class's forward, bound to `module` in a form that torch.compile can trace."""
     return partial(type(module).forward, module)
 
 
 def check_supported(
     model: PreTrainedModel, what: str, modules: Iterable[nn.Module], *, fix: str, mlp: bool = False
 ) -> None:
-    """Raises WikiLLMError unless the model is known and none of `modules` is patched.
+    """Raise WikiLLMError unless the model is supported and none of `modules` is patched.
 
     Args:
-        what: the patch, as the subject of the message.
+        what: name of the patch, as the subject of the message.
         mlp: whether the MLP must be a SwiGLU.
     """
     activation = getattr(model.config, "hidden_act", None)

@@ -1,7 +1,7 @@
-"""Opens a Hugging Face folder: local files, safetensors, no code, and every tensor of the model.
+"""Opens a Hugging Face model folder: local safetensors files only, no remote code, no lost tensor.
 
-A damaged file is a `CheckpointError`, a folder of another kind a `ConfigError`, a failing disk a
-`MachineError`. transformers itself fills missing weights with random ones and only logs it.
+A damaged file raises `CheckpointError`, a folder of another kind `ConfigError`, a failing disk
+`MachineError`. transformers itself would fill missing weights with random values and only log it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def load_weights(
     """The model in `folder` with its weights.
 
     Args:
-        advice: what to do about a folder that is not a model.
-        takes_all: refuse weights that the model has no place for.
-        spare: whether such a weight may be left out, by its name.
-        options: of `from_pretrained`, besides those that keep it local.
+        advice: the fix in errors about the folder.
+        takes_all: whether to refuse weights that the model has no place for.
+        spare: returns whether a weight of that name may be ignored all the same.
+        options: further options of `from_pretrained`.
 
     Raises:
         CheckpointError: a file is damaged, or weights are missing, left over or of another shape.
         ConfigError: the folder holds no model that transformers knows.
-        MachineError: it cannot be read, or does not fit in memory.
+        MachineError: the folder cannot be read, or the model does not fit in memory.
     """
 
     def load() -> tuple[Any, dict[str, Any]]:
@@ -55,13 +55,13 @@ def load_weights(
 
     model, report = reading(folder, load, advice=advice)
     kinds = ("missing_keys", "mismatched_keys", *(("unexpected_keys",) if takes_all else ()))
-    left = {kind: sorted(map(str, report.get(kind) or ())) for kind in kinds}
+    wrong = {kind: sorted(map(str, report.get(kind) or ())) for kind in kinds}
     if spare is not None and takes_all:
-        left["unexpected_keys"] = [name for name in left["unexpected_keys"] if not spare(name)]
-    if any(left.values()):
+        wrong["unexpected_keys"] = [name for name in wrong["unexpected_keys"] if not spare(name)]
+    if any(wrong.values()):
         got = "\n".join(
             f"{kind}: {', '.join(names[:5])} ({len(names)})"
-            for kind, names in left.items()
+            for kind, names in wrong.items()
             if names
         )
         raise CheckpointError(
@@ -72,7 +72,7 @@ def load_weights(
 
 
 def reading(folder: Path, read: Callable[[], Read], *, advice: str) -> Read:
-    """Calls `read`; errors of transformers, tokenizers or safetensors become errors of ours."""
+    """Call `read`, and turn errors of transformers, tokenizers or safetensors into WikiLLMError."""
     try:
         return read()
     except WikiLLMError:
@@ -99,7 +99,7 @@ def reading(folder: Path, read: Callable[[], Read], *, advice: str) -> Read:
 
 
 def _damaged_files(folder: Path) -> list[str]:
-    """The files of a model folder that are not what their names say, each with the reason."""
+    """The JSON and safetensors files of a model folder that cannot be parsed, with the reason."""
     from safetensors import safe_open
 
     damaged = []

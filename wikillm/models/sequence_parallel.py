@@ -1,13 +1,13 @@
-"""Sequences split among ranks: `split_sequences`.
+"""Splits sequences among ranks: `split_sequences`.
 
 Consecutive ranks form groups of `size`. The loader gives each rank of a group its shard of the same
-sequences; everything in a decoder but attention works on single positions and needs no change.
-Attention runs on all positions of a part of the heads (`kernels.ulysses`), by the implementation
-that the model has: SDPA or flash attention. For the engine the ranks are plain data parallel: the
-loss of a shard is divided by the targets of the whole global batch, so the sum of the ranks'
-gradients, which every ZeRO stage and DDP form, is the gradient.
+sequences. Outside of attention a decoder works on single positions and needs no change. Attention
+runs on all positions for a part of the heads (`kernels.ulysses`), by the model's own kernel (SDPA
+or flash attention). To the engine the ranks are plain data parallel: a shard's loss is divided by
+the targets of the whole global batch, so the sum of the ranks' gradients, which every ZeRO stage
+and DDP compute, is the gradient.
 
-A call with `sequence_parallel=True` has a sequence shard as its input. Any other call, such as
+A call with `sequence_parallel=True` takes a sequence shard as input. Any other call, such as
 generation, runs the model's own code.
 """
 
@@ -29,15 +29,15 @@ from wikillm.models.patching import check_supported, layers_of
 
 _GROUP = "_wikillm_sequence_group"
 _LOCAL = "_wikillm_local_view"
-_SPANS = "_wikillm_spans"  # on our attention function
+_SPANS = "_wikillm_spans"  # attribute that marks our attention function
 
 
 def split_sequences(model: PreTrainedModel, size: int) -> str:
     """Let attention span groups of `size` consecutive ranks. Returns a phrase for the log.
 
-    The configuration must fit: `size` divides the ranks, the query heads and the sequence length,
-    and divides the key heads or is a multiple of them. Raises WikiLLMError for a model that is not
-    known or split already. (all ranks)
+    `size` must divide the ranks, the query heads and the sequence length, and must divide the key
+    heads or be a multiple of them. Raises WikiLLMError for an unsupported model, or one that is
+    already split. (all ranks)
     """
     fix = "train.sequence_parallel_size=1"
     check_supported(model, "Sequence parallelism", (), fix=fix)
@@ -50,8 +50,8 @@ def split_sequences(model: PreTrainedModel, size: int) -> str:
     for attention in _attentions(model):
         setattr(attention, _GROUP, group)
         if repeats > 1:
-            # A key head has fewer query heads on a rank, and HF's functions read their number here.
-            # Not a submodule, which would be one more name for the same weights.
+            # On a rank a key head has fewer query heads; HF's functions read their number here.
+            # The view is no submodule, which would give the same weights a second name.
             view = copy.copy(attention)
             view.num_key_value_groups = attention.num_key_value_groups // repeats
             attention.__dict__[_LOCAL] = view
@@ -65,7 +65,7 @@ def _attentions(model: PreTrainedModel) -> list[Any]:
 
 
 def _make_group(size: int) -> dist.ProcessGroup:
-    """The group of this rank. Every rank makes all groups, in the same order."""
+    """This rank's group. Every rank must create all groups, in the same order."""
     rank = dist.get_rank()
     own = None
     for first in range(0, dist.get_world_size(), size):
@@ -77,7 +77,7 @@ def _make_group(size: int) -> dist.ProcessGroup:
 
 
 def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
-    """`core`, an attention function of HF's, spanning the group for a sequence shard."""
+    """HF's attention function `core`, which for a sequence shard spans the rank's group."""
 
     def attention(
         module: nn.Module,
@@ -93,11 +93,11 @@ def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
         group: dist.ProcessGroup = getattr(module, _GROUP)
         if (local := getattr(module, _LOCAL, None)) is not None:
             local.training = module.training
-        # Those of the shard, in which flash attention would look for documents.
+        # The shard's positions: flash attention would search them for documents.
         kwargs.pop("position_ids", None)
         parts = (query_BHtd, key_BKtd, value_BKtd)
         device_type = query_BHtd.device.type
-        # Qwen3's norms leave float32, which attention would cast after sending.
+        # Qwen3's norms return float32, which attention would cast only after the exchange.
         if torch.is_autocast_enabled(device_type):
             parts = tuple(part.to(torch.get_autocast_dtype(device_type)) for part in parts)  # type: ignore[assignment]
         whole = gather_positions(*parts, group)

@@ -1,4 +1,4 @@
-"""The model section as a Hugging Face configuration: what an export's config.json says."""
+"""Converts the model section to a Hugging Face configuration, the content of config.json."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] =
 def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedConfig:
     """A config that plain transformers understands. `vocab_size` is the plan's, padding included.
 
-    There is no pad token on purpose: transformers hands `pad_token_id` to nn.Embedding as
-    `padding_idx`, and that row would then never be trained.
+    There is no pad token on purpose: transformers passes `pad_token_id` to nn.Embedding as
+    `padding_idx`, and that row would never be trained.
     """
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -48,7 +48,7 @@ def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrained
         "pad_token_id": None,
     }
     if section.architecture == "qwen3" or section.head_dim is not None:
-        # Written out: Qwen3Config would assume 128, whatever the width.
+        # Always set: without it Qwen3Config assumes 128 for any width.
         shape["head_dim"] = section.head_dim or section.hidden_size // section.num_attention_heads
     config, _ = ARCHITECTURES[section.architecture]
     return config(**shape)

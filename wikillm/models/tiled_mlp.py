@@ -1,10 +1,9 @@
-"""The MLPs of the decoder layers, computed over chunks of tokens, for long sequences.
+"""Computes the decoder layers' MLPs in chunks of tokens, for long sequences.
 
-The operation is `kernels.tiled_swiglu`, in training, evaluation and generation. It needs the three
-weights at once, so it runs inside the nested calls of gate_proj, up_proj and down_proj. Under
-ZeRO-3 DeepSpeed's hooks on these modules then gather each weight once before all chunks and once
-before their backward, and take one gradient. Called with a tensor alone, the three are plain
-projections.
+Training, evaluation and generation use `kernels.tiled_swiglu`. It needs the three weights at once,
+so it runs inside nested calls of gate_proj, up_proj and down_proj. So under ZeRO-3 DeepSpeed's
+hooks on these modules gather each weight once before all chunks and once before their backward, and
+take one gradient. Called with only a tensor, the three modules are plain projections.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ Then = Callable[[torch.Tensor], torch.Tensor]
 
 
 def tile_mlp(model: PreTrainedModel, *, rows: int, device_type: str) -> Implementation:
-    """Let every decoder layer compute its MLP in chunks; returns those of `rows` tokens.
+    """Let every decoder layer compute its MLP in chunks; returns the chunking of `rows` tokens.
 
-    Other batches are chunked by the same rule. Raises WikiLLMError for a model that is not known,
-    and for one that is tiled already.
+    Other batches are chunked by the same rule. Raises WikiLLMError for an unsupported model, or one
+    that is already tiled.
     """
     mlps = mlps_of(model)
     check_supported(model, "The tiled MLP", mlps, fix="train.mlp_kernel=stock", mlp=True)
@@ -53,7 +52,7 @@ def _projection(stock: Then) -> Callable[..., torch.Tensor]:
 def _forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     # `then` is a keyword: DeepSpeed's hooks look into positional arguments only.
     def products(x: torch.Tensor) -> torch.Tensor:
-        weights = [getattr(mlp, name).weight for name in _PARTS]  # gathered now
+        weights = [getattr(mlp, name).weight for name in _PARTS]  # ZeRO-3 has gathered them here
         chunk = mlp_chunk_rows(x.shape[:-1].numel(), weights[0].shape[0], x.device.type)
         return tiled_swiglu(x, *weights, chunk_rows=chunk)
 

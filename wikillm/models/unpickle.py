@@ -1,8 +1,8 @@
 """Restricts `torch.load` to tensors, plain values and a few named classes.
 
-DeepSpeed's partitions and Hugging Face's optimizer states are pickles, and loading a pickle runs
-whatever code its author put in. A manifest that verifies proves only that a folder is as its author
-left it. DeepSpeed loads with `weights_only=False`; `only_known_classes` overrides that for a block.
+DeepSpeed's partitions and Hugging Face's optimizer states are pickles, and loading a pickle can run
+any code that its author put in. A verified manifest only proves that a folder is as its author left
+it. DeepSpeed loads with `weights_only=False`; `only_known_classes` overrides that for a block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KNOWN = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""Classes in the checkpoints of ZeRO 0 to 3, beside those that torch allows: records of numbers."""
+"""Classes in checkpoints of ZeRO 0 to 3 beyond those that torch allows. They only hold numbers."""
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FORCE_NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
@@ -34,11 +34,11 @@ _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
 
 @contextmanager
 def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[None]:
-    """Within the block `torch.load` refuses every other class and function, for any `weights_only`.
+    """Make `torch.load` refuse other classes and functions in the block, for any `weights_only`.
 
     Args:
-        where: the checkpoint, for the message.
-        trust: --trust-checkpoint: load as DeepSpeed does, code included.
+        where: the checkpoint, named in the message.
+        trust: the flag --trust-checkpoint: load as DeepSpeed does, code included.
 
     Raises:
         CheckpointError: a file holds more than numbers.
@@ -60,7 +60,7 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
         raise CheckpointError(
             f"A file of {where} holds more than numbers: loading it could run code.",
             got=f"it names {name}",
-            fix="take another checkpoint; or, if you know who wrote this one and trust them: "
+            fix="use another checkpoint; or, if you know and trust its author, add "
             "--trust-checkpoint",
         ) from None
     finally:
@@ -71,20 +71,20 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
 
 
 def refused_name(error: BaseException) -> str | None:
-    """The class or function for which `torch.load` has refused a file; None for any other error."""
+    """The class or function that made `torch.load` refuse a file; None for any other error."""
     found = _NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
     return (found[1] or found[2]) if found else None
 
 
 def _reason(message: str) -> str:
-    """The reason alone: torch wraps it in advice on how to load the file anyway."""
+    """The reason in torch's message, without its advice on how to load the file anyway."""
     _, _, reason = message.partition("WeightsUnpickler error:")
     lines = [line.strip() for line in (reason or message).splitlines() if line.strip()]
     return lines[0] if lines else "not a pickle of numbers"
 
 
 def _classes() -> list[Any]:
-    """Those that this DeepSpeed has."""
+    """The classes of `KNOWN` that the installed DeepSpeed has."""
     found = []
     for path in KNOWN:
         module, _, name = path.rpartition(".")

@@ -77,7 +77,8 @@ def test_other_lengths_and_generation_compile_nothing(capsys: pytest.CaptureFixt
     for _ in range(2):
         model(input_ids=ids(1, 5), use_cache=False)
     warning = (
-        "warning: a training step of 1 x 5 tokens is not compiled: the layers are for [(2, 8)]\n"
+        "warning: a training step of 1 x 5 tokens is not compiled: "
+        "the layers are compiled for [(2, 8)]\n"
     )
     assert capsys.readouterr().err == warning, "once, and not for each layer"
     model.eval().generate(ids(1, 8), max_new_tokens=4, do_sample=False, use_cache=True)
