@@ -1,1 +1,1 @@
-"""What a run will do, in numbers: batch, horizon, memory, time. Arithmetic without torch."""
+"""Plans a run in numbers: batch, horizon, memory, time. Arithmetic without torch."""

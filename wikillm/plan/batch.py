@@ -1,6 +1,6 @@
 """Splits the batch in tokens into micro-batch x accumulation x ranks, exactly or with an error.
 
-The same `global_batch_tokens` is the same optimisation on 1 rank and on 64: micro-batch and
+The same `global_batch_tokens` gives the same optimisation on 1 rank and on 64; only micro-batch and
 accumulation differ.
 """
 
@@ -23,8 +23,8 @@ LENGTH = "train.sequence_length"
 class BatchSplit:
     """One optimizer step: `micro` sequences x `accumulation` micro-steps x ranks = `sequences`.
 
-    Ranks that share sequences count as one. `lead`: sequences by which the steps before a resume
-    with another batch are ahead of steps of this one (below 0: behind).
+    Ranks that share sequences count as one rank. `lead` is not 0 after a resume with another batch:
+    the sequences used before the resume, less those that as many steps of this batch would use.
     """
 
     micro: int
@@ -34,18 +34,18 @@ class BatchSplit:
     lead: int = 0
 
     def sequences_before(self, step: int) -> int:
-        """Sequences that the run has used before `step` (from 0)."""
+        """Number of sequences that the run uses before `step` (from 0)."""
         return self.lead + step * self.sequences
 
     def steps_for(self, sequences: int) -> int:
-        """The smallest number of steps that uses at least so many sequences."""
+        """The smallest number of steps that uses at least `sequences`."""
         return -(-max(0, sequences - self.lead) // self.sequences)
 
 
 def sequence_groups(train: TrainSection, origins: Mapping[str, Origin], world_size: int) -> int:
-    """Ranks, or groups of ranks, that train on different sequences.
+    """Number of ranks, or groups of ranks, that train on different sequences.
 
-    Raises ConfigError where the ranks do not divide into groups.
+    Raises ConfigError if the ranks do not divide into groups.
     """
     size = train.sequence_parallel_size
     if world_size % size == 0:
@@ -71,11 +71,11 @@ def split_batch(
     Without `global_batch_tokens` and `gradient_accumulation_steps` there is no accumulation.
 
     Args:
-        most: sequences that fit a rank's memory. Limits `train.per_device_train_batch_size=auto`
-            alone, and not where the batch follows from the micro-batch: a batch must not depend on
-            the machine.
+        most: largest micro-batch that fits a rank's memory; None sets no limit. It applies only to
+            `train.per_device_train_batch_size=auto` with `global_batch_tokens`: a batch that
+            follows from the micro-batch must not depend on the machine.
 
-    Raises ConfigError with the nearest legal values when the batch does not divide.
+    Raises ConfigError, which names the nearest legal values, if the batch does not divide.
     """
     groups = sequence_groups(train, origins, world_size)
     length = train.sequence_length
@@ -95,19 +95,19 @@ def split_batch(
 
 
 def given_micro_batch(train: TrainSection) -> int | None:
-    """`train.per_device_train_batch_size`, or None where it is auto."""
+    """`train.per_device_train_batch_size`; None for auto."""
     size = train.per_device_train_batch_size
     return None if size == "auto" else size
 
 
 def _most_by_tokens(train: TrainSection) -> int:
-    """Sequences of a micro-step within `train.max_micro_batch_tokens`; one at least."""
+    """Sequences of a micro-step within `train.max_micro_batch_tokens`, at least one."""
     tokens = train.max_micro_batch_tokens * train.sequence_parallel_size
     return max(1, tokens // train.sequence_length)
 
 
 def _largest_divisor(train: TrainSection, per_rank: int, most: int | None) -> int:
-    """The rule of auto: the largest divisor of a rank's sequences within both limits."""
+    """The micro-batch under auto: the largest divisor of a rank's sequences in both limits."""
     limit = min(_most_by_tokens(train), per_rank, per_rank if most is None else max(1, most))
     return max(size for size in range(1, limit + 1) if per_rank % size == 0)
 
@@ -115,7 +115,10 @@ def _largest_divisor(train: TrainSection, per_rank: int, most: int | None) -> in
 def _refusal(
     train: TrainSection, origins: Mapping[str, Origin], groups: int, step: int
 ) -> ConfigError:
-    """`step`: tokens of one micro-step over all ranks; under auto, of one sequence for each."""
+    """The error for a batch that is no multiple of `step` tokens.
+
+    `step` is one micro-step over all ranks; under auto, one sequence for each rank.
+    """
     wanted = train.global_batch_tokens or 0
     micro = given_micro_batch(train)
     length = train.sequence_length
@@ -125,7 +128,7 @@ def _refusal(
     fixes = [f"{BATCH}={nearest}"]
     if micro is None:
         parts = f"{length}-token sequences"
-        unit = "one sequence each makes"
+        unit = "one sequence per rank (or group of ranks) is"
         fixes.append("another number of ranks")
     else:
         parts = f"{micro} sequences x {length} tokens"
@@ -142,6 +145,6 @@ def _refusal(
 
 
 def name_ranks(groups: int, size: int) -> str:
-    """`4 ranks`, or, where so many share a sequence, `2 groups of 2 ranks`."""
+    """`4 ranks`, or with a `size` above 1, such as 2, `2 groups of 2 ranks`."""
     s = "s" if groups > 1 else ""
     return f"{groups} rank{s}" if size == 1 else f"{groups} group{s} of {size} ranks"

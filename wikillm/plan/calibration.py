@@ -1,8 +1,8 @@
-"""What was measured on a machine: one JSON file per user, with the device's name and a date.
+"""Reads and writes the measured speeds of a machine: one JSON file per user, with device and date.
 
-`wikillm plan --calibrate` measures (`measure`) and writes it; the planner reads it for `--gpu cpu`,
-and for a GPU of the same name. A damaged file, or one of another version, is ignored with a
-warning.
+`wikillm plan --calibrate` measures (see `wikillm.measure`) and writes the file. The planner reads
+it for `--gpu cpu`, and for a GPU of the same name. A damaged file, or one of another version, is
+ignored with a warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CPU = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """FLOP/s and bytes/s of one GPU, or of all cores together. `load`: the load average before."""
+    """FLOP/s and bytes/s of one GPU, or of all CPU cores together. `load`: prior load average."""
 
     device: str
     kind: Literal["cpu", "cuda"]
@@ -41,7 +41,7 @@ class Calibration:
     all_reduce: str
 
     def describe(self) -> str:
-        """One line for a plan."""
+        """One line of text for a plan."""
         reduce = "not measured"
         if (rate := self.all_reduce_bytes_per_second) is not None:
             reduce = f"{rate / 1e9:.3g} GB/s ({self.all_reduce})"
@@ -66,7 +66,7 @@ def write_calibration(calibration: Calibration) -> Path:
 
 
 def read_calibration() -> Calibration | None:
-    """None when nothing was measured yet, or what is there cannot be read."""
+    """The user's calibration; None if nothing was measured yet or the file cannot be used."""
     path = calibration_file()
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def read_calibration() -> Calibration | None:
 
 
 def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> Gpu:
-    """A rank's share of this machine. Raises ConfigError when it was not measured."""
+    """A rank's share of this machine's CPU. Raises ConfigError if it was not measured."""
     if calibration is None or calibration.kind != "cpu":
         raise ConfigError(
             "The speed of this machine's CPU is not known yet.", fix="wikillm plan --calibrate"
@@ -104,7 +104,7 @@ def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> G
 
 
 def apply_calibration(gpu: Gpu, calibration: Calibration | None, driver_name: str) -> Gpu:
-    """The GPU with measured all-reduce and ceiling of products, if such a GPU was measured."""
+    """The GPU with the measured all-reduce and products, if a GPU of that kind was measured."""
     if (
         calibration is None
         or calibration.kind != "cuda"

@@ -1,6 +1,6 @@
-"""Checks the DeepSpeed JSON of a run, the same for `plan`, `doctor`, `launch` and `train`.
+"""Checks the DeepSpeed JSON of a run; `plan`, `doctor`, `launch` and `train` use the same check.
 
-What is not known yet (ranks of a target, precision of a GPU elsewhere) is not compared.
+Facts that are not known yet (the ranks of a target, the precision of a remote GPU) are not checked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ def check_recipe(
     precision: Precision | None = None,
     has_gpu: bool | None = None,
 ) -> None:
-    """Raises one ConfigError with every mistake of the run's DeepSpeed JSON.
+    """Raise one ConfigError that lists every mistake in the run's DeepSpeed JSON.
 
-    A batch that does not divide has its own error elsewhere; here it counts as unknown.
+    A fact that is None is unknown, and not checked. A batch that does not divide has its own error
+    elsewhere, and counts as unknown here.
     """
     config = resolved.config
     if config.deepspeed.config is None:

@@ -1,19 +1,20 @@
-"""What a GPU sends per optimizer step, by formula.
+"""The bytes that a GPU sends per optimizer step, by formula.
 
-In elements, with A micro-steps (ZeRO paper, arXiv:1910.02054, section 7; ZeRO++, arXiv:2306.10209,
-section 1): plain data parallel and ZeRO-1 send 2 Psi, ZeRO-2 (A + 1) Psi (DeepSpeed reduces
-gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 Psi A between nodes.
-A ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights. With 10^9
-parameters in bf16, A = 4 and N = 8: ZeRO-1 sends 2 x 2 GB x 7/8 = 3.5 GB, ZeRO-2 8.75, ZeRO-3 21.
+With A micro-steps and Psi parameters (ZeRO paper, arXiv:1910.02054, section 7; ZeRO++,
+arXiv:2306.10209, section 1), in elements: plain data parallel and ZeRO-1 send 2 Psi, ZeRO-2
+(A + 1) Psi (DeepSpeed reduces gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and
+qgZ 0.75 Psi A between nodes. A ring over N ranks sends (N - 1) / N of that. Elements have the width
+of the weights. With 10^9 parameters in bf16, A = 4 and N = 8, ZeRO-1 sends 2 x 2 GB x 7/8 = 3.5 GB,
+ZeRO-2 8.75 GB, ZeRO-3 21 GB.
 
-Over nodes of G ranks, NCCL makes as many rings as there are network cards. Each ring has its share
-of the data and leaves a node once: every GPU sends all of its bytes to a neighbour, and 1 / G of
-them cross its card (NCCL's "bus bandwidth" counts so). On 8 nodes of 8, 21 GB are 21 GB over NVLink
-and 2.6 GB over each network card.
+Over nodes of G ranks, NCCL makes as many rings as there are network cards. Each ring carries its
+share of the data and leaves a node once: every GPU sends all of its bytes to a neighbour, and 1 / G
+of them cross its network card (as in NCCL's "bus bandwidth"). On 8 nodes of 8 ranks, 21 GB mean
+21 GB over NVLink and 2.6 GB over each network card.
 
-Where S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output
-once forward and once backward, and once more where the forward pass is recomputed: 2 H + 2 K heads
-per token of the rank, (S - 1) / S of them.
+If S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output once
+in the forward pass, once in the backward pass, and once more if the forward is recomputed. That is
+2 H + 2 K heads per token of the rank, of which (S - 1) / S leave the rank.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from wikillm.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Communication:
-    """Bytes per GPU and optimizer step. `between_nodes`: over the GPU's share of the network.
+    """Bytes per GPU and optimizer step.
 
-    `host` crosses PCIe for offload. `sequences` are exchanged among the ranks that share sequences,
-    and not counted in the others.
+    Attributes:
+        inside_node: over NVLink or PCIe.
+        between_nodes: over the GPU's share of the network.
+        host: over PCIe, for offload.
+        sequences: exchanged among ranks that share sequences; not part of the other counts.
     """
 
     inside_node: int
@@ -40,7 +44,7 @@ class Communication:
 
 
 def communication_per_step(workload: Workload, strategy: Strategy) -> Communication:
-    """See the top of this file."""
+    """The traffic of one optimizer step, by the formulas at the top of this file."""
     n = strategy.ranks
     accumulation = strategy.accumulation
     parameters = workload.parameters
@@ -80,6 +84,6 @@ def _host_bytes(parameters: int, strategy: Strategy) -> int:
     moved = 0
     if strategy.offload_optimizer:  # gradients of every micro-step, then updated weights back
         moved += width * share * (strategy.accumulation + 1)
-    if strategy.offload_param:  # each rank's share, for the forward and for the backward pass
+    if strategy.offload_param:  # each rank's share, once per forward and once per backward pass
         moved += 2 * width * share * strategy.accumulation
     return moved

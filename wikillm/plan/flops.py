@@ -1,9 +1,9 @@
-"""FLOPs of a token, and the share of a GPU's peak that they make up.
+"""FLOPs per token of a model, and the peak FLOP/s of known GPUs.
 
     FLOPs/token = 6 N_matmul + 12 L H d T      forward and backward, full attention
 
-The convention of PaLM (arXiv:2204.02311, appendix B): 2 FLOPs per weight forward, 4 backward;
-attention's scores and values over all T positions, although a causal kernel computes half;
+This is PaLM's convention (arXiv:2204.02311, appendix B): 2 FLOPs per weight forward, 4 backward;
+attention's scores and values over all T positions, although a causal kernel computes half of them;
 recomputation is not counted.
 """
 
@@ -13,9 +13,10 @@ from wikillm.config.schema import ModelSection
 from wikillm.plan.params import attention_flops, count_parameters
 
 # Dense peaks in TFLOP/s: bf16 with fp32 accumulation, without sparsity; fp16 for GPUs before
-# Ampere. The first name found in the device's name counts: the longer come first. Sources: NVIDIA's
-# data sheets, which print the figure with sparsity (twice this one) or without; for GeForce the
-# appendix of the GA102, Ada and RTX Blackwell white papers, row "FP16 Tensor with FP32 accumulate".
+# Ampere. The first entry found in the device's name is used, so longer names come first. Sources:
+# NVIDIA's data sheets, which print the figure with sparsity (twice as high) or without; for GeForce
+# the appendix of the GA102, Ada and RTX Blackwell white papers, row "FP16 Tensor with FP32
+# accumulate".
 _PEAK_TFLOPS = (
     ("GB200", 2500.0),
     ("B200", 2250.0),
@@ -67,10 +68,10 @@ def flops_per_token(model: ModelSection, vocab_size: int, sequence_length: int) 
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 peak in FLOP/s by the name that the driver reports; None for an unknown GPU."""
+    """Dense 16-bit peak in FLOP/s of a GPU by its driver's name; None for an unknown GPU."""
     words = f" {device_name.replace('GeForce ', '')}"
     for name, tflops in _PEAK_TFLOPS:
-        # A name is a whole word, so that "L4" is not found in "GL4", nor "A10" in "A100".
+        # Match whole words only: "L4" must not match "GL4", nor "A10" match "A100".
         start = words.find(f" {name}") if f" {name}" in words else words.find(f"-{name}")
         end = start + 1 + len(name)
         if start >= 0 and not words[end : end + 1].isalnum():

@@ -1,10 +1,10 @@
-"""GPUs that can be planned for: memory, dense peak, and the bandwidths a rank gets.
+"""GPUs that the planner knows: memory, dense peak, and the bandwidths that a rank gets.
 
 Memory is what the driver leaves to programs, a little below the nominal size. Peaks are in `flops`.
-Bandwidths are per GPU and direction, at about 80 % of the makers' figures, which collectives reach
-at best: NVLink or PCIe inside a node; between nodes one network card per GPU (400 or 200 Gbit/s)
-for the large ones, 100 Gbit/s per node else. Nothing was measured. A plan notes the figures that
-were not checked against a data sheet.
+Bandwidths are per GPU and direction, at about 80 % of the makers' figures, which is the most that
+collectives reach. Inside a node they are those of NVLink or PCIe. Between nodes large GPUs have a
+network card each (400 or 200 Gbit/s), other nodes have 100 Gbit/s together. Nothing was measured. A
+plan notes the figures that were not checked against a data sheet.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class Gpu:
     between_nodes: float
     host_link: float  # PCIe, for offload
     has_bf16: bool
-    # "cpu": a share of the cores, whose peak is of fp32 and measured.
+    # "cpu" is a share of the cores; its peak is measured, in fp32.
     device: Literal["cuda", "cpu"] = "cuda"
-    ceiling: float | None = None  # FLOP/s of large products, measured; training stays below it
-    given: str = ""  # flags of the command line that describe it, besides its name
-    note: str = ""  # for the plan: the basis of its figures
-    memory_bandwidth: float = 0.0  # bytes/s of its own memory; 0 where it is not known
+    ceiling: float | None = None  # measured FLOP/s of large products, an upper bound for training
+    given: str = ""  # command-line flags that describe the GPU, besides its name
+    note: str = ""  # the basis of its figures, shown in the plan
+    memory_bandwidth: float = 0.0  # bytes/s of the GPU's own memory; 0 if it is not known
 
     @property
     def flags(self) -> str:
-        """What to type to plan for this GPU."""
+        """The command-line flags that select this GPU."""
         return f"--gpu {shlex.quote(self.name)}{self.given}"
 
 
-# Short name: driver's name, memory GiB; GB/s inside a node, between nodes, to the host, and of the
-# GPU's own memory (data sheet, without a deduction).
-# Memory and links are of the maker's data sheet: NVLink 900 (H100, H200, H20), 600 (A100), 400
-# (A800, H800), 300 (V100) or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16
-# 31.5, 3.0 x16 15.8 GB/s in one. GeForce has no NVLink (3090: a bridge for two) and no peer access
-# over PCIe, so each byte passes the host's memory: about half.
+# Short name: driver's name, memory in GiB; GB/s inside a node, between nodes, to the host, and of
+# the GPU's own memory (the data sheet's figure without a deduction).
+# Memory and links follow the makers' data sheets: NVLink has 900 (H100, H200, H20), 600 (A100), 400
+# (A800, H800), 300 (V100) or 1800 (B200) GB/s in both directions together; PCIe has 63 (5.0 x16),
+# 31.5 (4.0 x16) or 15.8 (3.0 x16) GB/s in one direction. GeForce has no NVLink (3090: a bridge for
+# two) and no peer access over PCIe: every byte passes the host's memory, at about half the speed.
 _GPUS = {
     "b200": ("B200", 178.0, 720.0, 40.0, 50.0, 8000.0),
     "h200": ("H200", 139.8, 360.0, 40.0, 50.0, 4800.0),
@@ -107,14 +107,14 @@ _MARKETING = re.compile(
     "workstation|server|blackwell|hopper|ampere|lovelace|sxm[2-6]?|hbm[23]?e?|oam|tensor|core"
 )
 PLAIN_LINKS = (25.0, 2.5, 25.0)
-"""GB/s of a GPU that is not in the list: PCIe 4.0 x16, 100 Gbit/s per node."""
+"""GB/s of links (as in `_GPUS`) of a GPU that is not listed: PCIe 4.0 x16, 100 Gbit/s per node."""
 DESCRIBE = "--gpu NAME --gpu-memory 24GiB --tflops 165"
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its short name, in any spelling, or as the driver calls it.
+    """A GPU by its short name, in any spelling, or by its driver's name.
 
-    Raises ConfigError with the nearest name.
+    Raises ConfigError, which suggests the nearest name.
     """
     found = _short_name(name)
     if found is None:
@@ -147,9 +147,9 @@ def find_gpu(name: str) -> Gpu:
 
 
 def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
-    """A GPU by its figures: usable `memory` in bytes, `tflops` its dense 16-bit peak.
+    """A GPU described by its usable `memory` in bytes and its dense 16-bit peak, `tflops`.
 
-    A known name keeps its links. Raises ConfigError when the memory is neither given nor known.
+    A known name keeps its links. Raises ConfigError if the memory is neither given nor known.
     """
     if _short_name(name) is not None:
         known = with_memory(find_gpu(name), memory)
@@ -179,7 +179,7 @@ def _compact(name: str) -> tuple[str, float | None]:
 
 
 def _short_name(name: str) -> str | None:
-    """The entry that a name means. A size in the name must be that of the memory, within 10 %."""
+    """The list's entry for a name. A size in the name must match its memory within 10 %."""
     wanted, size = _compact(name)
     for short in GPU_NAMES:
         known, _ = _compact(short)
@@ -191,12 +191,12 @@ def _short_name(name: str) -> str | None:
 
 
 def driver_name(name: str) -> str:
-    """How the driver calls a GPU of `find_gpu`; a described one by its own name."""
+    """The driver's name of a listed GPU; for a described GPU, its given name."""
     return _GPUS[name][0] if name in _GPUS else name
 
 
 def gpu_by_driver_name(name: str) -> Gpu | None:
-    """The GPU of the list with the peak of what the driver calls `name`; None when unknown."""
+    """The listed GPU for a driver's name, matched by peak; None for an unknown GPU."""
     peak = peak_flops(name)
     same = [short for short in _GPUS if peak is not None and peak_flops(driver_name(short)) == peak]
     named = [short for short in same if driver_name(short).lower() in name.lower()]
@@ -210,7 +210,7 @@ def with_memory(gpu: Gpu, memory: int | None) -> Gpu:
 
 
 def planned_precision(train: TrainSection, origins: Mapping[str, Origin], gpu: Gpu) -> Precision:
-    """The run's precision on this GPU. Raises ConfigError for bf16 where the GPU has none."""
+    """The run's precision on this GPU. Raises ConfigError for bf16 on a GPU without it."""
     has_gpu = gpu.device == "cuda"
     precision = resolve_precision(train.precision, has_gpu=has_gpu, has_bf16=gpu.has_bf16)
     if precision == "bf16" and not gpu.has_bf16:
