@@ -1,10 +1,10 @@
-"""Which recipe, micro-batch and accumulation: every candidate that fits, ranked by estimated time.
+"""Chooses recipe, micro-batch and accumulation: ranks the candidates that fit by estimated time.
 
-For each recipe and kind of checkpointing, the largest micro-batch that fits (up to 64k tokens) is
-taken. What the user set (recipe, micro-batch, checkpointing) is kept. Times within 2 % count as
-equal: then the simpler candidate wins. Offload ranks below every candidate that fits without it,
-since host speeds are the least certain assumption. `zero3_plus` ranks last: its 4-bit gradients
-change the arithmetic, which is the user's decision. Where nothing fits, the error says what does.
+Each recipe and kind of checkpointing gets the largest micro-batch that fits, up to 64k tokens.
+Settings of the user (recipe, micro-batch, checkpointing) are kept. Times within 2 % count as equal:
+then the simpler candidate wins. Offload ranks below every candidate that fits without it, since
+host speeds are the least certain assumption. `zero3_plus` ranks last: its 4-bit gradients change
+the arithmetic, which is the user's decision. If nothing fits, the error proposes what would.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from wikillm.plan.time import StepTime, step_time
 from wikillm.plan.workload import Workload, describe_workload
 
 MOST_MICRO_TOKENS = 65_536
-"""Tokens per rank and micro-step; more no longer makes the matrix products faster."""
+"""Largest micro-step in tokens per rank; more tokens no longer make matrix products faster."""
 SAME_TIME = 1.02
+"""Ratio of step times up to which two candidates count as equally fast."""
 MOST_RANKS = 4096
+"""Largest machine that a proposal names."""
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full_but_attention", "full")
-"""The least recomputation first."""
+"""In the order of recomputation, the least first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """What a plan keeps, as the user set it; None is free."""
+    """The user's settings, which a plan keeps; None leaves the choice to the planner."""
 
     recipe: str | None = None
     micro: int | None = None
@@ -46,7 +48,7 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`nodes` x `gpus_per_node` of one kind. `host_memory`: bytes of a node, for offload."""
+    """`nodes` x `gpus_per_node` equal GPUs. `host_memory`: bytes per node, for offload."""
 
     gpu: Gpu
     nodes: int
@@ -59,7 +61,7 @@ class Machine:
 
     @property
     def usable(self) -> int:
-        """Bytes of a GPU that are planned with."""
+        """Bytes of a GPU that a plan may use."""
         return int((1 - KEPT_FREE) * self.gpu.memory)
 
     @property
@@ -69,7 +71,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A strategy on a machine. `misfit`: what it lacks, None when it fits. Host bytes per node."""
+    """A strategy on a machine.
+
+    Attributes:
+        host_bytes: host memory per node.
+        misfit: why it does not fit; None if it fits.
+    """
 
     strategy: Strategy
     memory: Memory
@@ -86,10 +93,10 @@ class Candidate:
 def choose(
     resolved: Resolved, workload: Workload, machine: Machine, mfu: float | None = None
 ) -> list[Candidate]:
-    """As `rank_candidates`, with what the user set. Raises ConfigError when nothing fits."""
+    """`rank_candidates` for the user's settings. Raises ConfigError if no candidate fits."""
     train = resolved.config.train
     origins = resolved.origins
-    # A batch that follows from the micro-batch leaves no choice of it.
+    # If the batch follows from the micro-batch, the micro-batch cannot be chosen.
     free = Pinned(micro=workload.micro if train.global_batch_tokens is None else None)
     pinned = Pinned(micro=workload.micro)
     if origins["deepspeed.config"].is_user:
@@ -101,13 +108,16 @@ def choose(
     if candidates[0].fits:
         return candidates
 
-    # Other settings here, then other machines, are tried.
-    others = [(train, way) for way in (switches, *_leaner(workload, machine, switches))]
+    # Try other settings on this machine, then other machines.
+    variants = [(train, leaner) for leaner in (switches, *_leaner(workload, machine, switches))]
     tokens = workload.train_tokens
-    if switches.muon:  # which works without offload only
+    if switches.muon:  # Muon excludes offload
         adamw = train.model_copy(update={"optimizer": "adamw", "max_grad_norm": 1.0})
-        others.append((adamw, replace(switches, muon=False)))
-    here = [rank_candidates(own, workload, machine, way, free, mfu)[0] for own, way in others]
+        variants.append((adamw, replace(switches, muon=False)))
+    here = [
+        rank_candidates(section, workload, machine, strategy, free, mfu)[0]
+        for section, strategy in variants
+    ]
 
     def fits(other: Machine) -> bool:
         try:
@@ -124,7 +134,7 @@ def choose(
     raise ConfigError(
         f"{workload.model.label} does not fit on "
         f"{machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
-        got=f"the least, {' '.join(settings_of(least.strategy))}: {least.misfit}\n"
+        got=f"the smallest, {' '.join(settings_of(least.strategy))}: {least.misfit}\n"
         f"largest parts: {largest}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
     )
@@ -138,16 +148,18 @@ def rank_candidates(
     pinned: Pinned,
     mfu: float | None = None,
 ) -> list[Candidate]:
-    """The candidates that fit, the best first, then those that do not, the smallest first.
+    """Candidates that fit, the best first, then candidates that do not fit, the smallest first.
 
-    `train` excludes the recipes that a run with it refuses; `switches` are without a recipe.
+    Args:
+        train: recipes that do not work with these settings are left out.
+        switches: the run's strategy without a recipe.
     """
     found = [
         _best_micro(workload, machine, strategy, pinned.micro, mfu)
         for strategy in _strategies(train, workload.model, machine, switches, pinned)
     ]
     fitting = [candidate for candidate in found if candidate.fits]
-    # Among those of one tier, times within SAME_TIME of the best count as the same.
+    # Within a tier, times up to SAME_TIME of the best count as equal.
     best: dict[int, float] = {}
     for candidate in fitting:
         tier = _tier(candidate.strategy)
@@ -157,7 +169,7 @@ def rank_candidates(
         strategy = candidate.strategy
         tier = _tier(strategy)
         time = max(candidate.time.total, best[tier] * SAME_TIME)
-        # Of two equally fast ones the one with less recomputation and the lower stage; zero0 last.
+        # Ties go to less recomputation, then to the lower stage, with zero0 last.
         stage = 4 if strategy.stage == 0 and strategy.ranks > 1 else strategy.stage
         recomputes = CHECKPOINTING.index(strategy.checkpointing)
         return tier, time, recomputes, stage, -strategy.micro
@@ -169,7 +181,7 @@ def rank_candidates(
 def _switches(
     workload: Workload, train: TrainSection, origins: Mapping[str, Origin], machine: Machine
 ) -> Strategy:
-    """The run's switches on a machine, without a recipe."""
+    """The run's strategy on a machine, without a recipe."""
     return strategy_of(
         workload.model,
         train,
@@ -188,7 +200,7 @@ def _strategies(
     switches: Strategy,
     pinned: Pinned,
 ) -> Iterator[Strategy]:
-    """Recipes to compare, each with every kind of checkpointing, at micro-batch 1."""
+    """Strategies to compare: each recipe with every kind of checkpointing, at micro-batch 1."""
     if pinned.recipe is not None:
         recipes = [pinned.recipe]
     elif machine.gpu.device == "cpu":  # nothing to offload to
@@ -203,7 +215,7 @@ def _strategies(
         strategy = with_recipe(switches, recipe, model.hidden_size)
         offloads = (strategy.offload_optimizer, strategy.offload_param)
         zero = Zero(strategy.stage, *offloads, strategy.quantized)
-        # A recipe that the user set is refused by the check of its JSON, with more to say.
+        # `check_recipe` refuses a recipe that the user has set, with a more detailed error.
         if pinned.recipe is None and conflicts(Case(train, zero=zero)):
             continue
         for checkpointing in kinds:
@@ -217,15 +229,15 @@ def _best_micro(
     pinned: int | None,
     mfu: float | None,
 ) -> Candidate:
-    """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
+    """The candidate with the largest micro-batch that fits; if none fits, with the smallest."""
     groups = machine.ranks // strategy.sequence_parallel
     per_rank = workload.sequences // groups
     if pinned is not None:
         sizes = [pinned]
     else:
-        most = MOST_MICRO_TOKENS * strategy.sequence_parallel // workload.sequence_length
-        most = min(max(1, most), per_rank)
-        sizes = [size for size in range(most, 0, -1) if per_rank % size == 0]
+        by_tokens = MOST_MICRO_TOKENS * strategy.sequence_parallel // workload.sequence_length
+        largest = min(max(1, by_tokens), per_rank)
+        sizes = [size for size in range(largest, 0, -1) if per_rank % size == 0]
     for size in sizes:
         sized = replace(strategy, micro=size, accumulation=per_rank // size)
         candidate = _evaluate(workload, machine, sized, mfu)
@@ -256,12 +268,12 @@ def _evaluate(
 
 
 def _tier(strategy: Strategy) -> int:
-    """0; 1 with offload, 2 with quantized traffic: taken only when no lower tier fits."""
+    """0; 1 with offload; 2 with quantized traffic. A tier is used only if no lower tier fits."""
     return 2 if strategy.quantized else int(strategy.offloads)
 
 
 def _leaner(workload: Workload, machine: Machine, run: Strategy) -> Iterator[Strategy]:
-    """Less memory per rank: MLPs in chunks; then also sequences over more ranks of a node."""
+    """Variants of `run` with less memory per rank: tiled MLPs, then also shared sequences."""
     yield replace(run, tiled_mlp=True)
     for size in ranks_that_can_share(workload.model):
         divides = machine.gpus_per_node % size == 0 and workload.sequence_length % size == 0
@@ -272,9 +284,9 @@ def _leaner(workload: Workload, machine: Machine, run: Strategy) -> Iterator[Str
 def _proposals(
     machine: Machine, here: list[Candidate], fits: Callable[[Machine], bool]
 ) -> Iterator[str]:
-    """Other settings on this machine; else more GPUs, larger GPUs, more host memory. All tried.
+    """Fixes that were tried and fit: other settings; or more GPUs, larger GPUs, more host memory.
 
-    `here`: the best candidates of other settings, the run's own switches first.
+    `here`: the best candidates of other settings on this machine, the run's own settings first.
     """
     for candidate in here:
         if candidate.fits:
@@ -294,7 +306,8 @@ def _proposals(
         if fits(larger):
             yield larger.flags
             break
-    known = (gpu for gpu in map(find_gpu, GPU_NAMES) if not gpu.note)  # figures were checked
+    # Propose only GPUs whose figures were checked against a data sheet.
+    known = (gpu for gpu in map(find_gpu, GPU_NAMES) if not gpu.note)
     for gpu in sorted(known, key=lambda gpu: (gpu.memory, gpu.peak, gpu.name)):
         if gpu.memory > machine.gpu.memory and fits(replace(machine, gpu=gpu)):
             yield replace(machine, gpu=gpu).flags
@@ -304,7 +317,7 @@ def _proposals(
 
 
 def settings_of(strategy: Strategy) -> list[str]:
-    """What to add to the command line of a run, so that it trains in this way."""
+    """Command-line words that make a run train with this strategy."""
     words = [
         "--deepspeed",
         strategy.recipe,

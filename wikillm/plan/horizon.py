@@ -1,7 +1,7 @@
-"""How many optimizer steps a run has, and how many of them warm the learning rate up.
+"""Computes the number of optimizer steps of a run, and of those that warm the learning rate up.
 
-A corpus of n training tokens holds n - 1 targets (each token but the first is predicted), packed
-into ceil((n - 1) / T) sequences; one epoch is one pass over them. Rounding is upwards, so that a
+A corpus of n training tokens holds n - 1 targets (each token except the first is predicted), in
+ceil((n - 1) / T) sequences; an epoch is one pass over them. Steps are rounded up, so that the
 horizon is reached.
 """
 
@@ -18,7 +18,7 @@ from wikillm.core.errors import ConfigError
 from wikillm.plan.batch import BatchSplit, given_micro_batch
 
 PRESET_WARMUP_SHARE = 0.1
-"""A warm-up that the user did not choose for this horizon takes at most this share of it."""
+"""Largest share of the horizon for a warm-up that the user did not choose for this horizon."""
 
 
 def count_sequences(train_tokens: int, sequence_length: int) -> int:
@@ -35,9 +35,10 @@ def count_steps(
     """Optimizer steps until the horizon.
 
     Args:
-        sequences: in one pass over the corpus; None where it is not known and the horizon is no
-            number of passes.
-        first_epoch: in the first pass, when it has more (each of its windows may have a short one).
+        sequences: sequences in one pass over the corpus; None if unknown, which needs a horizon
+            that is not in epochs.
+        first_epoch: sequences in the first pass; None if it has as many as later passes. It may
+            have more, since each of its windows may end with a short sequence.
     """
     if train.max_steps is not None:
         return train.max_steps
@@ -60,7 +61,10 @@ def refuse_small_corpus(
     sequences: int,
     train_tokens: int,
 ) -> None:
-    """Raises ConfigError for a corpus below one global batch, which would hold a sequence twice."""
+    """Raise ConfigError for a corpus smaller than one global batch.
+
+    Such a batch would hold a sequence twice.
+    """
     if sequences >= batch.sequences:
         return
     world_step = batch.tokens // batch.accumulation
@@ -84,13 +88,14 @@ def refuse_small_corpus(
 def count_warmup(
     train: TrainSection, origins: Mapping[str, Origin], max_steps: int
 ) -> tuple[int, str | None]:
-    """Steps of linear warm-up, and a note when the configured number was shortened.
+    """Steps of linear warm-up, and a note if the configured number was shortened.
 
-    A share (below 1) is of `max_steps`, rounded up. A number from a default, a preset or a lower
-    layer than the horizon was not chosen for this horizon: it is shortened to 10 % of the steps.
+    A value below 1 is a share of `max_steps`, rounded up. A number of steps from a default, a
+    preset or a lower layer than the horizon was not chosen for this horizon: it is shortened to at
+    most 10 % of the steps.
 
-    Raises ConfigError for a number that the user set in the same or a higher layer and that is not
-    below `max_steps`.
+    Raises ConfigError if the user set the number in the horizon's layer or a higher one, and it is
+    not below `max_steps`.
     """
     warmup = train.warmup_steps
     origin = origins["train.warmup_steps"]

@@ -1,13 +1,12 @@
-"""The loss of a large run from small ones trained by the same laws: L(C) = E + A C^-b.
+"""Predicts the loss of a large run from small runs with the same settings: L(C) = E + A C^-b.
 
-C are the training FLOPs. The irreducible loss E is hardly determined by a few small runs, so the
+C is the number of training FLOPs. A few small runs hardly determine the irreducible loss E, so the
 interval is that of the profile likelihood (Meeker and Escobar 1995) over E, A and b: for each E the
-rest is a straight line, log(L - E) over log C.
+fit is a straight line, log(L - E) over log C.
 
-Whether losses follow such a law is not known either: on short horizons they fell faster than any.
-So the interval also covers what a second form allows, log L quadratic in log C, whose exponent may
-change with the size as it does among the runs. Far beyond the runs that form says little, and the
-interval is wide.
+It is also not known whether losses follow such a law: on short horizons they fell faster. So the
+interval also covers a second form, log L quadratic in log C, whose exponent changes with the size
+as it does among the runs. Far beyond the runs the second form is uncertain, and the interval wide.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from wikillm.core.errors import ConfigError
 Array = npt.NDArray[np.float64]
 FEWEST = 3
 GRID = 500
-"""Values of E that are tried, between 0 and the lowest loss."""
+"""Number of values of E that are tried, between 0 and the lowest loss."""
 CHI_SQUARE_95 = 3.841
-"""Of one degree of freedom: the E that an interval of 95 % allows."""
+"""95 % quantile of chi-square with one degree of freedom: bounds the values of E."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A loss in nats per token with its interval of 95 %, and the fit at its best E."""
+    """A loss in nats per token with its 95 % interval, and the fit with the best E."""
 
     loss: float
     low: float
@@ -55,9 +54,10 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
     """The loss of a run of `flops`.
 
     Args:
-        rungs: three or more, of different sizes.
+        rungs: at least three runs of different sizes.
+        flops: training FLOPs of the large run.
         noise: standard deviation of a run's loss over seeds, in nats per token; the scatter around
-            the fit replaces it where that is larger.
+            the fit replaces it if that is larger.
 
     Raises ConfigError for too few runs, or losses that do not fall with the size.
     """
@@ -87,20 +87,20 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
     # Two parameters of the line and E are fitted; a perfect fit of three runs has no scatter.
     freedom = max(1, len(rungs) - 3)
     variance = max(float(errors[best]) / freedom, noise**2)
-    # What is left of the 95 % beside each E goes into the line and the large run's own noise.
+    # For each E, the rest of the 95 % covers the line's error and the large run's own noise.
     slack = np.maximum(0, CHI_SQUARE_95 * variance - (errors - errors[best]))
     reach = np.sqrt(slack * (1 + spreads**2))
     is_allowed = slack > 0
     lows = [float((found - reach)[is_allowed].min())]
     highs = [float((found + reach)[is_allowed].max())]
-    # The other form. A larger run is not worse than the best of the small ones.
+    # The second form. A larger run is not expected to be worse than the best small run.
     bent, spread = _bent(cost, losses, flops)
     reach_bent = math.sqrt(CHI_SQUARE_95 * variance * (1 + spread**2))
-    most = float(losses.min()) + 1.96 * math.sqrt(variance)
+    highest = float(losses.min()) + 1.96 * math.sqrt(variance)
     return Prediction(
         loss=float(found[best]),
         low=max(0.0, min(*lows, bent - reach_bent)),
-        high=min(most, max(*highs, bent + reach_bent)),
+        high=min(highest, max(*highs, bent + reach_bent)),
         irreducible=float(floors[best]),
         exponent=float(exponents[best]),
     )
@@ -122,7 +122,7 @@ def _line(
 
 
 def _bent(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
-    """(predicted loss, its spread) of log L as a quadratic in log C."""
+    """(predicted loss, its spread) for log L as a quadratic in log C."""
     terms, covariance = _polynomial(cost, losses, 2)
     distance = math.log(flops) - cost.mean()
     at = np.array([distance**2, distance, 1.0])
@@ -131,8 +131,10 @@ def _bent(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
 
 
 def _polynomial(cost: Array, losses: Array, degree: int) -> tuple[Array, Array]:
-    """Coefficients of log(losses) over log C from its mean on, and their covariance for a noise of
-    1 nat: the logarithm has the noise of a loss divided by it."""
+    """Coefficients of log(losses) as a polynomial in log C less its mean, and their covariance.
+
+    The covariance is for a noise of 1 nat: the noise of log(loss) is that noise / loss.
+    """
     distance = cost - cost.mean()
     terms, covariance = np.polyfit(distance, np.log(losses), degree, w=losses, cov="unscaled")
     return terms, covariance

@@ -1,4 +1,4 @@
-"""Memory of one rank by part, by formula: for GPUs an estimate that no run has confirmed yet.
+"""Memory of one rank by part, by formula. For GPUs it is an estimate that no run has confirmed yet.
 
 With Psi parameters and N ranks, in 16-bit training with AdamW (ZeRO paper, arXiv:1910.02054,
 section 3; DeepSpeed's bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them):
@@ -10,12 +10,12 @@ section 3; DeepSpeed's bf16 optimizer and its stages 1-3 keep 32-bit gradients o
     3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
 
 With 10^9 parameters on 8 ranks: stage 0 keeps 18 GB, stage 1 7.5, stage 2 4.25, stage 3 2.25.
-Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N. In fp32
-weights and gradients have 4 bytes, the moments 8, and stages 1-3 keep a copy (4) of their share.
-DeepSpeed's own estimator leaves out activations, logits, buckets and context.
+Muon's matrices have one moment less (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N. In
+fp32, weights and gradients take 4 bytes each, the moments 8, and stages 1-3 keep a copy (4 bytes)
+of their share. DeepSpeed's own estimator leaves out activations, logits, buckets and context.
 
-On a CPU in fp32: resident bytes beyond what importing the stack takes, fitted to runs of 8M to 62M
-parameters on 2 gloo ranks (docs/measurements/2026-11-23-cpu-memory.md).
+On a CPU in fp32 the figures are resident bytes, less those after importing the libraries, fitted to
+runs of 8M to 62M parameters on 2 gloo ranks (docs/measurements/2026-11-23-cpu-memory.md).
 
     stage    weights    gradients          optimizer     buckets
     DDP      4 Psi      4 Psi              8 Psi         4 Psi     torch's own copy, N > 1
@@ -23,7 +23,7 @@ parameters on 2 gloo ranks (docs/measurements/2026-11-23-cpu-memory.md).
     2        4 Psi      4 Psi / N          12 Psi / N    reduce bucket, at most 4 Psi
     3        4 Psi / N  4 Psi / N          12 Psi / N    2.8 x 4 Psi: gathered weights and more
 
-A buffer is resident only where it was written to, which is why buckets are bounded by Psi.
+Only written parts of a buffer are resident, so buckets are bounded by Psi.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ from wikillm.plan.workload import Workload
 CONTEXT_BYTES = 2_000_000_000
 """CUDA context, cuBLAS and NCCL workspaces: commonly 1.5 to 2.5 GB on a data-centre GPU."""
 FRAGMENTATION = 0.05
-"""Share that torch's caching allocator cannot use: 3 to 6 % with steady shapes."""
+"""Share of the memory that torch's caching allocator cannot use: 3 to 6 % with steady shapes."""
 KEPT_FREE = 0.08
-"""Share of a GPU that no plan uses, since the error of the formulas is not known."""
+"""Share of a GPU's memory that no plan uses, since the error of the formulas is not known."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
-"""Per logit at the peak of Hugging Face's loss: logits, fp32 copy, log-softmax, gradient."""
+"""Bytes per logit at the peak of Hugging Face's loss: logits, fp32 copy, log-softmax, gradient."""
 CPU_CONTEXT_BYTES = 44_000_000
-"""Libraries' pages and gloo's buffers."""
+"""Pages of libraries, and gloo's buffers."""
 SHARED_MEMORY_OP = 69_206_024
-"""DeepSpeed's op on a CPU."""
+"""Buffer of DeepSpeed's shared-memory op on a CPU."""
 GATHER_COPIES = 2.8
-"""ZeRO-3 on a CPU: gathered weights, full gradients, and copies of the collectives, as measured."""
+"""Gathered weights, full gradients and buffers of collectives of ZeRO-3 on a CPU, as a multiple of
+the weights; measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Memory:
 
     @property
     def allocated(self) -> int:
-        """What torch's allocator hands out on a GPU: without the CUDA context and its gaps."""
+        """Bytes that torch's allocator hands out on a GPU: no CUDA context, no fragmentation."""
         return self.total - self.context - self.fragmentation
 
     def parts(self) -> dict[str, int]:
@@ -78,7 +79,7 @@ class Memory:
 
 
 def memory_per_rank(workload: Workload, strategy: Strategy) -> Memory:
-    """The peak of one rank."""
+    """Peak memory of one rank."""
     tokens = strategy.tokens(workload)
     activations = tokens * activation_bytes_per_token(workload, strategy)
     if strategy.tiled_mlp:
@@ -105,9 +106,9 @@ def memory_per_rank(workload: Workload, strategy: Strategy) -> Memory:
 
 
 def sequences_that_fit(workload: Workload, strategy: Strategy, gpu_memory: int, wanted: int) -> int:
-    """The largest micro-batch up to `wanted` that fits `gpu_memory` bytes.
+    """The largest micro-batch up to `wanted` that fits into `gpu_memory` bytes.
 
-    1 where none does, since this is an estimate.
+    If none fits, it is 1, since the memory is only an estimate.
     """
     usable = (1 - KEPT_FREE) * gpu_memory
     for micro in range(wanted, 1, -1):
@@ -117,14 +118,14 @@ def sequences_that_fit(workload: Workload, strategy: Strategy, gpu_memory: int, 
 
 
 def loss_bytes(workload: Workload, strategy: Strategy) -> int:
-    """Output projection and loss of one micro-step on a GPU.
+    """Bytes of the output projection and the loss of one micro-step on a GPU.
 
-    Stock: every logit of the micro-batch. Chunked (`kernels.linear_cross_entropy`): of a chunk the
-    logits, their fp32 softmax and its narrow copy (8 bytes in 16 bit, 4 in fp32), the head's
-    gradient in fp32 (4 V h), of which the backward makes a narrow copy (2 V h) when the chunk is
-    gone, and the gradient of the hidden states. In fp8 also the 8-bit weight, twice (2 V h), the
-    hidden states, in fp32 a chunk's gradient, and, before the first chunk, the weight in fp32 while
-    it is scaled.
+    Stock keeps every logit of the micro-batch. Chunked (`kernels.linear_cross_entropy`) keeps: for
+    one chunk the logits, their fp32 softmax and its narrow copy (8 bytes per logit in 16 bit, 4 in
+    fp32); the head's gradient in fp32 (4 V h), of which the backward makes a narrow copy (2 V h)
+    after the last chunk; the gradient of the hidden states. fp8 adds the 8-bit weight twice (2 V h)
+    and the 8-bit hidden states; in fp32 a chunk's gradient; and, before the first chunk, the weight
+    in fp32 while it is scaled.
     """
     tokens = strategy.tokens(workload)
     vocab = workload.vocab_size
@@ -142,26 +143,26 @@ def loss_bytes(workload: Workload, strategy: Strategy) -> int:
 
 
 def host_bytes_per_rank(workload: Workload, strategy: Strategy) -> int:
-    """Host memory of offload: fp32 copy, moments, gradients (16 Psi/N), and weights (2 Psi/N)."""
+    """Host memory of offload: fp32 copy, moments, gradients (16 Psi/N); weights (2 Psi/N)."""
     share = -(-workload.parameters // strategy.ranks)
     states = 16 * share if strategy.offload_optimizer else 0
     return states + (strategy.bytes_per_weight * share if strategy.offload_param else 0)
 
 
 def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
-    """What the forward pass keeps for the backward pass, in bytes per token of the micro-batch.
+    """Bytes per token of the micro-batch that the forward pass keeps for the backward pass.
 
-    Per layer of Hugging Face's decoder in 16 bit with flash attention (derived from its code): each
-    RMSNorm keeps its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice
-    before and once after rotation, v, attention's output, one fp32 statistic per head; four vectors
-    of the SwiGLU. In all 16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing one layer in full, and
-    per layer what `kept_by_checkpointing` says. The tiled MLP keeps none of the 8 f: its input is
-    the scaled vector.
+    A layer of Hugging Face's decoder in 16 bit with flash attention keeps (derived from its code):
+    for each RMSNorm its fp32 input (4h), the normalised vector (2h) and the scaled vector (2h); q
+    and k twice before and once after rotation; v; attention's output; one fp32 statistic per head;
+    four vectors of the SwiGLU. The sum is 16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing one
+    layer is kept in full, and every layer keeps `kept_by_checkpointing`. The tiled MLP keeps none
+    of the 8 f: its input is the scaled vector.
 
-    Where R ranks share sequences, attention's output exists once more (2 H d), and so do the copies
-    of fewer key heads than ranks (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
-    With a mask SDPA needs a key and a value per query head (4 (H - K) d); the mask itself, T x T
-    numbers of a sequence, is one for all layers.
+    If R ranks share sequences, attention's output is kept a second time (2 H d), and so are the
+    copies of key heads if there are fewer than ranks (4 (R / K - 1) K d); the exchanged q, k, v
+    replace the rotated ones. With a mask, SDPA needs a key and a value per query head
+    (4 (H - K) d); the mask itself, T x T numbers per sequence, is shared by all layers.
     """
     layer = kept_by_layer(workload, strategy)
     layers = workload.model.num_hidden_layers
@@ -189,11 +190,11 @@ def kept_by_layer(workload: Workload, strategy: Strategy) -> int:
 
 
 def kept_by_checkpointing(workload: Workload, strategy: Strategy) -> int:
-    """Bytes per token that a checkpointed layer keeps (`models.checkpointing`).
+    """Bytes per token that a checkpointed layer keeps, in 16 bit (`models.checkpointing`).
 
-    Full: its input, 2h. Attention kept: its output and statistics as well, 2 H d + 4 H. Selective:
-    the products q, k, v, o, gate and up too, 2 (H + 2 K) d + 2h + 4 f, the last two unless the MLP
-    is tiled. In 16 bit.
+    `full` keeps the layer's input, 2h. `full_but_attention` adds attention's output and statistics,
+    2 H d + 4 H. `selective` also adds the products q, k, v and o, 2 (H + 2 K) d + 2h, and, unless
+    the MLP is tiled, gate and up, 4 f.
     """
     model = workload.model
     width = strategy.bytes_per_weight
@@ -210,10 +211,10 @@ def kept_by_checkpointing(workload: Workload, strategy: Strategy) -> int:
 
 
 def tile_bytes(workload: Workload, strategy: Strategy) -> int:
-    """Working memory of one tiled MLP in its backward, whatever the number of layers.
+    """Working memory of a tiled MLP in its backward; it does not depend on the number of layers.
 
-    Four chunks of C x f, the fp32 sums of the three weights' gradients (12 h f), and in 16 bit a
-    chunk's product beside them (4 h f). See `kernels.tiled_swiglu`.
+    It consists of four chunks of C x f, the fp32 sums of the three weights' gradients (12 h f), and
+    in 16 bit a chunk's product (4 h f). See `kernels.tiled_swiglu`.
     """
     h = workload.model.hidden_size
     f = workload.model.intermediate_size
@@ -243,14 +244,14 @@ def _states(psi: int, strategy: Strategy) -> tuple[int, int, int]:
 
 
 def _muon_saves(workload: Workload, strategy: Strategy) -> int:
-    """Muon has one moment where AdamW has two; stages 1 and 2 keep a staged copy of it."""
+    """Bytes, 0 or below, for Muon's single moment; stages 1 and 2 save none: they keep a copy."""
     if not strategy.muon or strategy.stage in (1, 2):
         return 0
     return -4 * -(-workload.hidden_matrices // (strategy.ranks if strategy.stage == 3 else 1))
 
 
 def _buckets(workload: Workload, strategy: Strategy) -> int:
-    """Communication buffers; for ZeRO-3 gathered layers, and the gradient of one of them."""
+    """Bytes of communication buffers; for ZeRO-3 gathered layers, and the gradient of one layer."""
     psi = workload.parameters
     width = strategy.bytes_per_weight
     if strategy.stage == 3:
@@ -259,17 +260,17 @@ def _buckets(workload: Workload, strategy: Strategy) -> int:
         return width * (live + largest + min(psi, strategy.reduce_bucket))
     if strategy.ranks == 1:
         return 0
-    # Stages 1 and 2 gather the updated weights in place (see `time`): no buffer for it.
+    # Stages 1 and 2 gather the updated weights in place (see `time`), which needs no buffer.
     return width * min(psi, strategy.reduce_bucket) * (2 if strategy.overlap else 1)
 
 
 def _on_cpu(workload: Workload, strategy: Strategy, activations: int) -> Memory:
-    """The peak of one rank. `activations` lack the keys and values that a CPU repeats."""
+    """Peak memory of one rank on a CPU. `activations`: without the repeated keys and values."""
     psi = workload.parameters
     model = workload.model
     tokens = strategy.tokens(workload)
     share = -(-psi // strategy.ranks)
-    # Weights, gradients, optimizer and buckets of DDP and stage 0, then of the other stages.
+    # DDP and stage 0; the other stages replace some of these figures.
     weights = gradients = 4 * psi
     optimizer = 8 * psi
     buckets = 4 * psi if strategy.ranks > 1 else 0
@@ -280,7 +281,7 @@ def _on_cpu(workload: Workload, strategy: Strategy, activations: int) -> Memory:
     if strategy.stage == 3:
         weights = 4 * share
         buckets = int(GATHER_COPIES * 4 * min(psi, strategy.max_live))
-    # The attention of CPUs has no grouped queries: it repeats keys and values for each query head.
+    # Attention on a CPU has no grouped queries: it repeats keys and values for each query head.
     repeated = 8 * model.num_attention_heads * head_width(model)
     layers = model.num_hidden_layers if strategy.checkpointing == "none" else 1
     head = 4 * workload.vocab_size * model.hidden_size

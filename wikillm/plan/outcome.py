@@ -1,9 +1,9 @@
-"""Predicted against measured: RUN/outcome.json of finished runs, and the table over many runs.
+"""Compares predictions with measurements: RUN/outcome.json of finished runs, and a table of runs.
 
-An outcome is one JSON object: `setup` (what was predicted for), `predicted` and `measured`, each
-with `memory_bytes` (of the rank that took most) and `tokens_per_second` (over all ranks; predicted
-only for a calibrated machine or a GPU in the planner's list). Errors are
-(predicted - measured) / measured: positive means too cautious.
+An outcome is one JSON object: `setup` describes the run; `predicted` and `measured` each have
+`memory_bytes` (of the rank with the highest peak) and `tokens_per_second` (over all ranks;
+predicted only for a calibrated machine or a GPU in the planner's list). Errors are
+(predicted - measured) / measured: a positive error of the memory means too cautious.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE_NAME = "outcome.json"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Bytes and tokens/s; None where it was not predicted or not measured."""
+    """A run's memory in bytes and speed in tokens/s; None if not predicted or not measured."""
 
     run: str
     setup: dict[str, Any]
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
-    """Outcomes of run directories, or of those below a folder; and the unreadable files."""
+    """Outcomes of these run directories, or of those inside these folders; and unreadable files."""
     found: list[Outcome] = []
     broken: list[Path] = []
     for place in places:
@@ -53,7 +53,7 @@ def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
 
 
 def table(outcomes: Iterable[Outcome]) -> list[str]:
-    """One line per run, and the largest error of each kind."""
+    """A header, one line per run, and the mean and worst error of memory and speed."""
     rows = list(outcomes)
     width = max([len("run"), *(len(row.run) for row in rows)])
     out = [
@@ -84,7 +84,7 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """The table as plain values; errors are shares."""
+    """The table as plain values; an error of 0.1 means 10 %."""
     names = ("predicted", "measured", "error")
     return [
         {
@@ -101,7 +101,7 @@ def _read(file: Path) -> Outcome:
     raw = json.loads(file.read_text(encoding="utf-8"))
     setup = raw["setup"]
     for name, kind in (("device", str), ("engine", str), ("ranks", int), ("parameters", int)):
-        kind(setup[name])  # what the table shows must be there
+        kind(setup[name])  # raises if a field that the table shows is missing
     predicted, measured = (raw[name] for name in ("predicted", "measured"))
     return Outcome(
         file.parent.name,

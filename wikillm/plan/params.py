@@ -1,6 +1,6 @@
 """Parameters and FLOPs of a decoder by closed formula: no torch, no model.
 
-Exact: a test compares the counts with transformers.
+The counts are exact: a test compares them with transformers.
 
     attention   h x (H + 2K) x d  and  H x d x h
                 biases on q, k, v (qwen2), two norms of width d (qwen3), neither (llama)
@@ -21,8 +21,8 @@ from wikillm.config.schema import ModelSection
 class ParameterCount:
     """`total` counts a tied embedding once.
 
-    `matmul` is every weight in a matrix product: the output head once, tied or not, the embedding
-    lookup not (the convention of PaLM, arXiv:2204.02311, appendix B).
+    `matmul` counts every weight in a matrix product: the output head once, tied or not, but not the
+    embedding lookup (the convention of PaLM, arXiv:2204.02311, appendix B).
     """
 
     total: int

@@ -1,4 +1,4 @@
-"""A plan as JSON and as lines for a terminal. Every figure is an estimate, and marked as one."""
+"""A plan as JSON and as lines for a terminal. Every figure is marked as an estimate."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import Workload
 
 ESTIMATE = "estimates by formula: no figure here was measured on a GPU"
-STORE_BYTES = 4
+STORE_BYTES = 4  # per token
 
 
 def figures(
     candidate: Candidate, workload: Workload, machine: Machine, price: float | None
 ) -> dict[str, Any]:
-    """One candidate as plain numbers: bytes, seconds, hours, and the price's currency."""
+    """One candidate as plain numbers: bytes, seconds, hours; costs in the price's currency."""
     strategy = candidate.strategy
     step = candidate.time.total
     hours = workload.total_tokens / workload.tokens * step / 3600
@@ -63,7 +63,7 @@ def to_json(
     window_shards: int = 8,
     storage_rate: float = USUAL_RATE,
 ) -> dict[str, Any]:
-    """The whole plan: the first of `candidates` is the one to take."""
+    """The whole plan as JSON values. The first of `candidates` is the planner's choice."""
     strategy = candidates[0].strategy
     if mfu is None:
         mfu = default_mfu(workload, strategy, machine.gpu)
@@ -188,12 +188,12 @@ def _storage_lines(plan: dict[str, Any], step: float) -> list[str]:
 
 
 def _time(seconds: float) -> str:
-    """Below a second in milliseconds, so that it is never shown as 0."""
+    """A duration as text; below a second in milliseconds, so that it is never shown as 0."""
     return f"{seconds * 1000:.3g} ms" if 0 < seconds < 1 else format_seconds(seconds)
 
 
 def _at(traffic: dict[str, int], plan: dict[str, Any], link: str) -> str:
-    """`1.2 GiB (12 GB/s)`: the bytes, and the speed that is assumed for them."""
+    """`1.2 GiB (12 GB/s)`: a link's bytes and its assumed speed."""
     speed = f" ({plan['links_bytes_per_second'][link] / 1e9:.3g} GB/s)" if traffic[link] else ""
     return format_size(traffic[link]) + speed
 

@@ -1,8 +1,8 @@
-"""What a run will do, in numbers, before anything touches a GPU.
+"""Computes the `Plan` of a run: its numbers, before anything touches a GPU.
 
-Pure arithmetic: from a resolved configuration, the number of ranks, the tokenizer's length and the
-number of training tokens to a `Plan`, which the training arguments, the model builder and the
-throughput meter read.
+The plan is pure arithmetic on a resolved configuration, the number of ranks, the tokenizer's length
+and the number of training tokens. The training arguments, the model builder and the throughput
+meter read it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOST_PASSES = 4
 
 @dataclass(frozen=True, slots=True)
 class RankGpu:
-    """The GPU of a rank. `memory`: bytes that the driver reports."""
+    """The GPU of a rank. `memory`: bytes as reported by the driver."""
 
     memory: int
     ranks_per_node: int
@@ -54,8 +54,8 @@ class Plan:
     max_steps: int
     warmup_steps: int
     total_tokens: int
-    epochs: float | None  # passes over the training data; None where its size is not known yet
-    notes: tuple[str, ...]  # what was adjusted, one sentence each, for the user
+    epochs: float | None  # passes over the training data; None while its size is unknown
+    notes: tuple[str, ...]  # one sentence per adjusted setting, for the user
 
     @property
     def sequence_groups(self) -> int:
@@ -68,7 +68,7 @@ class Plan:
         return self.micro_batch * self.sequence_length // self.sequence_parallel_size
 
     def to_json(self) -> dict[str, Any]:
-        """For RUN/plan.json."""
+        """The content of RUN/plan.json."""
         return asdict(self)
 
 
@@ -85,13 +85,13 @@ def make_plan(
     """Plan a run.
 
     Args:
-        train_tokens: of the corpus; None while it is being built.
-        epoch: sequences in the first pass and in each later one; None: ceil((tokens - 1) / T).
-        gpu: of a rank, which bounds a micro-batch of auto; None on a CPU or where it is not known.
-        done: optimizer steps and sequences before a checkpoint, whatever their batch was. A horizon
-            in tokens or passes counts these sequences; one in steps counts the steps.
+        train_tokens: training tokens of the corpus; None while it is being built.
+        epoch: sequences in the first pass and in each later pass; None for ceil((tokens - 1) / T).
+        gpu: a rank's GPU, which bounds the micro-batch under auto; None on a CPU or if unknown.
+        done: optimizer steps and sequences before a checkpoint, for any batch. A horizon in tokens
+            or passes counts these sequences; a horizon in steps counts the steps.
 
-    Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
+    Raises ConfigError if batch, horizon, warm-up or vocabulary do not fit the ranks or the data.
     """
     model = resolved.config.model
     train = resolved.config.train
@@ -99,7 +99,7 @@ def make_plan(
     stated = origins["model.vocab_size"]
     vocab_size, vocab_note = resolve_vocab_size(model, stated, tokenizer_length)
     batch, memory_note = _split(resolved, vocab_size, world_size, gpu)
-    # The horizon, which needs the sequences of an epoch where it is in epochs.
+    # The horizon. In epochs it needs the number of sequences of an epoch.
     sequences = None
     packing_note = None
     if train_tokens is not None:
@@ -141,7 +141,7 @@ def _packing_note(train_tokens: int, sequences: int, length: int) -> str:
 
 
 def _repeats_note(epochs: float | None, origins: Mapping[str, Origin]) -> str | None:
-    """Where the user did not choose the horizon: more passes over the text than help.
+    """A note if a horizon that the user did not choose has more passes than help.
 
     Up to four passes are about as good as new text (Muennighoff et al., arXiv:2305.16264).
     """
@@ -157,7 +157,7 @@ def _repeats_note(epochs: float | None, origins: Mapping[str, Origin]) -> str | 
 def _split(
     resolved: Resolved, vocab_size: int, world_size: int, gpu: RankGpu | None
 ) -> tuple[BatchSplit, str | None]:
-    """The largest micro-batch that divides the batch and fits a GPU; a note if that is smaller."""
+    """The split with the largest micro-batch that fits a GPU, and a note if the GPU limits it."""
     train = resolved.config.train
     batch = split_batch(train, resolved.origins, world_size)
     if gpu is None or train.per_device_train_batch_size != "auto":
@@ -172,12 +172,12 @@ def _split(
             ranks_per_node=gpu.ranks_per_node,
             precision=gpu.precision,
         )
-    except ConfigError:  # the check of the DeepSpeed JSON refuses the run, with more to say
+    except ConfigError:  # `check_recipe` refuses the DeepSpeed JSON with a more detailed error
         return batch, None
     workload = Workload(model, vocab_size, train.sequence_length)
     most = sequences_that_fit(workload, strategy, gpu.memory, batch.micro)
     smaller = split_batch(train, resolved.origins, world_size, most)
     if smaller.micro == batch.micro:
         return batch, None
-    room = f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
+    room = f"by the planner's estimate a larger one does not fit into {gpu.memory / 2**30:.3g} GiB"
     return smaller, f"micro-batch {smaller.micro} instead of {batch.micro}: {room}"

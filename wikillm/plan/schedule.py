@@ -1,6 +1,6 @@
-"""The learning rate of a step by formula, as Hugging Face's schedulers give it.
+"""The learning rate of a step by formula, equal to that of Hugging Face's schedulers.
 
-Step k (from 1) uses the scheduler's value after k - 1 steps: step 1 of a warm-up trains with rate
+Step k (from 1) uses the scheduler's value after k - 1 steps: the first step of a warm-up has rate
 0.
 """
 
@@ -35,17 +35,17 @@ def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_s
 
 
 def decay_steps(train: TrainSection, *, max_steps: int, warmup_steps: int) -> int:
-    """Steps that warmup_stable_decay decays over: its share of all, rounded up, after the warm-up.
+    """Decay steps of warmup_stable_decay: its share of all steps, rounded up, after the warm-up.
 
-    The decay ends one step after the last, so that the last step still has a rate above 0.
+    The decay would end one step after the last step, so that the last step has a rate above 0.
     """
-    # As a decimal: 0.2 x 15 is 3, not 4.
+    # A decimal fraction: 0.2 x 15 is 3, not 4.
     share = math.ceil(Fraction(str(train.lr_decay_share)) * max_steps)
     return min(share, max_steps - warmup_steps)
 
 
 def five_points(train: TrainSection, *, max_steps: int, warmup_steps: int) -> dict[int, float]:
-    """{step: rate} at the first step, the peak, the half, three quarters and the last step."""
+    """{step: rate} at the first step, the peak, half, three quarters, and the last step."""
     points = (1, warmup_steps + 1, max_steps // 2, max_steps * 3 // 4, max_steps)
     steps = sorted({min(max(1, point), max_steps) for point in points})
     return {

@@ -1,8 +1,8 @@
-"""How it is trained: everything that memory, communication and time depend on besides the workload.
+"""How a model is trained: all that decides memory, communication and time besides the workload.
 
 A `Strategy` is a DeepSpeed recipe (stage, offload, buckets), a number of ranks, a batch per rank,
-and the run's switches. `strategy_of` is the one place where sections of the configuration become
-one; what the recipe decides is read out of the DeepSpeed JSON itself.
+and the run's switches. Only `strategy_of` makes a strategy from sections of the configuration; the
+recipe's values are read from the DeepSpeed JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Device = Literal["cuda", "cpu"]
 class Strategy:
     """`ranks` in nodes of `ranks_per_node`; a step is `accumulation` x `micro` sequences per rank.
 
-    Of those sequences a rank holds 1 / `sequence_parallel`, where so many ranks share them. Buckets
+    `sequence_parallel` ranks share sequences, and each holds that part of every sequence. Buckets
     and `max_live` (ZeRO-3: gathered weights that may stay) are in elements.
     """
 
@@ -44,7 +44,7 @@ class Strategy:
     tiled_mlp: bool = False
     sequence_parallel: int = 1
     masked: bool = False  # T x T masks by SDPA, keys and values repeated for each query head
-    # What the recipe decides.
+    # Set by the recipe.
     offload_optimizer: bool = False
     offload_param: bool = False
     quantized: bool = False  # hpZ, qwZ, qgZ: all weights on each node, less traffic between nodes
@@ -65,7 +65,7 @@ class Strategy:
         return self.offload_optimizer or self.offload_param
 
     def tokens(self, workload: Workload) -> int:
-        """Tokens of a rank's micro-step."""
+        """Tokens in a rank's micro-step."""
         return self.micro * workload.sequence_length // self.sequence_parallel
 
 
@@ -81,9 +81,9 @@ def strategy_of(
     accumulation: int = 1,
     device: Device = "cuda",
 ) -> Strategy:
-    """How a run with these sections trains; without a recipe plain data parallel.
+    """The strategy of a run with these sections; without a recipe it is plain data parallel.
 
-    Raises ConfigError where the DeepSpeed JSON cannot be read.
+    Raises ConfigError if the DeepSpeed JSON cannot be read.
     """
     kernel = train.loss_kernel
     plain = Strategy(
@@ -96,7 +96,7 @@ def strategy_of(
         precision=precision,
         device=device,
         checkpointing=train.gradient_checkpointing,
-        # All kernels but two have the memory of the chunked loss.
+        # The other kernels take as much memory as the chunked loss.
         loss=kernel if kernel in ("stock", "fp8") else "chunked",
         muon=uses_muon(train),
         ema=train.ema_decay > 0,
@@ -120,10 +120,10 @@ def uses_muon(train: TrainSection) -> bool:
 
 
 def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
-    """The same with what a DeepSpeed JSON decides.
+    """The strategy with the values of a DeepSpeed JSON.
 
-    Buckets that are "auto" are Hugging Face's hidden_size squared. Raises ConfigError for a JSON
-    that cannot be read.
+    "auto" buckets have hidden_size squared elements, as with Hugging Face. Raises ConfigError for a
+    JSON that cannot be read.
     """
     file = _read(recipe)
 
@@ -136,7 +136,7 @@ def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
             return auto
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             place = file.where(f"zero_optimization.{name}")
-            raise ConfigError("The planner cannot read this.", got=f"{place}: {value!r}")
+            raise ConfigError("The planner cannot read this value.", got=f"{place}: {value!r}")
         return int(value)
 
     square = hidden_size * hidden_size

@@ -1,20 +1,20 @@
-"""How long a step takes: the assumed MFU, and the traffic that computation cannot hide.
+"""Estimates the time of a step from the assumed MFU and the traffic that computation cannot hide.
 
     step = compute + max(0, traffic - what computation hides) + host copies and CPU Adam (offload)
 
 `compute` is FLOPs / (peak x MFU). Full checkpointing multiplies it by 4/3, since the forward pass
-runs twice (Korthikanti et al., arXiv:2205.05198), less attention's share where attention is kept;
-selective checkpointing repeats no product and is assumed to cost 5 %. The tiled MLP computes two of
+runs twice (Korthikanti et al., arXiv:2205.05198), less attention's share if attention is kept.
+Selective checkpointing repeats no product and is assumed to cost 5 %. The tiled MLP computes two of
 its three products once more. 10^14 FLOPs at a peak of 10^15 per second and an MFU of 25 % take
 0.4 s, with full checkpointing 0.53 s.
 
-Gradients of stages 0-1 are sent during the last backward pass, those of stage 2 during every one
-(2/3 of a micro-step); ZeRO-3 gathers during the whole step. No computation hides the weights that
-stages 1 and 2 gather after the optimizer's step, DeepSpeed's all-reduce at stage 0, ZeRO-3's first
-gather and last reduction of a micro-step (assumed to be of the largest module), and the exchange of
-heads for positions where ranks share sequences. Of a ring over nodes the slower kind of link
-decides; the two hops of hpZ, qwZ and qgZ follow each other. Each collective costs a ring's latency
-besides, which decides against ZeRO-3 for small models on many ranks. Nothing was measured on a GPU.
+Stages 0 and 1 send gradients during the last backward pass, stage 2 during every backward pass (2/3
+of a micro-step); ZeRO-3 gathers during the whole step. Computation does not hide: the weights that
+stages 1 and 2 gather after the optimizer's step; DeepSpeed's all-reduce at stage 0; ZeRO-3's first
+gather and last reduction of a micro-step (assumed to be of the largest module); and the exchange of
+heads for positions between ranks that share sequences. The slower kind of link limits a ring over
+nodes; the two hops of hpZ, qwZ and qgZ follow each other. Each collective also costs a ring's
+latency, which decides against ZeRO-3 for small models on many ranks. Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import Workload
 
 CPU_ADAM_BYTES_PER_SECOND = 20e9
-"""Host memory traffic that a rank's CPU Adam is assumed to reach, at 28 bytes per parameter."""
+"""Assumed host memory traffic of a rank's CPU Adam, which moves 28 bytes per parameter."""
 NVLINK_STEP = 3.4e-6
 PCIE_STEP = 5.7e-6
 NETWORK_STEP = 14.0e-6
 TREE_STEP = 4.0e-6
 TREE_NETWORK_STEP = 14.0e-6
-"""Seconds of a step of a ring or a tree: hwLatencies of Simple in NVIDIA/nccl, src/graph/tuning.cc,
-from the tables with Blackwell on; older ones have 28 for trees over a network."""
+"""Seconds per step of a ring or a tree: hwLatencies of protocol Simple in NVIDIA/nccl,
+src/graph/tuning.cc, in versions with Blackwell; older versions have 28 us for trees over a network.
+"""
 PCIE_AT_MOST = 50e9
+"""Bytes/s inside a node up to which a link counts as PCIe, and above as NVLink."""
 SELECTIVE_COST = 1.05
-"""Memory traffic of norms, rotations and SiLU. An assumption for GPUs; 1.03 to 1.07 on a CPU."""
+"""Factor for recomputing norms, rotations and SiLU. Assumed for GPUs; 1.03 to 1.07 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds per optimizer step, by part. `exposed`: waiting for traffic."""
+    """Seconds per optimizer step, by part. `exposed`: time spent waiting for traffic."""
 
     compute: float
     exposed: float
@@ -70,7 +72,7 @@ def step_time(
     if strategy.tiled_mlp:  # gate and up again, 2 FLOPs per weight; not counted in MFU
         work += 4 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
     compute = tokens * work / reached
-    # Traffic: the part beside which nothing runs, and of the rest what computation does not hide.
+    # Waiting: the traffic without computation beside it, and the rest that computation cannot hide.
     links = (traffic.inside_node / gpu.inside_node, traffic.between_nodes / gpu.between_nodes)
     sent = sum(links) if strategy.quantized else max(links)
     last_only = 2 / 3 / strategy.accumulation
@@ -88,7 +90,7 @@ def step_time(
 
 
 def _share_alone(workload: Workload, strategy: Strategy) -> float:
-    """Share of the traffic that no computation runs beside (see `communication` for the counts)."""
+    """Share of the traffic without computation beside it (see `communication` for the counts)."""
     if strategy.stage == 0:
         return 0.0 if strategy.recipe == "ddp" else 1.0
     first_and_last = 2 / 3 * workload.largest_module / workload.parameters
@@ -96,11 +98,11 @@ def _share_alone(workload: Workload, strategy: Strategy) -> float:
 
 
 def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float, float]:
-    """Seconds of a step's collectives for their first byte: (nothing runs beside them, the rest).
+    """Latency in seconds of a step's collectives: (without computation beside them, the others).
 
-    ZeRO-3 has three rings per layer and micro-step, hpZ one over all ranks, of which the first and
-    the last wait; stages 1 and 2 a tree per bucket of gradients and, after the optimizer, a ring
-    per group of parameters: DeepSpeed 0.19 gathers a group at once, whatever its
+    ZeRO-3 has three rings per layer and micro-step (hpZ has one over all ranks), and training waits
+    for the first and the last. Stages 1 and 2 have a tree per bucket of gradients and, after the
+    optimizer, a ring per group of parameters: DeepSpeed 0.19 gathers a whole group for any
     `allgather_bucket_size` (all_gather_dp_groups in deepspeed/runtime/utils.py).
     """
     if gpu.device == "cpu" or strategy.ranks == 1:
@@ -122,7 +124,7 @@ def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float,
 
 
 def _cost_of_checkpointing(workload: Workload, strategy: Strategy) -> float:
-    """The factor by which computation grows."""
+    """The factor by which checkpointing increases computation."""
     if strategy.checkpointing == "none":
         return 1.0
     if strategy.checkpointing == "selective":

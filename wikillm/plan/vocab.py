@@ -1,6 +1,6 @@
-"""How many rows the embedding gets for a tokenizer.
+"""Chooses the number of rows of the embedding for a tokenizer.
 
-Rows beyond the tokenizer's are never a target. They round the output projection up to whole GPU
+Rows beyond the tokenizer's ids are never a target. They round the output projection up to whole GPU
 tiles, which is faster than the exact number (nanoGPT reported 25 % for GPT-2's 50,257 -> 50,304).
 """
 
@@ -12,23 +12,23 @@ from wikillm.core.errors import ConfigError
 
 MULTIPLE = 128
 MAX_PADDING = 1024
-"""A preset's vocabulary with more spare rows than this was meant for another tokenizer."""
+"""Most spare rows of a preset's vocabulary; with more, the preset is for another tokenizer."""
 QWEN_LENGTHS = range(151_643, 151_937)
 QWEN_ROWS = 151_936
-"""Of the published Qwen models up to 3B, whose tokenizers have 151,643 to 151,669 entries."""
+"""Rows of the published Qwen models up to 3B, whose tokenizers have 151,643 to 151,669 entries."""
 
 
 def resolve_vocab_size(
     model: ModelSection, origin: Origin, tokenizer_length: int
 ) -> tuple[int, str | None]:
-    """Rows of the embedding, and a note when a preset's number was not used.
+    """Rows of the embedding, and a note if a preset's number was not used.
 
     Args:
-        model: its `vocab_size` is a number or auto; with `init_from` it is that of the folder.
-        origin: of `model.vocab_size`.
+        model: its `vocab_size` is a number or auto; with `init_from` it is the folder's.
+        origin: origin of `model.vocab_size`.
         tokenizer_length: number of ids of the tokenizer, added tokens included.
 
-    Raises ConfigError when a chosen number, or a model to continue from, has too few rows.
+    Raises ConfigError if the user's number, or the model to continue from, has too few rows.
     """
     rounded = -(-tokenizer_length // MULTIPLE) * MULTIPLE
     if tokenizer_length in QWEN_LENGTHS:

@@ -1,7 +1,7 @@
-"""What is trained: the model, the sequences, and how many of them. How is in `strategy`.
+"""What is trained: the model, the sequences and their number. `strategy` has how it is trained.
 
-Works without data: the number of training tokens is given, or follows from the horizon, or is taken
-to be 20 per parameter (Hoffmann et al., arXiv:2203.15556), and a note says which.
+No data is needed: the number of training tokens is given, or follows from the horizon, or is
+assumed to be 20 per parameter (Hoffmann et al., arXiv:2203.15556); a note says which.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ TOKENS_PER_PARAMETER = 20
 
 @dataclass(frozen=True)
 class Workload:
-    """The formulas of memory, traffic and time read the first three; the planner sets the rest.
+    """The formulas of memory, traffic and time need only the first three fields.
 
     Attributes:
         vocab_size: rows of the embedding, padding included.
-        sequences: of an optimizer step, over all ranks.
-        micro: sequences of a rank's micro-step, where the user or the batch leaves no choice.
-        train_tokens: size of the corpus.
-        notes: what was assumed, for the user.
+        sequences: sequences of an optimizer step, over all ranks.
+        micro: sequences of a rank's micro-step; None if the planner may choose.
+        train_tokens: size of the corpus in tokens.
+        notes: assumptions, for the user.
     """
 
     model: ModelSection
@@ -56,12 +56,12 @@ class Workload:
 
     @property
     def hidden_matrices(self) -> int:
-        """Elements of the matrices inside the layers, which Muon trains where it is used."""
+        """Elements of the matrices inside the layers, the ones that Muon trains."""
         return self._count.matmul - self._count.embedding
 
     @property
     def largest_module(self) -> int:
-        """Elements of the largest thing that ZeRO-3 gathers at once: the embedding or a layer."""
+        """Elements of the largest module that ZeRO-3 gathers at once: the embedding or a layer."""
         tables = 1 if self.model.tie_word_embeddings else 2
         layers = self._count.total - tables * self._count.embedding
         return max(self._count.embedding, layers // self.model.num_hidden_layers)
@@ -84,15 +84,17 @@ class Workload:
 def describe_workload(
     resolved: Resolved, *, ranks: int, train_tokens: int | None = None
 ) -> Workload:
-    """Raises ConfigError for a batch that cannot be split over `ranks`, or a vocabulary or warm-up
-    that does not fit."""
+    """The workload of a configuration on `ranks`.
+
+    Raises ConfigError if the batch, the vocabulary or the warm-up does not fit.
+    """
     model = resolved.config.model
     train = resolved.config.train
     origins = resolved.origins
     of_vocab = origins["model.vocab_size"]
     length = _tokenizer_length(resolved.config.data.tokenizer, model, of_vocab)
     vocab_size, vocab_note = resolve_vocab_size(model, of_vocab, length)
-    # A micro-batch that the planner may choose is taken to be 1 here.
+    # Assume 1 for a micro-batch that the planner may choose.
     is_pinned = origins[MICRO].is_user and given_micro_batch(train) is not None
     is_fixed = train.global_batch_tokens is None or is_pinned
     if is_fixed:
@@ -120,7 +122,7 @@ def describe_workload(
 
 
 def _tokenizer_length(name: str, model: ModelSection, of_vocab: Origin) -> int:
-    """Of `train:8000` the number asked for; of a chosen vocabulary its rows; else of Qwen2's."""
+    """8000 for `train:8000`; the rows of a vocabulary that the user chose; else Qwen2's length."""
     if name.startswith(PREFIX):
         return parse_train(name)
     is_chosen = model.init_from is not None or of_vocab.is_user
