@@ -16,7 +16,7 @@ class MixtureSource(Section):
     """One source of `data.mixture`. Keys that are not set take the value of the data section."""
 
     name: str = Field(pattern=r"^[\w][\w.\-]*$")
-    """Name of the source, in the log and in metrics.jsonl."""
+    """Name of the source in the log and in metrics.jsonl."""
     weight: float
     """Share of the samples, relative to the other weights; weights below 1 must sum to 1."""
     path: Paths = ()

@@ -1,8 +1,8 @@
-"""Errors a user can act on: what is wrong, what was got (and from where), what to do.
+"""Errors that a user can act on: what is wrong, what was found (and where), how to fix it.
 
-Every refusal in WikiLLM is a `WikiLLMError`. The command line prints it without a traceback and
-exits with its `exit_code`; `--debug` adds the traceback. Problems that are found together are
-reported together (`Problems`), so that a user fixes a configuration once.
+WikiLLM refuses an input by raising a `WikiLLMError`. The command line prints the error without a
+traceback and exits with its `exit_code`; `--debug` adds the traceback. `Problems` reports several
+problems as one error, so that a user can fix all of them at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Also written to `RUN/exit.json`, since torchrun turns every code into 1."""
+    """Exit codes of `wikillm`. `RUN/exit.json` has the code too, because torchrun turns every
+    failure into 1."""
 
     DONE = 0
     BUG = 1
@@ -27,12 +28,12 @@ class ExitCode(IntEnum):
 
 
 class WikiLLMError(Exception):
-    """A refusal that a user can act on.
+    """An error that a user can act on.
 
     Args:
         what: one sentence that says what is wrong.
-        got: what was found, and where it came from.
-        fix: what to do, ideally something to paste.
+        got: the value or state that was found, and where it came from.
+        fix: what to do, if possible as text to paste.
     """
 
     exit_code: ExitCode = ExitCode.BUG
@@ -44,7 +45,7 @@ class WikiLLMError(Exception):
         self.fix = fix
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None, str | None]]:
-        # Worker processes pickle their errors; the default would keep `what` alone.
+        # Worker processes pickle their errors; the default pickling would lose `got` and `fix`.
         return type(self), (self.what, self.got, self.fix)
 
     def __str__(self) -> str:
@@ -66,7 +67,7 @@ class ConfigError(WikiLLMError):
 class MachineError(WikiLLMError):
     """The machine or the process group lacks what the run needs.
 
-    `lost_rank`: the rank that ended, or that blocks the others.
+    `lost_rank` is the rank that ended, or that blocks the other ranks.
     """
 
     exit_code = ExitCode.MACHINE
@@ -74,7 +75,7 @@ class MachineError(WikiLLMError):
 
 
 class CorruptedWeightsError(WikiLLMError):
-    """The weights of a rank differ from those of the ranks that must hold the same."""
+    """The weights of a rank differ from those of ranks whose weights must be equal."""
 
     exit_code = ExitCode.CORRUPTED
 
@@ -86,7 +87,7 @@ class DataError(WikiLLMError):
 
 
 class DivergedError(WikiLLMError):
-    """The loss or the gradient is not a finite number any more."""
+    """The loss or the gradient is no longer a finite number."""
 
     exit_code = ExitCode.DIVERGED
 
@@ -100,7 +101,8 @@ class CheckpointError(WikiLLMError):
 class StoppedError(WikiLLMError):
     """The run stopped on request after a complete checkpoint; it can be resumed.
 
-    `is_alone`: raised before the first step, with nothing to save, without asking the other ranks.
+    `is_alone` means that this rank stopped before the first step, with nothing to save and without
+    the agreement of the other ranks.
     """
 
     exit_code = ExitCode.STOPPED
@@ -108,12 +110,12 @@ class StoppedError(WikiLLMError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """The known name nearest to `word`, or None when nothing is near."""
+    """The known name most similar to `word`, or None if no name is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 class Problems:
-    """Collects refusals and raises them as one.
+    """Collects problems and raises them as one error.
 
     >>> problems = Problems(ConfigError)
     >>> problems.add("train.tokens is negative.", got="-5", fix="train.tokens=1_000_000")

@@ -1,12 +1,12 @@
-"""Errors of the machine and of damaged files, as opposed to mistakes in the program.
+"""Distinguish errors of the machine and of damaged files from bugs.
 
-`as_refusal` turns what the operating system or a library raised into the `WikiLLMError` that it
-means. The command line and the end of a training run call it for every error, so a full disk exits
-with 3 wherever it happens. Code that knows more (which key names the folder, which checkpoint is
-still complete) raises its own error.
+`as_refusal` converts an exception of the operating system or of a library to a `WikiLLMError`. The
+command line and the end of a training run call it for every exception, so a full disk always exits
+with 3. Code that knows more (the key that names the folder, the last complete checkpoint) raises
+its own error.
 
-Libraries in Rust and C++ report errors of the operating system as text; the patterns below are
-those of safetensors, torch, pyarrow and Hugging Face, none of which is imported.
+Libraries in Rust and C++ report errors of the operating system as text. The patterns below match
+the texts of safetensors, torch, pyarrow and Hugging Face; none of these is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wikillm.core.errors import CheckpointError, MachineError, WikiLLMError
 from wikillm.core.files import nearest_existing
 from wikillm.core.units import format_size
 
-# (names of errno, what is wrong, what to do)
+# (names of errno, what is wrong, fix)
 _ANSWERS = (
     (
         "ENOSPC",
@@ -35,10 +35,10 @@ _ANSWERS = (
         "A file would be larger than is allowed.",
         "ulimit -f unlimited, or another file system",
     ),
-    ("EROFS", "The file system is read-only.", "name a folder that can be written"),
+    ("EROFS", "The file system is read-only.", "name a writable folder"),
     (
         "EACCES EPERM",
-        "A file or folder may not be used.",
+        "There is no permission for a file or folder.",
         "change its owner or mode, or name another folder",
     ),
     ("ENOENT", "A file or folder does not exist.", "restore it, or name another path"),
@@ -52,23 +52,23 @@ _ANSWERS = (
     (
         "ENOMEM",
         "There is not enough memory.",
-        "make it smaller: train.per_device_train_batch_size, train.sequence_length, data.workers, "
-        "the model; `wikillm plan` estimates what a run needs",
+        "a smaller train.per_device_train_batch_size, train.sequence_length, data.workers or "
+        "model; `wikillm plan` estimates the memory of a run",
     ),
     (
         "EAGAIN",
-        "No further process or thread can be started.",
-        "ulimit -u, or the limit of the container (pids.max); fewer data.workers",
+        "No more processes or threads can be started.",
+        "raise ulimit -u or the container's limit (pids.max), or use fewer data.workers",
     ),
     (
         "EADDRINUSE EADDRNOTAVAIL",
         "The rendezvous port cannot be used.",
-        "choose another one: `--master_port N` of deepspeed and torchrun, or MASTER_PORT=N",
+        "choose another port: --master_port N for deepspeed and torchrun, or MASTER_PORT=N",
     ),
     (
         "ECONNREFUSED ECONNRESET ECONNABORTED ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH "
         "ENETDOWN EPIPE ENOTCONN",
-        "The network does not answer.",
+        "The network does not respond.",
         "check the address, the network and the proxy settings, and start again",
     ),
 )
@@ -80,11 +80,11 @@ _OTHER = ("The operating system refused an operation.", "name another path or fi
 _OF_THE_PROGRAM = frozenset(
     {errno.EBADF, errno.EFAULT, errno.ESPIPE, errno.ECHILD, errno.ESRCH, errno.EDOM, errno.ERANGE}
 )
-"""Only mistakes in the program cause these. So does EINVAL, unless a path is named: then the file
-system refused it."""
+"""Only bugs cause these errors. EINVAL counts as a bug too, unless the error names a path, which
+the file system then refused."""
 
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|, code: -(\d+), name: E[A-Z]+")
-"""An errno in a text, as Rust, Python and libuv (torch's TCPStore) write it."""
+"""An errno in a text, in the forms of Rust, Python and libuv (torch's TCPStore)."""
 _TEXTS: tuple[tuple[str, int], ...] = (
     (r"No space left on device|Not enough free space to write", errno.ENOSPC),
     (r"Disk quota exceeded", errno.EDQUOT),
@@ -94,7 +94,7 @@ _TEXTS: tuple[tuple[str, int], ...] = (
     (r"(?i)can't allocate memory|cannot allocate memory|out of memory", errno.ENOMEM),
     (r"can't start new thread", errno.EAGAIN),
     (r"Input/output error", errno.EIO),
-    # torch's zip writer reports its position in the file, not why no more was written.
+    # torch's zip writer reports its position in the file, not the cause of a failed write.
     (r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos", errno.ENOSPC),
 )
 _DAMAGED = re.compile(
@@ -104,7 +104,7 @@ _DAMAGED = re.compile(
 
 
 def as_refusal(error: BaseException) -> WikiLLMError | None:
-    """What an error means to a user; None for what only a mistake in the program explains."""
+    """The WikiLLMError that explains an exception to a user; None if the exception is a bug."""
     for link in _causes(error):
         found = link if isinstance(link, WikiLLMError) else _from_machine(link)
         if found is not None:
@@ -113,9 +113,10 @@ def as_refusal(error: BaseException) -> WikiLLMError | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from, each once.
+    """The error and its chain of `__cause__`, each exception once.
 
-    Not `__context__`: a mistake inside an `except OSError` would pass for an error of the machine.
+    `__context__` is not followed: a bug inside an `except OSError` would count as an error of the
+    machine.
     """
     seen: set[int] = set()
     link: BaseException | None = error
@@ -146,13 +147,13 @@ def _from_machine(error: BaseException) -> WikiLLMError | None:
         return CheckpointError(
             "A file of weights or training state is damaged.",
             got=line,
-            fix="take another checkpoint (--resume auto skips damaged ones), or copy the file",
+            fix="use another checkpoint (--resume auto skips damaged ones), or copy the file again",
         )
     return None
 
 
 def _of_number(number: int, message: str, paths: str = "") -> MachineError:
-    """The refusal for an errno; others keep the operating system's own words."""
+    """The error for an errno. An errno outside the table keeps the operating system's message."""
     what, fix = _ERRNO.get(number, _OTHER)
     got = f"{paths}: {message}" if paths else message
     if paths and number in (errno.ENOSPC, errno.EDQUOT):
@@ -166,7 +167,7 @@ def _paths(error: OSError) -> str:
 
 
 def _free_room(path: str) -> str:
-    """How much is free on the disk of `path`, where that can be read."""
+    """The free space on the disk of `path`, as text; "" if it cannot be read."""
     try:
         folder = nearest_existing(Path(path))
         return f"; {format_size(shutil.disk_usage(folder).free)} free on {folder}"

@@ -1,8 +1,8 @@
 """Files that are either complete or absent: atomic writes, durable renames, digests.
 
-A file or folder is staged beside its final name, fsynced, then renamed, and the parent folder is
-fsynced. After a crash at any moment a reader sees the old state or the new one, never half of
-either.
+A file or folder is staged next to its final name, fsynced, then renamed, and the parent folder is
+fsynced. After a crash at any moment a reader sees the old state or the new state, never a partial
+one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NETWORK = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "g
 
 
 def fsync_path(path: Path) -> None:
-    """Write a file's content, or a folder's entries, through to the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -30,9 +30,9 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one.
+    """Write `content` to `path`, such that a crash leaves the old file or the new file.
 
-    A write that fails (the disk is full) removes what it staged. Raises OSError.
+    If the write fails (as on a full disk), the staged file is removed. Raises OSError.
     """
     data = content.encode() if isinstance(content, str) else content
     staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
@@ -47,7 +47,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             staged.unlink(missing_ok=True)
         if error.errno is None:
             raise
-        # A failed write has no path; the user knows the final one, not the staged one.
+        # A failed write's error has no path. Name the final path, which the user knows.
         raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
@@ -72,7 +72,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def cut_torn_line(path: Path) -> int:
-    """Truncate a file after its last newline; the number of bytes that were cut off."""
+    """Truncate a file after its last newline. Returns the number of bytes removed."""
     if not path.exists():
         return 0
     data = path.read_bytes()
@@ -94,17 +94,17 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All regular files below `folder`, sorted: the same order on every machine."""
+    """All regular files below `folder`, sorted, so that the order is equal on every machine."""
     yield from sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def nearest_existing(path: Path) -> Path:
-    """The deepest existing parent of a path that does not exist, to name in an error."""
+    """The deepest existing parent folder of a path, for error messages and disk usage."""
     return next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
 
 
 def file_system_kind(path: Path) -> str:
-    """The file system of `path` as /proc/mounts names it; "" when that cannot be read."""
+    """The type of the file system of `path`, from /proc/mounts; "" if it cannot be read."""
     wanted = str(path.resolve())
     deepest = ""
     kind = ""
@@ -122,5 +122,5 @@ def file_system_kind(path: Path) -> str:
 
 
 def is_network_kind(kind: str) -> bool:
-    """Whether a `file_system_kind` is a network file system; unknown ones count as local."""
+    """Whether a `file_system_kind` is a network file system; unknown types count as local."""
     return kind.startswith(_NETWORK)

@@ -1,8 +1,8 @@
-"""Holds back what libraries print while a run starts, and keeps it: `say` and `warn` still print.
+"""Hold back what libraries print while a run starts; `say` and `warn` still print.
 
-File descriptors 1 and 2 go to memory, so that text from C++ and child processes is held too.
-`log_to_file` moves the text into the rank's log. Where the start fails, the text is printed; a
-small forked process does that where this one dies without a chance to.
+File descriptors 1 and 2 are redirected to memory, so that output of C++ code and child processes is
+held too. `log_to_file` moves the held text to the rank's log. If the start fails, the text is
+printed; if this process is killed, a small forked process prints it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _held: _Held | None = None
 
 
 class _Held:
-    """The standard output and error of this process, in memory. `real` are the descriptors."""
+    """Redirects standard output and error to memory. `real` are duplicates of the original
+    descriptors."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -47,7 +48,7 @@ class _Held:
         try:
             guard = os.fork()
             if guard == 0:
-                # It outlives every signal to the group; the closed pipe ends it.
+                # The guard blocks all signals. It ends when the parent writes to the pipe, or dies.
                 os.close(pulse)
                 is_released = os.read(waits, 1) == b"r"
                 if not is_released:
@@ -59,7 +60,7 @@ class _Held:
         return guard, pulse
 
     def release(self) -> bytes:
-        """Restore the descriptors; returns what was held."""
+        """Restore the descriptors. Returns the held text."""
         _flush()
         for number, real in zip(_STANDARD, self.real, strict=True):
             os.dup2(real, number)
@@ -77,11 +78,11 @@ class _Held:
 
 @contextmanager
 def held_output() -> Iterator[None]:
-    """Hold output back until `release_held`, or to the end of the block, which prints it."""
+    """Hold output back until `release_held` is called. Otherwise the end of the block prints it."""
     global _held
-    # A caller that has replaced the streams reads them itself.
+    # If a caller has replaced the streams, it reads them itself, so nothing is held.
     if all(_inner(name) is getattr(sys, f"__{name}__") for name in _NAMES):
-        with suppress(OSError):  # no descriptor or process is left: nothing is held
+        with suppress(OSError):  # without a free descriptor or process, hold nothing
             _held = _Held()
     try:
         yield
@@ -92,7 +93,7 @@ def held_output() -> Iterator[None]:
 
 
 def release_held() -> bytes:
-    """End the hold; returns the text. b"" where nothing is held."""
+    """End the hold. Returns the held text; b"" if nothing is held."""
     global _held
     held = _held
     _held = None
@@ -100,18 +101,17 @@ def release_held() -> bytes:
 
 
 def real_stream(name: str) -> object | None:
-    """The stream that `name` (stdout, stderr) was before the hold; None where nothing is held."""
+    """The original stream of `name` (stdout, stderr) during a hold; None if nothing is held."""
     return _held.streams[name] if _held is not None else None
 
 
 def real_descriptors() -> tuple[int | None, int | None]:
-    """Descriptors for the output and errors of a process that outlives the hold, as Popen takes
-    them."""
+    """Original descriptors of stdout and stderr, for Popen of a process that outlives the hold."""
     return (_held.real[0], _held.real[1]) if _held is not None else (None, None)
 
 
 def discard_real(name: str) -> None:
-    """The stream behind the hold cannot be written: what follows goes to /dev/null."""
+    """Redirect the original stream of `name`, which cannot be written, to /dev/null."""
     if _held is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, _held.real[_NAMES.index(name)])

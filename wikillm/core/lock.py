@@ -1,9 +1,9 @@
-"""One holder at a time, across processes and, where the file system supports flock, across nodes.
+"""A lock between processes and, if the file system supports flock across nodes, between nodes.
 
 The lock is an `flock` on a file, so it ends with its holder: a killed process leaves no stale lock.
-Forked children (DataLoader workers) do not own it; otherwise it would outlive their parent. The
-file names the holder. NFS before v4 and some parallel file systems ignore flock between nodes, so
-what the lock guards must also be staged and renamed.
+Forked children (DataLoader workers) do not inherit the lock; otherwise it could outlive the parent.
+The file names the holder. NFS before v4 and some parallel file systems ignore flock between nodes,
+so files that a lock guards must also be staged and renamed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 
 
 class FileLock:
-    """An exclusive flock. `with FileLock(path):` waits for it; `try_acquire` does not.
+    """An flock. `with FileLock(path):` waits for the lock; `try_acquire` does not wait.
 
     Args:
-        is_shared: any number of shared holders exclude an exclusive one; they are not named.
+        is_shared: take a shared lock, which several processes can hold at once and which excludes
+            exclusive locks. The file does not name shared holders.
     """
 
     def __init__(self, path: Path, *, is_shared: bool = False) -> None:
@@ -32,7 +33,7 @@ class FileLock:
         self._fd: int | None = None
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free; True when this process holds it now."""
+        """Take the lock if it is free. Returns whether this process holds it now."""
         if self._fd is not None:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ class FileLock:
             return False
         if not self._is_shared:
             owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            with suppress(OSError):  # on a full disk the lock holds without its owner's name
+            with suppress(OSError):  # on a full disk, the lock is valid but the file is unnamed
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, json.dumps(owner).encode(), 0)
         self._fd = fd
@@ -58,7 +59,7 @@ class FileLock:
             _held.discard(self)
 
     def holder(self) -> str:
-        """The process that has the lock, for a message: `pid 4242 on node-3`."""
+        """The process that holds the lock, for a message: `pid 4242 on node-3`."""
         try:
             found = json.loads(self.path.read_text())
             return f"pid {found['pid']} on {found['host']}"
@@ -78,7 +79,7 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 def _release_in_child() -> None:
-    """Close the lock files in a forked child; without LOCK_UN the parent keeps its locks."""
+    """Close the lock files in a forked child. Closing without LOCK_UN leaves the parent's locks."""
     for lock in list(_held):
         lock.release()
 
@@ -92,8 +93,8 @@ def lock_or_wait(
 ) -> Iterator[None]:
     """Hold the lock at `path`; while waiting, call `on_wait(holder, seconds_waited)`.
 
-    It polls every `poll` seconds. The first polls are shorter: ranks that open one store hold it
-    for a few hundredths of a second.
+    The lock is polled every `poll` seconds; the first pauses are shorter, because ranks that open a
+    store hold its lock only for some hundredths of a second.
     """
     lock = FileLock(path)
     start = time.monotonic()
@@ -109,7 +110,8 @@ def lock_or_wait(
 
 
 def is_open_here(path: Path) -> bool:
-    """Whether a process on this machine that we may inspect has `path` open."""
+    """Whether a process on this machine has `path` open. Only processes that this user may inspect
+    are seen."""
     target = str(path.resolve())
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""What a run reports: rank 0 to the terminal, every rank to its own file in the run directory.
+"""Output of a run: rank 0 prints to the terminal, every rank logs to a file in the run directory.
 
-`say` prints lines for a user (progress, decisions, results) on rank 0; `logging` is for all else.
-A closed terminal, a full disk behind it or a locale without UTF-8 never ends a run.
+`say` prints lines for a user (progress, decisions, results) on rank 0; everything else uses
+`logging`. A closed terminal, a full disk or a locale without UTF-8 never ends a run.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ def _is_main() -> bool:
 
 
 def make_output_safe() -> None:
-    """Make stdout and stderr safe: unknown characters replaced, control characters escaped.
+    """Make stdout and stderr replace characters that they cannot encode, and escape control
+    characters.
 
-    A stream that the caller closed (`>&-`) becomes /dev/null. Otherwise the next file that is
-    opened would get its number, and everything that C++ prints.
+    A stream that the caller closed (`>&-`) becomes /dev/null. Otherwise the next opened file would
+    get the stream's descriptor, and C++ code would print into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is `number`
         if getattr(sys, name) is None:
             _discard(name, "w" if number else "r")
     for name in ("stdout", "stderr"):
@@ -50,7 +51,7 @@ def make_output_safe() -> None:
 
 
 def drop_output(number: int) -> None:
-    """Send descriptor 1 or 2 to /dev/null, so that the interpreter's last flush succeeds too."""
+    """Redirect descriptor 1 or 2 to /dev/null, so that the flush at interpreter exit succeeds."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
@@ -58,11 +59,11 @@ def drop_output(number: int) -> None:
 
 
 _show_status: Callable[[str], None] | None = None
-"""Takes progress lines while a live view is on the terminal."""
+"""Receives progress lines while a live view is on the terminal."""
 
 
 def show_status_with(show: Callable[[str], None] | None) -> None:
-    """Give progress lines (`say` with a carriage return) to `show` instead of printing them."""
+    """Pass progress lines (`say` with a carriage return) to `show` instead of printing them."""
     global _show_status
     _show_status = show
 
@@ -88,9 +89,10 @@ def say(message: str = "", *, end: str = "\n") -> None:
 
 @contextmanager
 def timed(message: str, every: float = 1.0) -> Iterator[None]:
-    """Say `message`; on a terminal, also the seconds since, `every` so many, until the block ends.
+    """Print `message`. On a terminal, update it with the elapsed time every `every` seconds until
+    the block ends.
 
-    For work that cannot report its own progress, such as an import.
+    This is for work that cannot report its own progress, such as an import.
     """
     if not (_is_main() and _stream("stdout").isatty()):
         say(message)
@@ -122,12 +124,13 @@ def warn(message: str) -> None:
 
 
 def _stream(name: str) -> Any:
-    """Where lines for the user go: stdout or stderr, also while what libraries print is held."""
+    """The stream for lines to the user. During a hold it is the original stdout or stderr."""
     return real_stream(name) or getattr(sys, name)
 
 
 def _write(name: str, stream: Any, text: str) -> None:
-    """Write to a standard stream; one that fails is discarded, with a warning."""
+    """Write to a standard stream. If that fails, discard its output from here on, with a
+    warning."""
     try:
         stream.write(text)
         stream.flush()
@@ -151,7 +154,7 @@ def _discard(name: str, mode: str = "w") -> None:
 
 
 class _RankFile(logging.FileHandler):
-    """A log file that may fail: the first failure is reported, in one line, without a traceback."""
+    """A log file whose first failure is reported in one line, without a traceback."""
 
     _has_warned = False
 
@@ -168,7 +171,7 @@ class _RankFile(logging.FileHandler):
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Records that are safe to show in a terminal, with any text in them."""
+    """Formats records after `clean`, with control characters escaped."""
 
     def __init__(self, clean: Callable[[str], str], form: str) -> None:
         super().__init__(form)
@@ -179,9 +182,9 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
-    """Append every `logging` record of this process to `path`, through `clean`. (all ranks)
+    """Append every `logging` record of this process to `path`, after `clean`. (all ranks)
 
-    What was held back until then (see `held_output`) is the first one.
+    Output that was held back until now (see `held_output`) becomes the first record.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _RankFile(path, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Memory limits of this process's control groups, from /sys/fs/cgroup, and what is left of them."""
+"""Memory limits and usage of this process's control groups, from /sys/fs/cgroup."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import psutil
 
 GROUPS = Path("/sys/fs/cgroup")
-_NO_LIMIT = 1 << 60  # version 1 writes a number near 2^63 for none
+_NO_LIMIT = 1 << 60  # cgroup version 1 writes a number near 2^63 for "no limit"
 
 
 def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | None, int | None]:
     """(limit, used) in bytes of the group with the smallest limit; (None, None) without a limit.
 
     Args:
-        own: the content of /proc/PID/cgroup; default: of this process. Versions 1 and 2.
+        own: content of /proc/PID/cgroup, of cgroup version 1 or 2. Default: this process's.
     """
     found: list[tuple[int, int | None]] = []
     for line in (_text(Path("/proc/self/cgroup")) if own is None else own).splitlines():
@@ -28,7 +28,7 @@ def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | No
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        # Inside a container the path of the host does not exist: the root is the own group.
+        # Inside a container the host's path does not exist, and the root is the process's group.
         group = top / path.strip("/")
         for folder in (group, *group.parents):
             limit = _number(folder / names[0])
@@ -40,7 +40,7 @@ def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | No
 
 
 def available_memory() -> int:
-    """Bytes that processes of this node can still take, within the limit of the control group."""
+    """Bytes of memory that are available on this node, within the control group's limit."""
     free: int = psutil.virtual_memory().available
     limit, used = cgroup_memory()
     return free if limit is None else max(0, min(free, limit - (used or 0)))

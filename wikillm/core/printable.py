@@ -1,9 +1,9 @@
-"""Text from outside on its way to a terminal: control characters are shown, not sent.
+"""Escape control characters in foreign text before it reaches a terminal.
 
-A document, a file name, a peer's message or a model may hold escape sequences, which clear the
-screen, set the title, write the clipboard, or hide what follows. They appear as JSON escapes
-(`\\u001b`), so JSON output keeps its meaning. Letters, hanzi, emoji, tabs and line breaks stay as
-they are.
+A document, a file name, a peer's message or a model's output can contain escape sequences, which
+clear the screen, set the title, write to the clipboard or hide text. They are printed as JSON
+escapes (`\\u001b`), so JSON output keeps its meaning. Letters, hanzi, emoji, tabs and line breaks
+are not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters as escapes; `\\r\\n` counts as a line break."""
+    """`text` with its control characters escaped; `\\r\\n` becomes a line break."""
     if _CONTROL.search(text) is None:
         return text
     text = text.replace("\r\n", "\n")
@@ -26,10 +26,11 @@ def printable(text: str) -> str:
 
 
 class PrintableStream:
-    """A text stream that writes `printable` text.
+    """A text stream that writes every text through `printable`.
 
     Args:
-        returns: text may begin or end with a carriage return, as progress lines of libraries do.
+        returns: keep a carriage return at the beginning or end of a text, which the progress lines
+            of libraries have.
     """
 
     def __init__(self, stream: TextIO, *, returns: bool = False) -> None:

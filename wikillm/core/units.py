@@ -1,7 +1,7 @@
 """Quantities as people write them: "2.6B" parameters, "80GiB" of memory, "1h02m".
 
-Counts have decimal suffixes (K, M, B, T), sizes decimal (KB, MB, GB, TB) or binary (KiB, MiB, GiB,
-TiB) ones. Parsing is exact; formatting keeps three or four significant digits.
+Counts have decimal suffixes (K, M, B, T). Sizes have decimal (KB, MB, GB, TB) or binary suffixes
+(KiB, MiB, GiB, TiB). Parsing is exact; formatting keeps three or four significant digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _parse(text: str | int | float, suffixes: dict[str, int], kind: str, example
     match = _QUANTITY.fullmatch(str(text).strip())
     if match is None or match[2].upper() not in suffixes:
         raise ValueError(f"{text!r} is not a {kind}; write it like {example}")
-    # Exact: in floats 2.01 x 1000 is not 2010.
+    # Fractions are exact; in floats 2.01 x 1000 is not 2010.
     value = Fraction(match[1].replace("_", "")) * suffixes[match[2].upper()]
     if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole {kind}; write it like {example}")
@@ -27,14 +27,14 @@ def _parse(text: str | int | float, suffixes: dict[str, int], kind: str, example
 
 
 def parse_count(text: str | int | float) -> int:
-    """`"2.6B"` -> 2_600_000_000. Raises ValueError with an example of the right form."""
+    """`"2.6B"` -> 2_600_000_000. Raises ValueError with an example of the correct form."""
     return _parse(text, _COUNT, "count", '500_000, "100M" or "2.6B"')
 
 
 def parse_size(text: str | int | float) -> int:
-    """`"80GiB"` -> 85_899_345_920 bytes; a bare number is bytes.
+    """`"80GiB"` -> 85_899_345_920 bytes; a number without a suffix is in bytes.
 
-    Raises ValueError with an example.
+    Raises ValueError with an example of the correct form.
     """
     return _parse(text, _DECIMAL | _BINARY, "size in bytes", '4096, "64MiB" or "80GB"')
 

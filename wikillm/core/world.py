@@ -1,8 +1,9 @@
-"""Rank and size of this process, from the environment alone.
+"""Rank and world size of this process, from environment variables alone.
 
-Every launcher (deepspeed, torchrun, our sbatch) sets RANK, WORLD_SIZE and LOCAL_RANK; Open MPI has
-its own names, which `adopt_open_mpi` translates. Plain `python train.py` has none and is a world of
-one; `World.export` then sets what DeepSpeed reads, since it would look for mpi4py and fail.
+Every launcher (deepspeed, torchrun, WikiLLM's sbatch file) sets RANK, WORLD_SIZE and LOCAL_RANK.
+Open MPI has its own names, which `adopt_open_mpi` translates. Plain `python train.py` has none of
+them and is a world of one process. `World.export` then sets the variables for DeepSpeed, which
+would otherwise try to import mpi4py and fail.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Global rank 0: the one that writes and prints."""
+        """Whether this is global rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
@@ -61,19 +62,18 @@ class World:
         return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
     def check_rendezvous(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Check that several ranks have a rendezvous address.
+        """Check that a run of several ranks has a rendezvous address.
 
-        For a lone process, removes variables that an incomplete launch left behind.
+        For a single process, remove the launcher's variables if they are incomplete.
 
         Raises:
-            MachineError: MASTER_ADDR or MASTER_PORT is missing or invalid, or an unknown MPI
-                started
-                several processes.
+            MachineError: MASTER_ADDR or MASTER_PORT is missing or invalid, or an unsupported MPI
+                started several processes.
         """
         if self.size == 1:
             _refuse_unknown_mpi(environ)
             if not all(environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
-                # torch would wait for a rendezvous address that was never given.
+                # With these variables torch would wait for a rendezvous that never happens.
                 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
                     environ.pop(name, None)
                 return
@@ -82,15 +82,15 @@ class World:
         if missing or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             problem = f"{' and '.join(missing)} not set" if missing else f"MASTER_PORT={port}"
             raise MachineError(
-                "The environment has no rendezvous address for the ranks of this run "
-                f"({self.size} in all).",
+                f"The environment has no rendezvous address for the {self.size} ranks of this run.",
                 got=f"RANK={self.rank} WORLD_SIZE={self.size}, {problem}",
                 fix=f"{_LAUNCH}, or set MASTER_ADDR and MASTER_PORT (1 to 65535) on every rank; "
                 "for a single process: unset RANK WORLD_SIZE LOCAL_RANK",
             )
 
     def export(self) -> None:
-        """For a process without a launcher, set what torch.distributed and DeepSpeed read."""
+        """For a process without a launcher, set the variables that torch.distributed and DeepSpeed
+        read."""
         if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
             return
         if self.size != 1:
@@ -111,21 +111,22 @@ class World:
 
 _LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
 _OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""The process counts of MPICH, Intel MPI, Slurm's PMI and MVAPICH; accelerate reads them too."""
+"""Process counts set by MPICH, Intel MPI, Slurm's PMI and MVAPICH; accelerate reads them too."""
 _OPEN_MPI = {
     "RANK": "RANK",
     "WORLD_SIZE": "SIZE",
     "LOCAL_RANK": "LOCAL_RANK",
     "LOCAL_WORLD_SIZE": "LOCAL_SIZE",
 }
-"""torch's name -> what follows OMPI_COMM_WORLD_ (mpirun(1), "Exported Environment Variables")."""
+"""torch's name -> Open MPI's, without OMPI_COMM_WORLD_ (mpirun(1), "Exported Environment
+Variables")."""
 
 
 def _refuse_unknown_mpi(environ: Mapping[str, str]) -> None:
     several = [n for n in _OTHER_MPI if environ.get(n, "1") not in ("", "1")]
     if several and "RANK" not in environ:
         raise MachineError(
-            "An MPI launcher that is not Open MPI started several processes, "
+            "An MPI launcher other than Open MPI started several processes, "
             "and each would train alone.",
             got=", ".join(f"{name}={environ[name]}" for name in several),
             fix=f"{_LAUNCH}; for a single process: unset {' '.join(several)}",
@@ -133,9 +134,9 @@ def _refuse_unknown_mpi(environ: Mapping[str, str]) -> None:
 
 
 def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set torch's variables for a process of `mpirun`.
+    """Set torch's variables in a process that `mpirun` started.
 
-    Raises MachineError on several nodes without MASTER_ADDR.
+    Raises MachineError if there are several nodes and MASTER_ADDR is not set.
     """
     if "RANK" in environ or "OMPI_COMM_WORLD_RANK" not in environ:
         return
@@ -154,7 +155,7 @@ def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
+    """A TCP port that is free on loopback; another process can take it before it is used."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,1 +1,2 @@
-"""One self-contained page about a run, from the files of its directory alone. Without torch."""
+"""A self-contained page about one or several runs, from the files of their directories. Imports no
+torch."""

@@ -1,4 +1,4 @@
-"""`python -m wikillm.report RUN`: RUN/report.html, at low priority beside a training run."""
+"""`python -m wikillm.report RUN`: write RUN/report.html at low priority, during training."""
 
 from __future__ import annotations
 

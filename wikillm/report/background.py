@@ -1,7 +1,7 @@
-"""Writes RUN/report.html while a run trains, in a separate process. (rank 0)
+"""Write RUN/report.html during training, in a separate process. (rank 0)
 
-The training process starts it and does not wait: reading the records of a long run takes seconds.
-A failure is one warning.
+The training process does not wait for it, because reading the records of a long run takes seconds.
+The first failure is a warning; later ones are silent.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from wikillm.core.log import warn
 
 REFRESH_SECONDS = 60.0
-"""A checkpoint less than this after the last refresh does not start another."""
+"""Shortest time between two refreshes; checkpoints in between start none."""
 _SOURCE = Path(__file__).resolve().parents[2]
 
 
 class PageRefresh:
-    """Starts one process at a time that writes the page.
+    """Starts processes that write the page, one at a time.
 
     Args:
-        every: seconds between two refreshes, and from now until the first.
+        every: shortest time in seconds between two refreshes, and before the first.
     """
 
     def __init__(self, run: Path, every: float = REFRESH_SECONDS) -> None:
@@ -51,7 +51,7 @@ class PageRefresh:
             self._warn_once(str(error))
 
     def close(self) -> None:
-        """End a process that is still writing: the last page follows at the end of the run."""
+        """Terminate a process that is still writing; the end of the run writes the last page."""
         if self._process is not None and self._is_writing():
             self._process.terminate()
             self._process.wait()
@@ -60,7 +60,7 @@ class PageRefresh:
     def _is_writing(self) -> bool:
         code = None if self._process is None else self._process.poll()
         if code:
-            self._warn_once(f"exit code {code}; `wikillm report {self._run}` says why")
+            self._warn_once(f"exit code {code}; `wikillm report {self._run}` shows the error")
         return self._process is not None and code is None
 
     def _warn_once(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Several runs beside one another: their results, and the settings in which they differ."""
+"""Comparison of several runs: a table of results, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def comparison(runs: Sequence[RunFiles], price: float | None) -> dict[str, Any]:
     return {
         "title": " / ".join(labels(runs))[:200],
         "head": head,
-        "rows": [_row(*one, price) for one in zip(labels(runs), runs, strict=True)],
+        "rows": [_row(label, run, price) for label, run in zip(labels(runs), runs, strict=True)],
         "difference_head": ["key", *labels(runs)],
         "differences": _differences(runs),
     }
@@ -58,7 +58,7 @@ def _row(label: str, run: RunFiles, price: float | None) -> list[str]:
 
 
 def _differences(runs: Sequence[RunFiles]) -> list[list[str]]:
-    """[key, the value in each run] for each key that is not equal in all of them."""
+    """[key, value in each run...] for each key whose value is not equal in all runs."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     rows = []
     for key in keys:

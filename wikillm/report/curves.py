@@ -1,6 +1,6 @@
-"""The curves of a run: what is drawn over tokens, smoothed and thinned, and its loss spikes.
+"""The curves of a run over tokens, smoothed and thinned, and its loss spikes.
 
-Points are (tokens, value). A value that was not finite is a gap.
+Points are (tokens, value). A value that is not finite makes a gap in the curve.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number
 
 Point = tuple[float, float | None]
 MOST_POINTS = 800
-"""Of a drawn curve; each group of points keeps its lowest and its highest."""
+"""Most points of a drawn curve; each group of points keeps its lowest and its highest."""
 DOCUMENTS = 4
-"""Of a spike that are listed."""
+"""Most documents listed for a spike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A loss that stood out, with the median before it and documents of its worst micro-batch.
+    """A loss spike.
 
-    `is_current`: its step was not trained again.
+    Attributes:
+        usual: median of the losses before it.
+        action: what the run did about it.
+        documents: documents of its worst micro-batch.
+        is_current: whether its step is part of the final run, not one that was trained again.
     """
 
     step: int
@@ -37,7 +41,7 @@ class Spike:
 
 
 def series(run: RunFiles, name: str) -> list[Point]:
-    """The values of metrics.jsonl with this name, over tokens."""
+    """The values with this name in metrics.jsonl, over tokens."""
     return [
         (number(record, names.TOKENS) or 0.0, number(record, name))
         for record in run.metrics
@@ -46,7 +50,7 @@ def series(run: RunFiles, name: str) -> list[Point]:
 
 
 def evaluations(run: RunFiles, name: str) -> list[Point]:
-    """The values of evaluations with this name. Their tokens follow from their steps."""
+    """The values with this name in evaluations, over tokens, which follow from the steps."""
     steps = [record[names.STEP] for record in run.metrics]
     tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
     found = [event for event in run.current if event[names.KIND] == names.EVAL and name in event]
@@ -54,7 +58,7 @@ def evaluations(run: RunFiles, name: str) -> list[Point]:
 
 
 def tokens_at(step: int, steps: Sequence[int], tokens: Sequence[float]) -> float:
-    """Tokens trained on at `step`, between logging steps by interpolation."""
+    """Tokens trained on at `step`, interpolated between logging steps."""
     after = bisect_left(steps, step)
     if after == len(steps):
         return tokens[-1] if tokens else 0.0
@@ -65,7 +69,7 @@ def tokens_at(step: int, steps: Sequence[int], tokens: Sequence[float]) -> float
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """An exponential mean over a fiftieth of the records (at least 2), without the bias to zero."""
+    """An exponential mean over a fiftieth of the points (at least 2), with bias correction."""
     keep = 1 - 1 / max(2.0, len(points) / 50)
     total = 0.0
     weight = 0.0
@@ -79,7 +83,8 @@ def smooth(points: Sequence[Point]) -> list[Point]:
 
 
 def thin(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points: of each group the lowest and the highest, or its gap."""
+    """At most `most` points. Of each group of points the lowest and the highest are kept, or a gap
+    if the group has no value."""
     if len(points) <= most:
         return list(points)
     out: list[Point] = []
@@ -93,7 +98,8 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def spikes(run: RunFiles) -> list[Spike]:
-    """The loss spikes that the run found (see `train.spikes`), those that it went back for too."""
+    """All loss spikes that the run detected (see `train.spikes`), including those after which it
+    went back to a checkpoint."""
     steps = [record[names.STEP] for record in run.metrics]
     tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
     kept = {id(event) for event in run.current}
@@ -105,8 +111,8 @@ def spikes(run: RunFiles) -> list[Spike]:
             continue
         batch = as_dict(event.get("worst_micro_batch"))
         documents = [
-            f"{one.get('source')}: byte {one.get('offset')}"
-            for one in as_dicts(batch.get("documents"))[:DOCUMENTS]
+            f"{document.get('source')}: byte {document.get('offset')}"
+            for document in as_dicts(batch.get("documents"))[:DOCUMENTS]
         ]
         out.append(
             Spike(
@@ -123,7 +129,7 @@ def spikes(run: RunFiles) -> list[Spike]:
 
 
 def resumes(run: RunFiles) -> list[tuple[float, str]]:
-    """(tokens, label) of each place where a later segment goes on."""
+    """(tokens, label) of each position where the run resumed."""
     out: list[tuple[float, str]] = []
     segment: Any = None
     for record in run.metrics:

@@ -1,4 +1,4 @@
-"""The data of a run: store, tokenizer, splits, mixture, the funnel and the sources."""
+"""The page's section on data: store, tokenizer, splits, mixture, funnel and sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_SOURCES = 200
 
 
 def data_section(run: RunFiles) -> dict[str, Any]:
-    """Values of the template's part "Data"; `data` is empty where data.json is missing."""
+    """Values for the template's section "Data"; `data` is empty if data.json is missing."""
     data = run.data
     sources = as_dicts(data.get("sources"))
     return {
@@ -23,13 +23,13 @@ def data_section(run: RunFiles) -> dict[str, Any]:
         "funnel": _funnel(as_dict(data.get("funnel"))),
         "sources": [
             (
-                without_queries(str(one.get("url") or one.get("path"))),
-                f"{number(one, 'size') or 0:,.0f}",
-                str(one.get("format", "")),
-                str(one.get("compression", "")),
-                str(one.get("sha256", ""))[:12],
+                without_queries(str(source.get("url") or source.get("path"))),
+                f"{number(source, 'size') or 0:,.0f}",
+                str(source.get("format", "")),
+                str(source.get("compression", "")),
+                str(source.get("sha256", ""))[:12],
             )
-            for one in sources[:MOST_SOURCES]
+            for source in sources[:MOST_SOURCES]
         ],
         "more_sources": max(0, len(sources) - MOST_SOURCES),
     }
@@ -46,7 +46,7 @@ def _store(data: dict[str, Any]) -> list[tuple[str, str]]:
         text += f"EOS {tokenizer.get('eos_token')} ({tokenizer.get('origin')})"
         rows.append(("tokenizer", text))
     if data.get("complete") is False:
-        rows.append(("state", "it was still being built: the counts are of that moment"))
+        rows.append(("state", "still being built when the counts were recorded"))
     return rows
 
 
@@ -62,19 +62,19 @@ def _split(name: str, split: Any) -> tuple[str, ...]:
 def _mixture(run: RunFiles) -> Any:
     """(source, share, tokens used, epochs) of each source of a mixture."""
     last = run.metrics[-1] if run.metrics else {}
-    every = as_dicts(run.data.get("mixture"))
-    total = sum(number(one, "count") or 0 for one in every)
-    for one in every:
-        name = str(one.get("name"))
+    sources = as_dicts(run.data.get("mixture"))
+    total = sum(number(source, "count") or 0 for source in sources)
+    for source in sources:
+        name = str(source.get("name"))
         tokens = number(last, names.of_source(names.SOURCE_TOKENS, name))
         epochs = number(last, names.of_source(names.SOURCE_EPOCHS, name))
-        share = (number(one, "count") or 0) / total if total else 0.0
+        share = (number(source, "count") or 0) / total if total else 0.0
         used = "-" if tokens is None else format_count(tokens)
         yield name, f"{share:.2%}", used, "-" if epochs is None else f"{epochs:.2f}"
 
 
 def _funnel(funnel: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read, dropped for each reason, kept: with the share of what was read."""
+    """Rows for the records read, dropped (one row per reason) and kept, as shares of those read."""
     if not funnel:
         return []
     lines = as_dicts(funnel.get("dropped"))

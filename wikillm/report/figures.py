@@ -1,4 +1,4 @@
-"""Which curves are drawn: of one run with its resumes and spikes, of several over one another."""
+"""Choose the curves to draw: for one run with its resumes and spikes, for several runs overlaid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MEASURED = (
     ("Peak memory", names.MEMORY_BYTES, "GiB on rank 0", GIB, False),
     ("MFU", names.MFU, "%", 0.01, True),
 )
-"""Title, name in metrics.jsonl, unit of the axis, what one of it is, whether it is smoothed too."""
+"""(title, name in metrics.jsonl, unit of the axis, value of one unit, whether to smooth it)."""
 
 
 def plots_of(runs: Sequence[RunFiles]) -> list[Plot]:
-    """The plots of a page; those without a value are left out."""
+    """The plots of a page. A plot without any value is left out."""
     is_one = len(runs) == 1
     label_of = labels(runs)
     first = _loss_plot(runs[0]) if is_one else _losses_plot(runs)
@@ -32,11 +32,11 @@ def plots_of(runs: Sequence[RunFiles]) -> list[Plot]:
     plots.append(Plot("Bits per byte", _evaluated(runs, names.BITS_PER_BYTE), "validation"))
     if is_one:
         plots.append(Plot("Validation loss by source", _of_sources(runs[0]), "nats/token"))
-    for title, name, unit, one, is_noisy in _MEASURED:
+    for title, name, unit, scale, is_noisy in _MEASURED:
         curves: list[Curve] = []
         for i, run in enumerate(runs):
             found = series(run, name)
-            points = [(x, None if value is None else value / one) for x, value in found]
+            points = [(x, None if value is None else value / scale) for x, value in found]
             label = label_of[i] if not is_one else "logged"
             if is_noisy and is_one:
                 curves.append(Curve(label, points, faint=True))
@@ -48,7 +48,7 @@ def plots_of(runs: Sequence[RunFiles]) -> list[Plot]:
 
 
 def loss_plot(run: RunFiles, levels: Sequence[tuple[float, str]] = ()) -> Plot:
-    """The losses of one run alone, as the documentation shows them."""
+    """The losses of one run without marks, as in the documentation and in the model card."""
     curves = [
         Curve("training", series(run, names.LOSS)),
         Curve("validation", evaluations(run, names.EVAL_LOSS), 1, dots=True),

@@ -1,4 +1,5 @@
-"""What the ledger says: the samples of the steps, what was left out, and one digest of it all."""
+"""The page's section on the ledger: samples of the steps, samples left out, a digest of all
+steps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MOST_WINDOWS = 60
 
 
 def read_history(run: Path) -> History | str | None:
-    """The ledger without superseded lines; the reason if it is damaged; None if there is none."""
+    """The ledger without superseded lines. If it is damaged, the reason as text; None if the run
+    has no ledger."""
     if not (run / NAME).is_file():
         return None
     try:
@@ -23,7 +25,8 @@ def read_history(run: Path) -> History | str | None:
 
 
 def digest_of(history: History) -> str:
-    """Of the digests of all steps in their order: equal for runs that read the same tokens."""
+    """A digest of the digests of all steps, in order. Runs that read equal tokens have equal
+    digests."""
     found = hashlib.sha256()
     for line in history.steps:
         found.update(line.digest.to_bytes(8, "big"))
@@ -31,7 +34,7 @@ def digest_of(history: History) -> str:
 
 
 def ledger_section(run: Path) -> dict[str, Any]:
-    """Values of the template's part "Ledger"."""
+    """Values for the template's section "Ledger"."""
     history = read_history(run)
     if not isinstance(history, History):
         return {"ledger": [("state", history)] if history else [], "skipped": []}

@@ -1,6 +1,6 @@
-"""Renders the page: templates by Jinja2, everything escaped, no script, no address to load from.
+"""Render the page with Jinja2. All values are escaped; the page has no script and loads nothing.
 
-The sizes of all lists are bounded, so that a page stays below 2 MB whatever the run.
+The sizes of all lists are bounded, so that the page of any run stays below 2 MB.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FILE_NAME = "report.html"
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, price: float | None = None) -> Path:
-    """Write the page of one run, or of several over one another; returns its path.
+    """Write the page about one run, or about several runs overlaid. Returns the path of the page.
 
     Args:
-        out: default RUN/report.html for one run, report.html here for several.
-        price: of one device for an hour.
+        out: path of the page. Default: RUN/report.html for one run, report.html for several.
+        price: price per device-hour; None leaves the cost out.
 
     Raises:
         ConfigError: one of `runs` is not a run directory.
@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, price: float | N
 
 
 def refresh_page(run: Path) -> None:
-    """Write RUN/report.html; a failure of any kind is a warning, never an error."""
+    """Write RUN/report.html; any failure is only a warning."""
     try:
         write_report([run])
     except Exception as error:
@@ -74,7 +74,7 @@ def render(runs: Sequence[RunFiles], price: float | None = None) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Control characters and overrides of the direction are shown, not obeyed."""
+    """Escape control characters and direction overrides in a value of the template."""
     is_text = isinstance(value, str) and not hasattr(value, "__html__")
     return printable(value) if is_text else value
 

@@ -1,7 +1,7 @@
-"""Curves as SVG, with no library: for the report's page, and as a file for the documentation.
+"""Draw curves as SVG without a library, for the page and as files for documentation and model card.
 
-Lengths are percentages and only the lines are stretched, so that a plot in a page fills its column
-and its letters stay as large as the text. Colours are CSS variables of the page; a file brings its
+Lengths are percentages and only lines are stretched, so that a plot in a page fills its column and
+its letters have the size of the text. Colours are CSS variables of the page. A file contains its
 own style, which follows the reader's light or dark setting.
 """
 
@@ -41,21 +41,23 @@ COLOUR_RULES = "".join(
     f".plot .c{i} {{ stroke: var(--c{i}); }} .plot circle.c{i} {{ fill: var(--c{i}); }}\n"
     for i in range(COLOURS)
 )
-_WIDTH = 98.0  # per cent of what the left margin leaves
+_WIDTH = 98.0  # per cent of the width right of the margin
 _LONGEST_TICK = 6  # characters
 _TOP = 10  # pixels
 _HEIGHT = 180
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
-"""One after each round of colours, and beside them: no curve is told by its colour alone."""
+"""Dash patterns of the lines, so that curves can be told apart without their colours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line; with `dots` a faint one with a point for each value.
+    """A curve.
 
     Args:
-        colour: number of the colour; beyond the last one they begin again, dashed.
-        faint: drawn thin, behind the others.
+        colour: number of the colour. Numbers beyond the last colour reuse the colours with other
+            dashes.
+        faint: draw a thin, pale line.
+        dots: draw a pale line with a dot for each value.
     """
 
     label: str
@@ -66,7 +68,7 @@ class Curve:
 
     @property
     def dashes(self) -> str:
-        """An attribute of its line; dashes change with the colours and with each round of them."""
+        """The SVG attribute for the line's dashes, chosen by the number of the colour."""
         found = _DASHES[(self.colour + self.colour // COLOURS) % len(_DASHES)]
         return f' stroke-dasharray="{found}"' if found and not self.faint else ""
 
@@ -76,7 +78,7 @@ class Plot:
     """Curves over tokens.
 
     Attributes:
-        unit: of the values, for the axis.
+        unit: unit of the values, for the axis.
         marks: (tokens, title) of vertical lines.
         levels: (value, label) of horizontal lines.
         odd: (tokens, value, title) of points that are circled.
@@ -95,7 +97,7 @@ class Plot:
 
 
 def svg(plot: Plot) -> Markup:
-    """The plot for a page: as wide as its column, 230 pixels high."""
+    """The plot as an element of a page, as wide as its column and 230 pixels high."""
     label = f"{plot.title} over tokens: {describe(plot)}"
     head = f'<svg class="plot page" role="img" height="230" aria-label="{escape(label)}">'
     return Markup(head + _inner(plot) + "</svg>")
@@ -119,7 +121,7 @@ def svg_file(plot: Plot) -> str:
 
 
 def describe(plot: Plot) -> str:
-    """First and last value of each curve, in words."""
+    """The first and last value of each curve as text, for screen readers."""
     parts = []
     for curve in plot.drawn():
         known = [value for _, value in curve.points if value is not None]
@@ -148,7 +150,7 @@ def _inner(plot: Plot) -> str:
         parts.append(f'<line class="mark" x1="0" x2="{_WIDTH}%" y1="{y}" y2="{y}"/>')
         place = f'x="{_WIDTH - 1}%" y="{y - 5:.1f}" text-anchor="end"'
         parts.append(f"<text {place}>{escape(label)}</text>")
-    # The lines alone are stretched to the width; dots stay round.
+    # Only the lines are in the stretched inner SVG, so that dots stay round.
     most = min(MOST_POINTS, max(50, 4 * MOST_POINTS // len(curves)))
     lines = [_line(frame, curve, most) for curve in curves]
     area = f'x="0" y="{_TOP}" width="{_WIDTH}%" height="{_HEIGHT}"'
@@ -165,7 +167,7 @@ def _inner(plot: Plot) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where tokens and values are drawn: x as a percentage, y in pixels."""
+    """Converts tokens to x as a percentage, and values to y in pixels."""
 
     most: float
     low: float
@@ -198,7 +200,7 @@ def _axes(frame: _Frame, xs: list[float], ys: list[float], unit: str) -> Iterabl
 
 
 def _line(frame: _Frame, curve: Curve, most: int) -> str:
-    """One polyline for each part without a gap."""
+    """A polyline for each part of the curve between gaps."""
     parts: list[list[str]] = [[]]
     for x, value in thin(curve.points, most):
         if value is None:
@@ -224,7 +226,7 @@ def _dots(frame: _Frame, curve: Curve) -> Iterable[str]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Four to seven round numbers in equal steps around `low` to `high`."""
+    """Four to seven round numbers in equal steps that cover `low` to `high`."""
     if not high - low > max(1e-12 * max(abs(low), abs(high)), 1e-300):
         margin = abs(low) / 10 or 1.0
         low -= margin

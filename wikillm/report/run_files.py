@@ -1,8 +1,8 @@
-"""What the files of one run directory say. A part that is missing or damaged is empty.
+"""Read the files of a run directory. The content of a missing or damaged file is empty.
 
-Reads metrics.jsonl, events.jsonl, config.resolved.yaml, data.json, plan.json, environment.json,
-outcome.json, exit.json, diverged.json and the warnings in logs/; of a finished store its manifest,
-for the funnel of a run that did not record it. Nothing is written.
+The files are metrics.jsonl, events.jsonl, config.resolved.yaml, data.json, plan.json,
+environment.json, outcome.json, exit.json, diverged.json and logs/ (for warnings). If data.json has
+no funnel, it is read from the manifest of the run's store. Nothing is written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([A-Z]+) [\w.]+: (
 _LOG_TAIL = 1 << 20  # bytes of a rank's log that are searched
 _LOG_FILES = 64
 MOST = 1e100
-"""Larger numbers are left out: they are damage, and sums of them are not finite."""
+"""Larger numbers are treated as damage and left out, so that sums stay finite."""
 _MESSAGE_CHARACTERS = 600
 
 
@@ -42,7 +42,7 @@ class RecordedSetting:
 
 @dataclass(frozen=True, slots=True)
 class LoggedWarning:
-    """A warning or error of the rank logs; equal messages of several ranks are one."""
+    """A warning or error in the rank logs. Equal messages of several ranks are merged."""
 
     first: str  # the time, as written in the log
     level: str
@@ -53,11 +53,13 @@ class LoggedWarning:
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """One run directory.
+    """The content of a run directory.
 
     Attributes:
-        records: all of metrics.jsonl; `metrics` has one for each step, the latest segment's.
-        events: all of events.jsonl; `current` is without those of abandoned steps.
+        records: all records of metrics.jsonl.
+        metrics: one record per step, from the latest segment that logged the step.
+        events: all events of events.jsonl.
+        current: the events without those of abandoned steps.
     """
 
     path: Path
@@ -86,7 +88,7 @@ def read_run(path: Path) -> RunFiles:
         raise ConfigError(
             f"{path} is not a run directory.",
             got="neither run.json nor metrics.jsonl",
-            fix="wikillm report RUN, a run.dir",
+            fix="wikillm report RUN, where RUN is the run.dir of a run",
         )
     records = read_records(path / "metrics.jsonl")
     metrics = kept_records(records)
@@ -109,26 +111,26 @@ def read_run(path: Path) -> RunFiles:
 
 
 def labels(runs: Sequence[RunFiles]) -> list[str]:
-    """The names of the runs; their folders where two runs have the same name."""
+    """The names of the runs, or their folders if two runs have equal names."""
     found = [run.name for run in runs]
     return found if len(set(found)) == len(found) else [str(run.path) for run in runs]
 
 
 def number(record: dict[str, Any], name: str) -> float | None:
-    """A number of a record; None where it is absent, not a number, not finite or too large."""
+    """A number in a record; None if it is absent, not a number, not finite or too large."""
     value = record.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if value is not None and is_number and abs(value) < MOST else None
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """A JSON object; anything else is an empty one."""
+    """`value` if it is a JSON object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def as_dicts(value: Any) -> list[dict[str, Any]]:
-    """The objects of a JSON array; anything else is an empty one."""
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    """The objects in a JSON array; empty if `value` is not an array."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def plain(value: str) -> str:
@@ -140,7 +142,7 @@ def plain(value: str) -> str:
 
 
 def read_settings(path: Path) -> dict[str, RecordedSetting]:
-    """The settings of a config.resolved.yaml, by key; {} when there is none."""
+    """The settings in a config.resolved.yaml, by key; {} if the file is missing."""
     found: dict[str, RecordedSetting] = {}
     sections: list[str] = []
     for line in _text(path).splitlines():
@@ -160,7 +162,7 @@ def read_settings(path: Path) -> dict[str, RecordedSetting]:
 def _without_abandoned(
     events: list[dict[str, Any]], records: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Events whose step no later segment has trained again."""
+    """The events whose step was not trained again by a later segment."""
     begun: dict[int, int] = {}
     for record in records:
         segment = record.get(names.SEGMENT)
@@ -179,7 +181,8 @@ def _without_abandoned(
 
 
 def _with_funnel(data: dict[str, Any]) -> dict[str, Any]:
-    """data.json, with the funnel of its store where an earlier version did not record it."""
+    """Add the funnel from the store's manifest to a data.json of an earlier version, which lacks
+    it."""
     if not data or "funnel" in data or "mixture" in data:
         return data
     manifest = read_object(Path(str(data.get("store", ""))) / "manifest.json")
@@ -188,7 +191,7 @@ def _with_funnel(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(logs: Path) -> list[LoggedWarning]:
-    """Warnings and errors in the tails of the rank logs, the first ones first."""
+    """Warnings and errors in the last part of each rank log, oldest first."""
     found: dict[str, LoggedWarning] = {}
     for path in sorted(logs.glob("rank_*.log"))[:_LOG_FILES]:
         rank = path.stem.removeprefix("rank_")
@@ -207,7 +210,7 @@ def _warnings(logs: Path) -> list[LoggedWarning]:
 
 
 def _log_messages(path: Path) -> list[tuple[str, str, str]]:
-    """(time, level, message) of each warning and error, with the lines that belong to it."""
+    """(time, level, message) of each warning and error; a message can have several lines."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

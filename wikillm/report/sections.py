@@ -1,4 +1,4 @@
-"""The parts of one run's page, as plain text and tables for the template."""
+"""The sections of one run's page, as plain text and tables for the template."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number, plain
 from wikillm.report.starts import Effort, RunStart, as_time, effort_of, starts_of
 
 MOST_ROWS = 60
-_SAMPLE_CHARACTERS = 120_000  # of all samples together, and no more than this of one:
-_ONE_SAMPLE = 2000
+_SAMPLE_CHARACTERS = 120_000  # limit for all samples together
+_ONE_SAMPLE = 2000  # limit for one sample
 _PROMPT_CHARACTERS = 200
 _SAMPLES_PER_PROMPT = 24
 _SAMPLES_SHOWN = 2
@@ -75,12 +75,12 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
 
 
 def cut(text: str) -> str:
-    """The beginning of a text that could be of any length."""
+    """`text`, cut to a limited length."""
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]} ..."
 
 
 def spread(rows: Sequence[Any], most: int = MOST_ROWS) -> list[Any]:
-    """At most `most` of the rows, evenly spaced; the first and the last are among them."""
+    """At most `most` of the rows, evenly spaced, including the first and the last."""
     if len(rows) <= most:
         return list(rows)
     return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
@@ -105,13 +105,13 @@ def _state(run: RunFiles) -> dict[str, Any]:
 
 
 def last_evaluation(run: RunFiles) -> dict[str, Any]:
-    """The newest evaluation of all held-out text; {} when there is none."""
+    """The newest evaluation on all held-out text; {} if there is none."""
     found = [e for e in run.current if e[names.KIND] == names.EVAL and names.EVAL_LOSS in e]
     return found[-1] if found else {}
 
 
 def _facts(run: RunFiles, effort: Effort) -> Any:
-    """(label, value, note) of what a reader wants first."""
+    """(label, value, note) of the main results."""
     last = run.metrics[-1] if run.metrics else {}
     evaluation = last_evaluation(run)
     parameters = number(run.plan, "parameters")
@@ -216,7 +216,8 @@ def _evaluations(run: RunFiles) -> dict[str, Any]:
 
 
 def _samples(run: RunFiles) -> list[dict[str, Any]]:
-    """For each prompt its samples, the newest first; of many, some evenly spaced ones."""
+    """The samples of each prompt, newest first. If there are many, evenly spaced ones are
+    chosen."""
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for event in run.current:
         if event[names.KIND] != names.SAMPLES or names.STEP not in event:
@@ -231,7 +232,7 @@ def _samples(run: RunFiles) -> list[dict[str, Any]]:
     each = min(_ONE_SAMPLE, _SAMPLE_CHARACTERS // max(1, sum(map(len, chosen.values()))))
     out = []
     for prompt, samples in chosen.items():
-        short = [{**one, "text": one["text"][:each]} for one in samples]
+        short = [{**sample, "text": sample["text"][:each]} for sample in samples]
         shown = {"shown": short[:_SAMPLES_SHOWN], "earlier": short[_SAMPLES_SHOWN:]}
         out.append({"prompt": prompt[:_PROMPT_CHARACTERS], **shown})
     return out
@@ -257,18 +258,19 @@ def _starts(run: RunFiles, starts: Sequence[RunStart]) -> dict[str, Any]:
 
 
 def _diverged(run: RunFiles) -> Any:
-    """(rank, micro-step, loss, source, byte, document) behind a loss that was not finite."""
+    """(rank, micro-step, loss, source, byte, document) of each document in the batch whose loss was
+    not finite."""
     for batch in as_dicts(run.diverged.get("micro_batches")):
         odd = as_dict(batch.get(names.NONFINITE))
         loss = odd.get(names.LOSS, batch.get(names.LOSS))
         micro_step = int(number(batch, "micro_step") or 0) + 1
-        for one in as_dicts(batch.get("documents")):
-            place = (str(one.get("source")), str(one.get("offset")), str(one.get("document")))
+        for document in as_dicts(batch.get("documents")):
+            place = [str(document.get(key)) for key in ("source", "offset", "document")]
             yield str(batch.get("rank")), micro_step, str(loss), *place
 
 
 def _planned(run: RunFiles) -> Any:
-    """(what, planned, measured, difference)."""
+    """(quantity, planned, measured, difference)."""
     last = run.metrics[-1] if run.metrics else {}
     predicted = as_dict(run.outcome.get("predicted"))
     measured = as_dict(run.outcome.get("measured"))

@@ -1,4 +1,4 @@
-"""The starts of a run: how each began and ended, what was trained twice, hours, energy and cost."""
+"""The starts of a run: how each began and ended, steps trained twice, hours, energy and cost."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _ENDS = {int(code): code.name.lower() for code in ExitCode}
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """One start. `repeated`: at least so many of its steps the next start trained again.
+    """One start of a run.
 
     Attributes:
-        began: Unix time; `seconds` later is its last record.
-        ranks: processes; None in runs that did not record it.
-        ended: in words, with the reason of an error.
+        began: Unix time of the first record.
+        seconds: time from the first record to the last.
+        ranks: number of processes; None if the run did not record it.
+        repeated: number of steps (at least) that the next start trained again.
+        ended: how the start ended, with the reason of an error.
     """
 
     segment: int
@@ -37,13 +39,13 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a run has taken. None: not known.
+    """The time, energy and cost of a run. A field is None if it is unknown.
 
     Attributes:
-        hours: from the first record of each start to its last, summed.
-        device_hours: the same times the ranks of each start.
-        train_hours: in optimizer steps alone.
-        kwh: of the GPUs, where they count it.
+        hours: sum over the starts of the time from first to last record.
+        device_hours: the sum with each start's time multiplied by its number of ranks.
+        train_hours: time in optimizer steps alone.
+        kwh: energy of the GPUs, if they report it.
         cost: device_hours times the price.
     """
 
@@ -71,7 +73,7 @@ def starts_of(run: RunFiles) -> list[RunStart]:
 
 
 def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) -> Effort:
-    """Hours, energy and cost. `price` is that of one device for an hour."""
+    """Compute hours, energy and cost. `price` is per device-hour."""
     planned = run.plan.get("world_size")
     usual = planned if type(planned) is int else 1
     seconds = sum(start.seconds for start in starts)
@@ -89,14 +91,14 @@ def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) ->
 
 
 def as_time(unix: float) -> str:
-    """In this machine's zone: 2026-11-27 21:16:02."""
+    """A Unix time in this machine's time zone: 2026-11-27 21:16:02."""
     if not 0 <= unix < 1e11:
         return "unknown"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
 
 
 def _joules(run: RunFiles, start: RunStart) -> float:
-    """What rank 0's device took in one start; the counter begins at 0 with each."""
+    """Energy of rank 0's device in one start. Each start counts from 0."""
     own = [record for record in run.records if record.get(names.SEGMENT) == start.segment]
     return max((number(record, names.ENERGY_JOULES) or 0.0 for record in own), default=0.0)
 
@@ -115,14 +117,14 @@ def _start(
     begin = next((r for r in records if r.get(names.KIND) == names.START), {})
     finish = next((r for r in records if r.get(names.KIND) == names.FINISH), None)
     ranks = begin.get(names.WORLD_SIZE)
-    words = "no end was recorded: it was killed"
+    words = "no end recorded: it was killed"
     if finish is not None:
         code = finish.get("exit_code")
         error = finish.get("error")
         name = _ENDS.get(code, "ended") if isinstance(code, int) else "ended"
         words = f"{name}: {error}" if error else name
     elif is_last and not ended:
-        words = "no end is recorded: it is running, or was killed"
+        words = "no end recorded: it is running, or was killed"
     return RunStart(
         segment=segment,
         began=min(times, default=None),
