@@ -1,1 +1,1 @@
-"""From a checkpoint of any ZeRO stage to a standard Hugging Face folder."""
+"""Convert a checkpoint of any ZeRO stage to a standard Hugging Face folder."""

@@ -1,7 +1,8 @@
-"""The model card: what the model is, what it was trained on, how, and how well it does.
+"""The model card: the model, its training data, its training, and its results.
 
-One README.md in English and Chinese, since both hubs show that file alone. Its metadata block is
-the one that both read. The text is in templates/; `_ZH` translates the labels of the tables.
+The card is one README.md in English and Chinese, because both hubs show only this file. Its
+metadata block has the keys that both hubs read. The text is in templates/; `_ZH` translates the
+labels of the tables.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ Grid = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 @dataclass(frozen=True, slots=True)
 class ExportFacts:
-    """What a card says besides the weights; every table may be empty.
+    """The facts in a card that do not follow from the weights. Any table may be empty.
 
     Args:
-        name: of the run.
+        name: name of the run.
         step: optimizer step of the checkpoint.
-        data: label -> value: sources, documents, tokens, filters, fingerprint of the store.
-        training: dotted configuration key -> value.
-        metrics: label -> value: losses, bits per byte, tokens seen, and of evaluations.
+        data: {label: value} of sources, documents, tokens, filters, fingerprint of the store.
+        training: {dotted configuration key: value}.
+        metrics: {label: value} of losses, bits per byte and tokens trained on.
         evaluations: (head, rows) of tables that `wikillm eval` recorded.
-        provenance: label -> value: WikiLLM's version, the ledger's digest and audit.
-        environment: package or fact -> version or value.
-        licence: of the weights, in the hubs' short form (apache-2.0).
-        data_licence: of the training data.
-        languages: ISO 639-1 codes.
-        curve: an SVG of the loss, or nothing.
-        chat_template: Jinja text that the folder gets, or nothing.
-        template_name: what the card calls it.
+        provenance: {label: value} of WikiLLM's version, the ledger's digest and its audit.
+        environment: {package or fact: version or value}.
+        licence: licence id of the weights, as hubs spell it (apache-2.0).
+        data_licence: licence id of the training data.
+        languages: ISO 639-1 codes of the data's languages.
+        curve: SVG of the loss; "" for none.
+        chat_template: Jinja text for the exported folder; "" for none.
+        template_name: name of the chat template in the card.
     """
 
     name: str
@@ -126,7 +127,7 @@ _ZH = {
 def card_files(
     facts: ExportFacts, config: PretrainedConfig, parameters: int, trained_as: str, eos: str
 ) -> dict[str, str]:
-    """Name -> text: the card, and the curve that it shows."""
+    """{file name: text} of the card and of the curve that it shows."""
     card = render_card(facts, config, parameters=parameters, trained_as=trained_as, eos=eos)
     return {"README.md": card} | ({CURVE: facts.curve} if facts.curve else {})
 
@@ -137,9 +138,9 @@ def render_card(
     """README.md of the exported folder, with the metadata block that hubs read.
 
     Args:
-        config: of the folder.
-        trained_as: the class that was trained.
-        eos: the token that ends a document.
+        config: configuration of the exported model.
+        trained_as: name of the model class that was trained.
+        eos: token at the end of each document.
     """
     (architecture,) = config.architectures or [trained_as]
     length = facts.training.get("train.sequence_length") or config.max_position_embeddings
@@ -192,7 +193,7 @@ def render_card(
 
 
 def _front_matter(facts: ExportFacts) -> str:
-    """`frameworks` and `tasks` are ModelScope's names; Hugging Face reads the others."""
+    """The metadata block. Only ModelScope reads `frameworks` and `tasks`."""
     values: dict[str, Any] = {"license": facts.licence}
     if facts.languages:
         values["language"] = list(facts.languages)
@@ -221,7 +222,8 @@ def _shape(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _table(rows: Mapping[str, Any], translate: Mapping[str, str]) -> str:
-    """A label is translated as a whole, or its part before a colon (`dropped: redirect`)."""
+    """A Markdown table. A label is translated as a whole, or else only its part before a colon
+    (`dropped: redirect`)."""
     lines = ["| | |", "|---|---|"]
     for label, value in rows.items():
         first, colon, rest = label.partition(":")
@@ -248,9 +250,8 @@ def _cell(value: Any) -> str:
 
 
 def languages_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """`zh` where a tenth of the letters are hanzi, `en` where its commonest words are frequent.
-
-    Other languages are not recognized.
+    """Languages of the texts: `zh` if a tenth of the letters are hanzi, `en` if the most common
+    English words are frequent. Other languages are not detected.
     """
     text = " ".join(texts)
     letters = sum(character.isalpha() for character in text)

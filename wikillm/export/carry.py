@@ -1,14 +1,15 @@
-"""Tokenizer files and a model type with which plain transformers gives the ids of the training.
+"""Write tokenizer files, and choose a model type, such that plain transformers gives the training's
+ids.
 
 transformers 5 opens every folder of model type qwen2 with `Qwen2Tokenizer`, whatever its
-tokenizer_class: only the vocabulary and the merges come from tokenizer.json, the splits are
-Qwen2's. A tokenizer of another kind would lose most of its text. A Qwen2 model with such a
-tokenizer is therefore written as Llama (`weights.as_llama`): the same computation, and a model type
-whose folders are opened by tokenizer.json alone, in transformers 4 and 5 (docs/adr/0008).
+tokenizer_class. It reads only the vocabulary and the merges from tokenizer.json, and splits text as
+Qwen2 does. With a tokenizer of another kind most of the text would be lost. A Qwen2 model with such
+a tokenizer is therefore written as Llama (`weights.as_llama`): the computation is equal, and
+transformers 4 and 5 open a Llama folder by its tokenizer.json alone (docs/adr/0008).
 
-The files hold what decides ids and nothing that changes them: no template that adds tokens (none
-was trained on), no truncation, padding or dropout, no class with splits of its own, and no token
-that the vocabulary lacks.
+The files contain nothing that changes ids: no post-processor that adds tokens (training added
+none), no truncation, padding or dropout, no tokenizer class with its own splits, and no token that
+the vocabulary lacks.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from wikillm.data.tokenizer.chat_template import TEMPLATE_FILE
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer, read_settings_file
 from wikillm.data.tokenizer.train import QWEN2_SPLITS
 
-CLASS = "PreTrainedTokenizerFast"  # TokenizersBackend in transformers 5: tokenizer.json as it is
+CLASS = "PreTrainedTokenizerFast"  # TokenizersBackend in transformers 5; uses tokenizer.json as is
 NAMED = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 KEPT = ("padding_side", "truncation_side")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def model_type_for(architecture: str, tokenizer_json: str) -> str:
-    """The model type for config.json: llama for qwen2 with a tokenizer of another kind."""
+    """The model type for config.json: llama for a qwen2 model whose tokenizer is of another
+    kind."""
     is_foreign = architecture == "qwen2" and not is_qwen2_kind(json.loads(tokenizer_json))
     return "llama" if is_foreign else architecture
 
 
 def is_qwen2_kind(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether `Qwen2Tokenizer` with its vocabulary, merges and added tokens is the same."""
+    """Whether `Qwen2Tokenizer`, with this vocabulary, merges and added tokens, gives equal ids."""
     model = tokenizer["model"]
     added = tokenizer.get("added_tokens") or []
     parts = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers") or []
@@ -56,7 +58,7 @@ def is_qwen2_kind(tokenizer: Mapping[str, Any]) -> bool:
         and not byte_level.get("add_prefix_space")
         and not byte_level.get("use_regex", True)
         and not any(model.get(name) for name in not_in_qwen2.split())
-        # A default of Qwen2Tokenizer: it would be added to a vocabulary that lacks it.
+        # Qwen2Tokenizer would add this token to a vocabulary that lacks it.
         and "<|endoftext|>" in {*model["vocab"], *(token["content"] for token in added)}
         and not any(map(_flags, added))
     )
@@ -67,21 +69,23 @@ def _flags(token: Mapping[str, Any]) -> bool:
 
 
 def tokenizer_files(source: Path, *, max_length: int, template: str = "") -> dict[str, str]:
-    """Name -> text of the tokenizer files of a model folder.
+    """{file name: text} of the tokenizer files for a model folder.
 
     Args:
-        source: folder with tokenizer.json, and what else belongs to it.
-        max_length: tokens that the model has positions for.
-        template: Jinja text of the chat template to write, whatever `source` has; "" writes none.
+        source: folder with tokenizer.json and the other files of the tokenizer.
+        max_length: number of positions of the model.
+        template: Jinja text of the chat template to write, instead of any template in `source`; ""
+            writes none.
 
-    Raises DataError when `source` has no usable tokenizer.
+    Raises DataError if `source` has no usable tokenizer.
     """
     tokenizer = load_tokenizer(source)
     original = (source / "tokenizer.json").read_text(encoding="utf-8")
     content = json.loads(original)
     is_changed = _drop_what_changes_ids(content, tokenizer)
     config = _config(source, content, tokenizer, max_length)
-    # transformers reads the file since 4.44; the key serves older versions and other programs.
+    # transformers reads the template's file since 4.44; older versions and other programs read
+    # the key.
     if template:
         config["chat_template"] = template
     files = {
@@ -94,9 +98,11 @@ def tokenizer_files(source: Path, *, max_length: int, template: str = "") -> dic
 
 
 def _drop_what_changes_ids(content: dict[str, Any], tokenizer: TextTokenizer) -> bool:
-    """Remove what was not applied in training; returns whether there was something."""
+    """Remove parts of tokenizer.json that training did not apply. Returns whether there were
+    any."""
     is_changed = False
-    if tokenizer.backend.num_special_tokens_to_add(False):  # a template: [CLS] $A [SEP], <bos> $A
+    # A post-processor adds tokens: [CLS] $A [SEP], <bos> $A.
+    if tokenizer.backend.num_special_tokens_to_add(False):
         content["post_processor"] = None
         is_changed = True
     for part, key in ((content, "truncation"), (content, "padding"), (content["model"], "dropout")):
@@ -109,7 +115,8 @@ def _drop_what_changes_ids(content: dict[str, Any], tokenizer: TextTokenizer) ->
 def _config(
     source: Path, content: dict[str, Any], tokenizer: TextTokenizer, max_length: int
 ) -> dict[str, Any]:
-    """A new tokenizer_config.json: keys of the source may change ids (add_bos_token, legacy)."""
+    """A new tokenizer_config.json. Most keys of the source's file are dropped, because some change
+    ids (add_bos_token, legacy)."""
     found = read_settings_file(source / "special_tokens_map.json")
     found |= read_settings_file(source / "tokenizer_config.json")
     special = {
@@ -123,15 +130,14 @@ def _config(
         config[name] = token if token in special else None
     config["pad_token"] = config["pad_token"] or tokenizer.eos_token
     others = [_text_of(token) for key in _LISTS for token in _listed(found.get(key))]
-    # transformers 5 adds these again, without their flags.
+    # transformers 5 adds these tokens again without their flags, so tokens with flags are left out.
     config["additional_special_tokens"] = [
         token for token in dict.fromkeys(others) if token in special and not _flags(special[token])
     ]
-    # transformers 4 sets the outermost pre-tokenizer's flag to this, or to False where it is
-    # absent.
+    # transformers 4 sets the outermost pre-tokenizer's flag to this value, or to False without it.
     outermost = content.get("pre_tokenizer") or {}
     config["add_prefix_space"] = bool(outermost.get("add_prefix_space", False))
-    # Text is decoded by tokenizer.json's decoder, and `generate` refuses token_type_ids.
+    # tokenizer.json's decoder decodes text without a cleanup; `generate` refuses token_type_ids.
     config["clean_up_tokenization_spaces"] = False
     config["model_input_names"] = ["input_ids", "attention_mask"]
     config["model_max_length"] = max_length

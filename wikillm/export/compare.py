@@ -1,4 +1,4 @@
-"""Compares the ids of two tokenizers. Without torch, since `prepare` uses it."""
+"""Compare the ids of two tokenizers. Imports no torch, because `wikillm prepare` uses it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 
 def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Sequence[str]) -> None:
-    """Raises DataError where `answer` (of `plain.tokenize`) differs from the training tokenizer.
+    """Raises DataError if `answer` (from `plain.tokenize`) differs from the training tokenizer.
 
-    Training reads special tokens in a text as ordinary characters; a plain call reads them as
-    special tokens, which chat templates rely on. So texts without special tokens are compared both
-    ways, and the others as in training.
+    Training reads special tokens in a text as ordinary characters. A plain call reads them as
+    special tokens, as chat templates need. Therefore texts with special tokens are compared only in
+    the mode of the training, and all other texts in both modes.
     """
     added = trained.backend.get_added_tokens_decoder().values()
     special = [trained.eos_token, *(token.content for token in added if token.special)]
@@ -30,7 +30,7 @@ def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Seq
     if wrong:
         text, (found, meant) = next(iter(wrong.items()))
         raise DataError(
-            "The exported folder would tokenize text differently than in training.",
+            "The exported folder would tokenize text differently from training.",
             got=f"{opened}: {len(wrong)} of {len(texts)} texts get other ids, such as\n"
             f"{text[:60]!r}: {_few(found)} instead of {_few(meant)}",
             fix="a tokenizer that can be exported: data.tokenizer=qwen2, or train:N\n"
@@ -40,7 +40,7 @@ def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Seq
     for text, meant_text, found_text in zip(texts, decoded, answer["decoded"], strict=True):
         if meant_text != found_text:
             raise DataError(
-                "The exported folder would write other text for the same ids.",
+                "The exported folder would decode ids to other text than in training.",
                 got=f"{opened}: {text[:60]!r} decodes to {found_text[:60]!r} "
                 f"instead of {meant_text[:60]!r}",
             )
@@ -59,16 +59,16 @@ def _few(ids: Sequence[int]) -> str:
 def refuse_other_tokenizer(
     given: TextTokenizer, trained: TextTokenizer, texts: Sequence[str], where: Path
 ) -> None:
-    """Raises ConfigError when the tokenizer named for the export is not the one of the run."""
+    """Raises ConfigError if the tokenizer given for the export is not the run's tokenizer."""
     differing = ids_that_differ(given, trained, texts)
     if differing or given.eos_id != trained.eos_id:
         raise ConfigError(
-            "--tokenizer names another tokenizer than the model was trained with.",
+            "--tokenizer is not the tokenizer that the model was trained with.",
             got=f"{differing} of {len(texts)} texts get other ids than with {where}",
             fix="leave --tokenizer out",
         )
 
 
 def ids_that_differ(one: TextTokenizer, other: TextTokenizer, texts: Sequence[str]) -> int:
-    """How many of `texts` get other ids."""
+    """The number of `texts` for which the two tokenizers give different ids."""
     return sum(one.encode(text) != other.encode(text) for text in texts)

@@ -1,7 +1,7 @@
-"""What the run directory of a checkpoint says about it: tables of the model card, the tokenizer.
+"""Read facts about a checkpoint from its run directory: tables for the model card, the tokenizer.
 
-Every record may be missing (an older run, a checkpoint moved elsewhere): the card is then shorter.
-Paths are cut to file names, since a card is published and a path names people and machines.
+Any record may be missing (an older run, a moved checkpoint); the card is then shorter. Paths are
+cut to file names, because a card is published and a path can name people and machines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wikillm.observe.sinks import read_metrics, read_records
 
 RESOLVED = "config.resolved.yaml"
 SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")
-"""Beside the section `train`, without NOT_SHOWN (meet_seconds is of older runs)."""
+"""Keys in the card, besides those of the section `train`."""
 NOT_SHOWN = (
     *("eval_tasks", "eval_tasks_steps", "eval_tasks_budget"),
     *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
@@ -33,26 +33,27 @@ NOT_SHOWN = (
     *("supervise", "lost_seconds", "stall_seconds", "rendezvous_seconds", "meet_seconds"),
     *("self_check", "max_hours"),
 )
+"""Keys of `train` that the card leaves out (older runs have meet_seconds)."""
 FILTERS = (
     *("convert", "quality", "dedup", "max_text_bytes"),
     *("max_document_bytes", "val_fraction", "packing"),
 )
-"""Keys of the section `data` that decide which text was kept."""
+"""Keys of the section `data` that decide which text is kept."""
 LEDGER = "ledger.jsonl"
-_SOURCES = 20  # that are listed by name
-_SAMPLES = 100  # of held-out text
+_SOURCES = 20  # most sources listed by name
+_SAMPLES = 100  # number of samples of held-out text
 _SAMPLE_TOKENS = 60
-PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # as the plan resolved them
+PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # values that the plan resolved
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in, or None when it lies alone."""
+    """The run directory that contains a checkpoint; None if it is not in a run directory."""
     run = checkpoint.resolve().parent.parent
     return run if (run / RESOLVED).is_file() else None
 
 
 def find_tokenizer(checkpoint: Path) -> Path:
-    """Folder of the tokenizer of the training. Raises ConfigError where there is none."""
+    """The folder of the training's tokenizer. Raises ConfigError if it is not found."""
     found = trained_tokenizer(checkpoint)
     if found is not None:
         return found
@@ -64,7 +65,10 @@ def find_tokenizer(checkpoint: Path) -> Path:
 
 
 def trained_tokenizer(checkpoint: Path) -> Path | None:
-    """As `find_tokenizer`, or None. Raises CheckpointError when it is not the one of the run."""
+    """The folder of the training's tokenizer, or None if it is not found.
+
+    Raises CheckpointError if the tokenizer was changed since the run recorded its sha256.
+    """
     places = _tokenizer_places(checkpoint)
     place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
     run = run_of(checkpoint)
@@ -77,7 +81,7 @@ def trained_tokenizer(checkpoint: Path) -> Path | None:
         raise CheckpointError(
             "The run's tokenizer.json was changed after the training.",
             got=f"{file}: its sha256 is not the one in {run}/data.json",
-            fix=f"copy the one of the token store back: cp STORE/tokenizer/tokenizer.json {place}/",
+            fix=f"restore it from the token store: cp STORE/tokenizer/tokenizer.json {place}/",
         )
     return place
 
@@ -88,7 +92,7 @@ def _tokenizer_places(checkpoint: Path) -> list[Path]:
 
 
 def held_out_texts(checkpoint: Path) -> list[str]:
-    """Samples of the run's held-out text; none where its token store is gone or was rebuilt."""
+    """Samples of the run's held-out text; empty if its token store is missing or was rebuilt."""
     run = run_of(checkpoint)
     data = read_object(run / "data.json") if run is not None else {}
     if not data.get("store"):
@@ -108,7 +112,7 @@ def held_out_texts(checkpoint: Path) -> list[str]:
 
 
 def read_facts(checkpoint: Path) -> ExportFacts:
-    """Everything for the card, from the run's records up to the checkpoint's step."""
+    """The facts for the card, from the run's records up to the checkpoint's step."""
     run = run_of(checkpoint)
     step = step_of(checkpoint)
     if run is None:
@@ -158,7 +162,7 @@ def _data(data: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _provenance(run: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The version that trained, and the digest of the record of what was trained on."""
+    """The version of WikiLLM that trained the model, and the digest of the ledger."""
     rows: dict[str, Any] = {}
     if version := environment.get("packages", {}).get("wikillm"):
         rows["WikiLLM"] = version
@@ -177,7 +181,7 @@ def _training(
         if value is not None:
             rows[key] = Path(value).name if name in ("init_from", "config") else value
     facts = {name: plan[name] for name in PLANNED if name in plan}
-    if "micro_batch" in plan:  # what auto chose
+    if "micro_batch" in plan:  # the micro-batch that `auto` chose
         facts["per_device_train_batch_size"] = plan["micro_batch"]
     facts |= {name: state[name] for name in ("precision", "world_size") if name in state}
     for name, value in {**config.get("train", {}), **facts}.items():
@@ -187,7 +191,7 @@ def _training(
 
 
 def _metrics(run: Path, step: int | None) -> dict[str, Any]:
-    """The last training loss and evaluation that are not after the checkpoint."""
+    """The last training loss and the last evaluation up to the checkpoint's step."""
 
     def until(records: list[dict[str, Any]]) -> dict[str, Any]:
         before = [r for r in records if step is None or int(r.get(names.STEP, 0)) <= step]

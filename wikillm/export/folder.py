@@ -1,13 +1,13 @@
-"""Writes the Hugging Face folder: staged beside the target, checked, proved, then renamed.
+"""Write the Hugging Face folder: stage it next to the target, check it, prove it, then rename it.
 
     model.safetensors (shards above 5 GB)  config.json  generation_config.json
     tokenizer.json  tokenizer_config.json  README.md (model card)  loss.svg
-    wikillm_export.json (where it came from; size and sha256 of every file)
+    wikillm_export.json (run and step; size and sha256 of every file)
 
-Plain transformers loads it; nothing in it needs WikiLLM. Before the rename a process without
-WikiLLM opens it and must find the training tokenizer's ids and the trained model's logits
-(`prove`). A Qwen2 model with a tokenizer of another kind is written as Llama (`carry` says why). An
-existing folder is replaced only when it is an earlier export and holds nothing else.
+Plain transformers loads the folder; nothing in it needs WikiLLM. Before the rename, a process
+without WikiLLM opens the folder and must compute the training tokenizer's ids and the trained
+model's logits (`prove`). A Qwen2 model with a tokenizer of another kind is written as Llama (see
+`carry`). An existing folder is replaced only if it is an earlier export without other files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DTYPES = _DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPE
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written; `tensors` were read back bit-equal."""
+    """A finished export. `tensors` is the number of tensors that were read back bit-equal."""
 
     folder: Path
     parameters: int
@@ -62,7 +62,7 @@ class Exported:
     dtype: str
     size: int  # bytes of all files
     architecture: str
-    proof: Proof | None  # None: not asked for
+    proof: Proof | None  # None if no proof was requested
 
 
 def export_model(
@@ -82,19 +82,22 @@ def export_model(
     """Export a complete checkpoint, gathered or in ZeRO partitions, to `target`.
 
     Args:
-        trust: run the code that the checkpoint's pickles may hold (--trust-checkpoint).
-        tokenizer_dir: holds at least tokenizer.json.
-        dtype: float32, bfloat16 or float16; None: the type the model was trained in.
+        trust: allow the checkpoint's pickles to run code (--trust-checkpoint).
+        tokenizer_dir: folder with at least tokenizer.json.
+        dtype: float32, bfloat16 or float16; None for the type that the model was trained in.
         verified: the caller has just checked the checkpoint's manifest.
-        ema: take the moving average of the weights (train.ema_decay) instead of the weights.
-        trained_with: tokenizer folder of the training; None where only `tokenizer_dir` is known.
-        held_out: texts for the proof, besides its own; prove=False leaves the proof out.
+        ema: export the moving average of the weights (train.ema_decay) instead of the weights.
+        trained_with: tokenizer folder of the training; None if only `tokenizer_dir` is known.
+        held_out: additional texts for the proof.
+        prove: whether to prove the folder before it is renamed.
 
     Raises:
-        CheckpointError: damaged, not of its config.json, or the folder computes other logits.
-        ConfigError: unknown dtype, no tokenizer or a different one, a `target` in use.
-        DataError: the folder would give other ids than the model was trained on.
-        MachineError: disk full or not writable, or plain transformers could not open the folder.
+        CheckpointError: the checkpoint is damaged or does not fit its config.json, or the folder
+            computes other logits.
+        ConfigError: unknown dtype, missing or wrong tokenizer, or `target` holds other files.
+        DataError: the folder would give other ids than in training.
+        MachineError: the disk is full or not writable, or plain transformers could not open the
+            folder.
     """
     check_target(target)
     config = _read_config(checkpoint)
@@ -103,21 +106,21 @@ def export_model(
     ends = _ends(trained, facts.chat_template)
     positions = config.max_position_embeddings
     files = tokenizer_files(tokenizer_dir, max_length=positions, template=facts.chat_template)
-    # The weights, in the type and under the names of the checkpoint's model.
+    # Read the weights, with the names of the checkpoint's model, and convert their type.
     model = skeleton(config)
     read = _read(checkpoint, ema=ema, verified=verified, trust=trust)
     weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     parameters = sum(tensor.numel() for tensor in weights.values())
-    # What the proof expects is computed before the weights get another model's names.
+    # Compute the logits for the proof before `_finish_config` may convert the model to Llama.
     ids = probe_ids(trained, positions)
     logits = trained_logits(config, weights, ids) if prove else None
     config = _finish_config(config, weights, stored, files["tokenizer.json"])
     files |= card_files(facts, config, parameters, type(model).__name__, trained.eos_token)
-    # Everything is written beside the target, the list of digests last, and then renamed.
+    # Write all files next to the target, the list of digests last; then rename the folder.
     with _staged(target) as staging:
         tensors = _write(staging, weights, config, files, ends)
-        weights.clear()  # the process of the proof has the model in memory too
+        weights.clear()  # frees memory: the process of the proof loads the model again
         proof = None
         if logits is not None:
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
@@ -134,7 +137,8 @@ def _read(checkpoint: Path, *, ema: bool, verified: bool, trust: bool) -> Weight
 
 
 def _seal(folder: Path, facts: ExportFacts, trained: TextTokenizer) -> int:
-    """Write the list of digests, which marks the folder as an export; returns all bytes."""
+    """Write the list of digests, which marks the folder as an export. Returns the folder's size in
+    bytes."""
     mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
     names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
     write_json(folder / MARK, {**mark, "files": seal_files(folder, names)})
@@ -143,7 +147,7 @@ def _seal(folder: Path, facts: ExportFacts, trained: TextTokenizer) -> int:
 
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to write into; it is removed when the export fails."""
+    """A staging folder next to `target`, which is removed if the export fails."""
     staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -152,7 +156,8 @@ def _staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
             what = f"{target} could not be written."
-            raise MachineError(what, got=str(error), fix="--to another disk") from error
+            fix = "free space, or --to a writable folder on another disk"
+            raise MachineError(what, got=str(error), fix=fix) from error
         raise
 
 
@@ -163,7 +168,8 @@ def _write(
     files: dict[str, str],
     ends: int | list[int],
 ) -> int:
-    """Write everything but the list of digests; returns how many tensors were read back equal."""
+    """Write all files except the list of digests. Returns the number of tensors read back
+    equal."""
     folder.mkdir(parents=True)
     write_weights(weights, folder)
     _write_configs(config, folder, ends)
@@ -173,7 +179,10 @@ def _write(
 
 
 def _ends(trained: TextTokenizer, chat_template: str) -> int | list[int]:
-    """Ids that end a text: of a document, and of an answer in the template. Refuses a bad one."""
+    """Ids that end a text: the end of a document, and the end of an answer in the chat template.
+
+    Raises ConfigError for an unusable template.
+    """
     if not chat_template:
         return trained.eos_id
     vocabulary = trained.backend.get_vocab(with_added_tokens=True)
@@ -198,7 +207,7 @@ def _tokenizer(
             got=f"{trained_with or folder}: {trained.length:,} tokens, "
             f"end of text {trained.eos_id}; the model: {config.vocab_size:,} rows, "
             f"end of text {config.eos_token_id}",
-            fix="--tokenizer FOLDER, the one that the model was trained with",
+            fix="--tokenizer FOLDER, with the tokenizer that the model was trained with",
         )
     return trained, texts
 
@@ -206,7 +215,7 @@ def _tokenizer(
 def _read_config(checkpoint: Path) -> PretrainedConfig:
     file = checkpoint / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{checkpoint} has no config.json, so its weights are unknown.")
+        raise CheckpointError(f"{checkpoint} has no config.json, so its model is unknown.")
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         return AutoConfig.from_pretrained(checkpoint, **options)
@@ -215,12 +224,13 @@ def _read_config(checkpoint: Path) -> PretrainedConfig:
 
 
 def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | None:
-    """The type to store: what is asked for, or that of config.json, since partitions are fp32."""
+    """The type to store weights in: the requested type, else the type in config.json, because ZeRO
+    partitions are always fp32."""
     if name is None:
         trained = getattr(config, "dtype", None)
         return DTYPES.get(trained) if isinstance(trained, str) else trained
     if name not in DTYPES:
-        what = f"{name!r} is not a type to store weights in."
+        what = f"Weights cannot be stored as {name!r}."
         raise ConfigError(what, fix="--dtype float32, bfloat16 or float16")
     return DTYPES[name]
 
@@ -228,7 +238,8 @@ def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | Non
 def _finish_config(
     config: PretrainedConfig, weights: Weights, dtype: torch.dtype, tokenizer_json: str
 ) -> PretrainedConfig:
-    """What plain transformers needs, as Llama where the tokenizer requires it (adds to `weights`).
+    """Complete the configuration for plain transformers. If the tokenizer requires it, convert the
+    model to Llama, which adds biases to `weights`.
 
     A text starts with EOS, as every document in training did.
     """
@@ -245,7 +256,7 @@ def _finish_config(
 def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]) -> None:
     config.save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # transformers 4 reads these; without rope_theta it would assume 10,000.
+    # transformers 4 reads these two keys; without rope_theta it would assume 10,000.
     theta = values["rope_parameters"]["rope_theta"]
     values |= {"rope_theta": theta, "torch_dtype": values["dtype"]}
     write_json(folder / "config.json", values)
@@ -254,14 +265,14 @@ def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]
         bos_token_id=config.bos_token_id,
         eos_token_id=ends,
         pad_token_id=pad,
-        # Without it, generate stops after 20 tokens. A prompt may take the other half.
+        # Without this limit, generate stops after 20 tokens. The prompt may use the other half.
         max_new_tokens=config.max_position_embeddings // 2,
     )
     generation.save_pretrained(folder)
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Rename the finished folder; an earlier export is moved away first, and removed last."""
+    """Rename the finished folder. An earlier export is moved aside before, and removed after."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.earlier")
     had = target.exists()
     if had:

@@ -1,10 +1,9 @@
-"""Opens a model folder with plain transformers. Imports nothing of WikiLLM; also a program:
+"""Open a model folder with plain transformers. Imports nothing from WikiLLM. Also a program:
 
-    python -P plain.py REQUEST ANSWER        JSON files; logits go beside ANSWER, as
-    ANSWER.safetensors
+    python -P plain.py REQUEST ANSWER        two JSON files; logits go to ANSWER.safetensors
 
-REQUEST: folder, texts, and for the model ids (one row) and prompt. It runs on the CPU, in its
-stored type.
+REQUEST has the keys folder, texts, and for the model ids (one row) and prompt. The model runs on
+the CPU, in its stored type.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from typing import Any
 
 
 def tokenize(folder: str, texts: list[str]) -> dict[str, Any]:
-    """Ids of each text with AutoTokenizer: plainly, and with special tokens as ordinary text."""
+    """Ids of each text from AutoTokenizer, in a plain call ("plain") and with special tokens read
+    as ordinary text ("ordinary")."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -32,7 +32,7 @@ def tokenize(folder: str, texts: list[str]) -> dict[str, Any]:
 
 
 def compute(folder: str, ids: list[int], prompt: str, file: str) -> dict[str, Any]:
-    """Logits of one row of ids, into `file`, and what the model card's recipe generates."""
+    """Write the logits of one row of ids to `file`, and generate a token as in the model card."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,7 +52,7 @@ def compute(folder: str, ids: list[int], prompt: str, file: str) -> dict[str, An
 
 
 def main() -> None:
-    sys.modules["wikillm"] = None  # type: ignore[assignment]  # an import of it is an error from here on
+    sys.modules["wikillm"] = None  # type: ignore[assignment]  # importing wikillm is now an error
     with open(sys.argv[1], encoding="utf-8") as file:
         request = json.load(file)
     answer = tokenize(request["folder"], request["texts"])

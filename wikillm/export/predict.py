@@ -1,4 +1,4 @@
-"""Predicts the export of a run, for `prepare` and `train`, before time is spent. (rank 0)"""
+"""Predict whether a run can be exported, before it is trained. (rank 0)"""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from wikillm.export.carry import is_qwen2_kind, model_type_for, tokenizer_files
 from wikillm.export.compare import compare_tokens, ids_that_differ
 from wikillm.export.probe import probe_texts
 
-_POSITIONS = 2048  # of the model folder that is tried; decides no ids
+_POSITIONS = 2048  # positions of the trial model folder; they do not affect ids
 
 
 def predict_export(tokenizer_dir: Path, architecture: str, init_from: str | None = None) -> None:
-    """Log how the model will be written, and warn where its export would be refused.
+    """Print how the model will be written, and warn if its export would be refused.
 
-    Takes a few milliseconds for tokenizers of Qwen2's kind, which every version of transformers
-    opens right; others are opened with the installed one, on the texts of the export's proof.
+    Tokenizers of Qwen2's kind take a few milliseconds, because every version of transformers opens
+    them correctly. Others are opened with the installed transformers and compared on the texts of
+    the export's proof.
     """
     if init_from is not None:
         _compare_with_start(tokenizer_dir, Path(init_from))
@@ -32,19 +33,19 @@ def predict_export(tokenizer_dir: Path, architecture: str, init_from: str | None
         _try(tokenizer_dir, architecture)
     except WikiLLMError as error:
         warn(f"`wikillm export` will refuse this run.\n{error}")
-    except Exception as error:  # whatever transformers raises: training needs none of this
+    except Exception as error:  # any error of transformers; training does not depend on it
         warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
 
 
 def _try(tokenizer_dir: Path, architecture: str) -> None:
-    """Raises what the export would."""
+    """Raises the error that the export would raise."""
     files = tokenizer_files(tokenizer_dir, max_length=_POSITIONS)
     model_type = model_type_for(architecture, files["tokenizer.json"])
     if model_type != architecture:
         say(
             f"note       the tokenizer is not of {architecture}'s kind: `wikillm export` will "
-            f"write the model as {model_type}, which computes the same, so that transformers opens "
-            "the folder with its own tokenizer"
+            f"write the model as {model_type}, an equal computation, so that transformers opens "
+            "the folder with the trained tokenizer"
         )
     trained = load_tokenizer(tokenizer_dir)
     texts = probe_texts(trained)
@@ -56,7 +57,7 @@ def _try(tokenizer_dir: Path, architecture: str) -> None:
 
 
 def _compare_with_start(tokenizer_dir: Path, start: Path) -> None:
-    """Warn where a model would continue with other ids than it was trained on."""
+    """Warn if a model would continue training with other ids than it was trained on before."""
     if not (start / "tokenizer.json").is_file():
         return
     trained = load_tokenizer(tokenizer_dir)

@@ -1,9 +1,10 @@
-"""Texts on which an exported tokenizer must give the training tokenizer's ids: several hundred.
+"""Several hundred texts on which an exported tokenizer must give the training tokenizer's ids.
 
-Three kinds: cases that differ between kinds of tokenizers (splits of digits, spaces, signs and line
-breaks; normal forms; characters outside of a vocabulary; look-alikes of special tokens), the
-tokenizer's own tokens in random order, which reach whatever language it was made for, and held-out
-text of the run where its token store still exists.
+There are three kinds of texts:
+- fixed cases that different kinds of tokenizers treat differently: splits of digits, spaces, signs
+  and line breaks; normal forms; characters outside of a vocabulary; look-alikes of special tokens;
+- the tokenizer's own tokens in random order, which cover the languages that it was made for;
+- held-out text of the run, if its token store still exists.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ PROMPT = "The history of 北京"
 
 
 def probe_texts(tokenizer: TextTokenizer, held_out: Iterable[str] = ()) -> list[str]:
-    """The texts, without duplicates."""
+    """All texts for a tokenizer, without duplicates."""
     special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
     forms = ("{}", " {}", "{} ", "a{}中")
     around = [form.replace("{}", token) for token in special[:50] for form in forms]
@@ -71,7 +72,7 @@ def probe_texts(tokenizer: TextTokenizer, held_out: Iterable[str] = ()) -> list[
 
 
 def _of_vocabulary(tokenizer: TextTokenizer) -> list[str]:
-    """Tokens in random order, as text, in which bytes that are no characters are U+FFFD."""
+    """Random sequences of tokens, decoded. Bytes that are not valid UTF-8 become U+FFFD."""
     generator = random.Random(0)
     rows = range(tokenizer.length)
     drawn = [generator.choices(rows, k=generator.randint(1, 24)) for _ in range(_FROM_VOCABULARY)]
@@ -79,7 +80,7 @@ def _of_vocabulary(tokenizer: TextTokenizer) -> list[str]:
 
 
 def probe_ids(tokenizer: TextTokenizer, positions: int) -> Sequence[int]:
-    """A row of ids for the model, at most 128: real text for one half, random ids for the rest."""
+    """A row of at most 128 ids for the model: half from real text, the rest random."""
     count = min(128, positions)
     text = tokenizer.encode("".join(_HANZI + _WORDS))[: count // 2]
     generator = random.Random(1)

@@ -1,8 +1,8 @@
-"""Proof that a folder is the trained model: in a process without WikiLLM, with plain Auto classes.
+"""Prove that a folder holds the trained model, with plain transformers in a separate process.
 
-The ids of several hundred texts must be those of the training tokenizer, and the logits those of
+The ids of several hundred texts must equal those of the training tokenizer, and the logits those of
 the trained weights. The process uses the installed transformers;
-tests/e2e/test_transformers_versions.py covers others.
+tests/e2e/test_transformers_versions.py covers other versions.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from wikillm.export import plain
 from wikillm.export.compare import compare_tokens
 from wikillm.export.probe import PROMPT
 
-# Of the largest logit; another number of threads adds in another order.
+# Tolerances relative to the largest logit: other numbers of threads sum in another order.
 TOLERANCE = 1e-4
 TOLERANCE_16_BIT = 3e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was asked for, and what was found."""
+    """The number of texts compared, and the versions that the proof used."""
 
     texts: int
     transformers: str
@@ -52,13 +52,15 @@ def prove_folder(
 
     Args:
         trained: the tokenizer that the model was trained with.
-        texts: to be cut into ids.
-        ids: a row for the model.
-        logits: what the trained weights make of it, (1, len(ids), vocabulary), float32.
-        dtype: the weights' stored type, in which the logits were computed.
+        texts: texts to tokenize.
+        ids: a row of ids for the model.
+        logits: logits of the trained weights for `ids`, (1, len(ids), vocabulary), float32.
+        dtype: the stored type of the weights, in which the logits were computed.
 
     Raises:
-        DataError: other ids. CheckpointError: other logits. MachineError: the process failed.
+        DataError: the ids differ.
+        CheckpointError: the logits differ.
+        MachineError: the process failed.
     """
     with tempfile.TemporaryDirectory(prefix="wikillm-proof-") as temporary:
         answer_path = Path(temporary) / "answer"
@@ -71,7 +73,7 @@ def prove_folder(
     _compare_logits(found, logits, tolerance, answer)
     start = trained.encode(PROMPT)
     if answer["generated"][: len(start)] != start or len(answer["generated"]) != len(start) + 1:
-        what = "The model card's recipe continues another text than the prompt."
+        what = "The example in the model card does not continue its prompt."
         raise DataError(what, got=str(answer["generated"]))
     return Proof(len(texts), str(answer["transformers"]), str(answer["class"]))
 
@@ -87,14 +89,14 @@ def _ask(request: Mapping[str, Any], request_path: Path, answer_path: Path) -> d
     )
     if done.returncode != 0 or not answer_path.is_file():
         code = done.returncode
-        lines = done.stderr.strip().splitlines() or [f"it ended with code {code} and no message"]
+        lines = done.stderr.strip().splitlines() or [f"exit code {code} without a message"]
         if code < 0:
-            lines = [f"it was killed by signal {-code}; 9 often means that memory is short"]
+            lines = [f"its process was killed by signal {-code}; 9 often means too little memory"]
         raise MachineError(
             "The exported folder could not be opened with plain transformers, so it is not kept.",
             got=lines[-1],
-            fix="free memory where it was killed; else run `python -m pip check`, "
-            "and report the message with --debug",
+            fix="free memory if the process was killed; else run `python -m pip check`, and report "
+            "the output with --debug",
         )
     answer: dict[str, Any] = json.loads(answer_path.read_text(encoding="utf-8"))
     return answer
@@ -108,7 +110,7 @@ def _compare_logits(
         return
     apart = float((found - meant).nan_to_num().abs().max())
     raise CheckpointError(
-        "The exported folder does not compute what the trained model does.",
+        "The exported folder does not compute the logits of the trained model.",
         got=f"transformers {answer['transformers']}, {answer['architecture']}: "
         f"logits up to {scale:.4g} differ by {apart:.4g}",
         fix="pip install 'transformers==5.23.0', the tested version, and export again",

@@ -1,8 +1,9 @@
-"""Pushes an exported folder to ModelScope or the Hugging Face Hub, with the hub's own client.
+"""Push an exported folder to ModelScope or the Hugging Face Hub, with the hub's own client.
 
-The client finds its token in the environment (MODELSCOPE_API_TOKEN, HF_TOKEN) or in its login;
-WikiLLM neither takes one as an argument nor writes one. MODELSCOPE_ENDPOINT or MODELSCOPE_DOMAIN,
-and HF_ENDPOINT, name another site. The folder is only read: whatever fails, it stays as it is.
+The client reads its token from the environment (MODELSCOPE_API_TOKEN, HF_TOKEN) or from its login.
+WikiLLM neither takes a token as an argument nor stores it. MODELSCOPE_ENDPOINT or
+MODELSCOPE_DOMAIN, and HF_ENDPOINT, choose another site. The folder is only read, so a failure does
+not change it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from wikillm.observe.redact import environment_secrets, redact_text
 
 MESSAGE = "Upload a model exported by WikiLLM"
 EDITABLE = ("README.md", "LICENSE*", "NOTICE*")
-"""Files that may be added to an export, or changed in it, before it is pushed."""
+"""Files that a user may add to an export, or change, before it is pushed."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubRepository:
-    """A model repository; `str` of it is what the command line takes."""
+    """A model repository. `str(repository)` is its form on the command line."""
 
     hub: str
     name: str
@@ -47,14 +48,14 @@ def parse_repository(text: str) -> HubRepository:
     if found := re.fullmatch(r"(modelscope|hf):([\w.\-]+/[\w.\-]+)", text):
         return HubRepository(found[1], found[2])
     raise ConfigError(
-        "--push does not name a repository of a hub.",
+        "--push must name a repository on a hub.",
         got=redact_text(text[:200], environment_secrets()),
         fix="--push modelscope:ORG/NAME or --push hf:ORG/NAME",
     )
 
 
 def check_token(repository: HubRepository) -> None:
-    """Raises ConfigError where the hub's client has no token, before anything is exported."""
+    """Raises ConfigError if the hub's client has no token. Called before the export starts."""
     if repository.hub == "hf":
         from huggingface_hub import get_token
 
@@ -69,10 +70,9 @@ def check_token(repository: HubRepository) -> None:
 
 
 def check_export(folder: Path) -> list[str]:
-    """Names of the files to push: those that the export wrote, and what `EDITABLE` allows.
+    """Names of the files to push: those that the export wrote, and those that `EDITABLE` allows.
 
-    Raises CheckpointError where a file is missing or was changed since the export, or a file was
-    added that no export writes.
+    Raises CheckpointError if a file is missing, was changed since the export, or was added.
     """
     try:
         listed = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
@@ -90,7 +90,7 @@ def check_export(folder: Path) -> list[str]:
             wrong.append(f"{name} was changed")
     if wrong:
         raise CheckpointError(
-            f"{folder} is not as it was exported, so it is not pushed.",
+            f"{folder} was changed since the export, so it is not pushed.",
             got="\n".join(wrong[:10]),
             fix="export again with --to, or move other files away",
         )
@@ -104,15 +104,15 @@ def push_folder(
     private: bool = False,
     update: bool = False,
 ) -> str:
-    """Create the repository, upload the files of the export, and return the address of its page.
+    """Create the repository and upload the files of the export. Returns the URL of its page.
 
     Args:
-        private: create the repository so that others do not see it.
-        update: the repository may exist; the files are then a new commit of it.
+        private: create a private repository.
+        update: if the repository exists, add a commit with the files to it.
 
     Raises:
         CheckpointError: see `check_export`.
-        ConfigError: no token, a refused one, no rights, or an existing repository.
+        ConfigError: no token, a refused token, no permission, or an existing repository.
         MachineError: the hub cannot be reached, or failed.
     """
     names = check_export(folder)
@@ -123,7 +123,7 @@ def push_folder(
 
 
 def _licence(folder: Path) -> str:
-    """What the metadata block of the card says, which may have been edited since the export."""
+    """The licence in the card's metadata block, which may have been edited since the export."""
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         _, block, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
         return str(yaml.safe_load(block).get("license") or UNKNOWN)
@@ -142,7 +142,7 @@ def _push_hf(folder: Path, name: str, names: list[str], private: bool, update: b
 
 
 def _push_modelscope(folder: Path, name: str, names: list[str], private: bool, update: bool) -> str:
-    """The client would make a repository Apache-2.0 if no licence were named."""
+    """Push with ModelScope's client, which would set Apache-2.0 if no licence were given."""
     from modelscope_hub.errors import is_repo_exists_error
 
     api = modelscope_client()
@@ -158,7 +158,7 @@ def _push_modelscope(folder: Path, name: str, names: list[str], private: bool, u
         folder,
         commit_message=MESSAGE,
         allow_patterns=names,
-        use_cache=False,  # it would be a file in the folder
+        use_cache=False,  # the cache would be a file in the folder
         disable_tqdm=True,
     )
     return f"{api._config.endpoint}/models/{name}"
@@ -166,12 +166,12 @@ def _push_modelscope(folder: Path, name: str, names: list[str], private: bool, u
 
 @contextlib.contextmanager
 def _explained(folder: Path, repository: HubRepository) -> Iterator[None]:
-    """Turn what a client raises into an error that a user can act on."""
+    """Convert a client's exception to an error that a user can act on."""
     try:
         yield
     except (ConfigError, CheckpointError, MachineError):
         raise
-    except Exception as error:  # of the client, or of its HTTP library
+    except Exception as error:  # raised by the client or by its HTTP library
         raise _refusal(error, folder, repository) from None
 
 
@@ -185,7 +185,7 @@ def _refusal(
     login = "hf auth login" if repository.hub == "hf" else "modelscope login"
     fixes = {
         401: f"{login}, then {again}",
-        403: "a token with the right to write there, and an organisation that you belong to",
+        403: "a token with write permission, and an organisation that you belong to",
         409: f"another name, or {again} to add a commit to it",
     }
     if status in fixes:
@@ -196,7 +196,7 @@ def _refusal(
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from."""
+    """The error and the chain of exceptions that caused it."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -204,7 +204,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status of a client's error; 409 for a repository that exists."""
+    """The HTTP status of a client's error; 409 if the repository exists."""
     if type(error).__name__ == "AlreadyExistsError":
         return 409
     found = getattr(error, "status_code", None)

@@ -1,4 +1,4 @@
-"""Checks the target of an export: it must be new, empty, or an earlier export and nothing else."""
+"""Check the target of an export: new, empty, or an earlier export without other files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ MARK = "wikillm_export.json"
 
 
 def check_target(target: Path) -> None:
-    """Raises ConfigError when writing would lose something, MachineError when it is impossible."""
+    """Raises ConfigError if the export would overwrite other files, MachineError if the folder is
+    not writable."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConfigError(f"{target} exists and is not a folder.", fix="--to another folder")
     if target.exists() and any(target.iterdir()):
         foreign = _foreign_files(target)
         if foreign is None:
-            what = f"{target} is not empty, and not an earlier export."
+            what = f"{target} is neither empty nor an earlier export."
             raise ConfigError(what, fix="--to another folder")
         if foreign:
             raise ConfigError(
@@ -33,7 +34,7 @@ def check_target(target: Path) -> None:
 
 
 def _foreign_files(target: Path) -> list[str] | None:
-    """Files that no export wrote; None when the folder has no readable mark of one."""
+    """Files in the folder that the export did not write; None if the folder is not an export."""
     listed = read_object(target / MARK).get("files")
     if not isinstance(listed, dict):
         return None

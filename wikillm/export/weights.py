@@ -1,9 +1,9 @@
-"""Weights out of a checkpoint, and safetensors that hold exactly these weights.
+"""Read the weights of a checkpoint, and write them as safetensors without a change.
 
-A checkpoint holds what Hugging Face wrote (`model.safetensors`, whole or in shards), or, where
-ZeRO-3 did not gather, only DeepSpeed's `global_stepN/` with fp32 partitions, which are consolidated
-on the CPU. Partitions are pickles, so they are opened only after the folder's manifest has
-verified. Tied weights are stored once, under the name of the embedding.
+A checkpoint has Hugging Face's `model.safetensors`, whole or in shards. If ZeRO-3 did not gather
+the weights, it has only DeepSpeed's `global_stepN/` with fp32 partitions, which are consolidated on
+the CPU. Partitions are pickles, so they are opened only after the folder's manifest was verified.
+Tied weights are stored once, under the name of the embedding.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from wikillm.models.unpickle import only_known_classes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5_000_000_000  # a file of the export holds at most this much, as on the hubs
+SHARD_BYTES = 5_000_000_000  # largest file of an export, as is usual on the hubs
 
 Weights = dict[str, torch.Tensor]
 
 
 def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> Weights:
-    """All parameters by name, on the CPU, in their stored type (fp32 out of ZeRO partitions).
+    """All parameters by name, on the CPU, in their stored type (fp32 for ZeRO partitions).
 
     Args:
         checkpoint: a complete checkpoint folder.
-        verified: the caller has just checked its manifest; else that is done before a pickle opens.
-        trust: run the code that its pickles may hold (--trust-checkpoint).
+        verified: the caller has just checked the manifest; else it is checked before a pickle is
+            opened.
+        trust: allow the checkpoint's pickles to run code (--trust-checkpoint).
 
     Raises CheckpointError for a damaged checkpoint, or one without weights.
     """
@@ -48,9 +49,9 @@ def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> We
     tag = _zero_folder(checkpoint)
     if tag is None:
         raise CheckpointError(
-            f"{checkpoint} holds no weights.",
+            f"{checkpoint} has no weights.",
             got=f"neither {SINGLE} nor a global_stepN folder with DeepSpeed's optimizer states",
-            fix="name another checkpoint of the run, or run the training again",
+            fix="use another checkpoint of the run, or train again",
         )
     if not verified:
         verify(checkpoint)
@@ -58,20 +59,20 @@ def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> We
 
 
 def read_average(checkpoint: Path) -> Weights:
-    """The moving average of the weights, in float32. Raises CheckpointError where there is none."""
+    """The moving average of the weights, in float32. Raises CheckpointError if there is none."""
     files = sorted((checkpoint / AVERAGE).glob("*.safetensors"))
     if not files:
         raise CheckpointError(
-            f"{checkpoint} holds no moving average of the weights.",
-            got=f"no {AVERAGE}/ in it",
-            fix="leave out --ema; or train with train.ema_decay=0.999 and take a checkpoint after "
-            "train.ema_start",
+            f"{checkpoint} has no moving average of the weights.",
+            got=f"it has no folder {AVERAGE}/",
+            fix="leave out --ema; or train with train.ema_decay=0.999 and export a checkpoint "
+            "after train.ema_start",
         )
     return {name: tensor for file in files for name, tensor in read_safetensors(file)}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder, by its index where it has one."""
+    """The safetensors files of a Hugging Face folder: those in its index, or the single file."""
     index = folder / INDEX
     if index.is_file():
         return [folder / name for name in sorted(shards_of(index))]
@@ -79,7 +80,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_safetensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) one after the other. Raises CheckpointError for a file that cannot be read."""
+    """Yield (name, tensor) for each tensor. Raises CheckpointError if the file cannot be read."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             for name in opened.keys():  # noqa: SIM118  not a dict
@@ -91,13 +92,13 @@ def read_safetensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _zero_folder(checkpoint: Path) -> str | None:
-    """Name of the newest folder with ZeRO partitions; a `latest` file is not trusted."""
+    """Name of the newest folder with ZeRO partitions. DeepSpeed's file `latest` is not trusted."""
     found = [path.parent.name for path in checkpoint.glob("global_step*/*_optim_states.pt")]
     return max(found, key=lambda name: int(name.removeprefix("global_step"))) if found else None
 
 
 def _consolidate(checkpoint: Path, tag: str, *, trust: bool) -> Weights:
-    """fp32 parameters from ZeRO partitions of any world size (pickles: verify before)."""
+    """fp32 parameters from ZeRO partitions of any world size. Opens pickles: verify them before."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     output = io.StringIO()  # DeepSpeed prints a dozen lines about its own files
@@ -113,16 +114,16 @@ def _consolidate(checkpoint: Path, tag: str, *, trust: bool) -> Weights:
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: names and shapes, no memory."""
+    """The model on the meta device, for names and shapes without memory."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
 def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
-    """`weights` without the tied copies, checked against the model's names and shapes.
+    """Check `weights` against the model's names and shapes. Returns them without tied copies.
 
-    Raises CheckpointError with every weight that is missing, unknown, misshapen, or tied and yet
-    different.
+    Raises CheckpointError that lists every weight that is missing, unknown, of a wrong shape, or
+    different from the weight that it is tied to.
     """
     problems = Problems(CheckpointError)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -130,7 +131,7 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
     for name, tensor in expected.items():
         if name not in weights:
             if name not in tied:
-                problems.add(f"{checkpoint} lacks the weight {name}.")
+                problems.add(f"The weight {name} is missing in {checkpoint}.")
         elif weights[name].shape != tensor.shape:
             problems.add(
                 f"The weight {name} in {checkpoint} does not fit its config.json.",
@@ -140,15 +141,15 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
             pair = f"{name} and {tied[name]}"
             problems.add(f"{pair} differ in {checkpoint}, though config.json ties them.")
     for name in sorted(set(weights) - set(expected)):
-        problems.add(f"{checkpoint} holds a weight the model does not have: {name}.")
+        problems.add(f"{checkpoint} has a weight that the model does not have: {name}.")
     problems.raise_if_any()
     return {name: weights[name] for name in expected if name in weights and name not in tied}
 
 
 def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
-    """`weights` in their type on disk, each with memory of its own; empties `weights`.
+    """Convert `weights` to their stored type, each with its own memory. Empties `weights`.
 
-    Partitions are views into one flat tensor, which safetensors refuses to write.
+    Consolidated partitions are views into one flat tensor, which safetensors refuses to write.
     """
     stored = {}
     for name in list(weights):
@@ -161,9 +162,10 @@ def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
 
 
 def as_llama(config: PretrainedConfig, weights: Weights) -> PretrainedConfig:
-    """A Qwen2 model as a Llama model that computes the same, bit for bit; adds to `weights`.
+    """Convert a Qwen2 model to a Llama model with bit-equal outputs.
 
-    Only one thing differs: Llama's attention_bias includes the output projection, whose bias is 0.
+    The only difference is that Llama's attention_bias includes the output projection. Its bias, 0,
+    is added to `weights`.
     """
     if config.model_type != "qwen2" or getattr(config, "use_sliding_window", False):
         raise ValueError(f"not a plain Qwen2 model: {config.model_type}")
@@ -185,32 +187,33 @@ _OF_LLAMA = (
 
 
 def trained_logits(config: PretrainedConfig, weights: Weights, ids: Sequence[int]) -> torch.Tensor:
-    """(1, len(ids), vocabulary) in float32: computed in the type of `weights`, without a copy."""
+    """Logits (1, len(ids), vocabulary) in float32, computed in the type of `weights` without a copy
+    of them."""
     model = skeleton(config)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
-    # Of the buffers only the rotary frequencies exist, and they are in no checkpoint.
+    # The rotary frequencies are the only buffers, and checkpoints do not contain them.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     with torch.no_grad():
         return model.eval()(input_ids=torch.tensor([list(ids)])).logits.float().contiguous()
 
 
 def write_weights(weights: Weights, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """`model.safetensors`, or shards of at most `shard_bytes` with an index."""
+    """Write `model.safetensors`, or shards of at most `shard_bytes` with an index."""
     save_torch_state_dict(weights, folder, max_shard_size=shard_bytes, metadata={"format": "pt"})
     umask = os.umask(0)
     os.umask(umask)
     for file in weight_files(folder):
-        file.chmod(0o666 & ~umask)  # safetensors writes for its owner alone
+        file.chmod(0o666 & ~umask)  # safetensors makes files readable by their owner only
 
 
 def check_written(weights: Weights, folder: Path) -> int:
-    """Read the files again and compare every tensor bit by bit; returns how many there are.
+    """Read the files again and compare every tensor bit by bit. Returns the number of tensors.
 
-    Raises CheckpointError where they differ: a full or failing disk, or a memory error.
+    Raises CheckpointError if a tensor differs, as after a disk or memory error.
     """
 
-    def bits(tensor: torch.Tensor) -> torch.Tensor:  # equal also where NaN differs from itself
+    def bits(tensor: torch.Tensor) -> torch.Tensor:  # as bits, NaN equals itself
         return tensor.contiguous().view(torch.uint8)
 
     seen = set()
@@ -223,7 +226,7 @@ def check_written(weights: Weights, folder: Path) -> int:
                 raise CheckpointError(what, fix="check the disk")
             seen.add(name)
     if missing := sorted(set(weights) - seen):
-        raise CheckpointError(f"{folder} lacks weights: {', '.join(missing[:5])}.")
+        raise CheckpointError(f"Weights are missing in {folder}: {', '.join(missing[:5])}.")
     return len(seen)
 
 

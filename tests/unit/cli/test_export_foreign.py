@@ -137,8 +137,8 @@ LlamaConfig.__init__ = init
 @pytest.mark.parametrize(
     ("program", "code", "message"),
     [
-        (OTHER_IDS, ExitCode.DATA, "would tokenize text differently than in training"),
-        (OTHER_ROPE, ExitCode.CHECKPOINT, "does not compute what the trained model does"),
+        (OTHER_IDS, ExitCode.DATA, "would tokenize text differently from training"),
+        (OTHER_ROPE, ExitCode.CHECKPOINT, "does not compute the logits of the trained model"),
         ("import os\nos.kill(os.getpid(), 9)\n", ExitCode.MACHINE, "killed by signal 9"),
     ],
     ids=["other ids", "other logits", "killed"],
@@ -165,7 +165,7 @@ def test_another_tokenizer_than_the_runs_is_refused(
     other = write_foreign("unigram", tmp_path / "unigram")
     words = ["export", str(run), "--to", str(tmp_path / "m"), "--tokenizer", str(other)]
     assert main(words) == ExitCode.CONFIG
-    assert "another tokenizer than the model was trained with" in capsys.readouterr().err
+    assert "is not the tokenizer that the model was trained with" in capsys.readouterr().err
     changed = json.loads((run / "tokenizer" / "tokenizer.json").read_text())
     original = (run / "tokenizer" / "tokenizer.json").read_bytes()
     changed["model"]["ignore_merges"] = False

@@ -118,9 +118,7 @@ BAD_PORTS = ["", "65536", "port"]
 def test_several_ranks_without_a_rendezvous_address_are_refused(name: str, value: str) -> None:
     World.from_env(MEETING).check_rendezvous(dict(MEETING))
     environ = MEETING | {name: value}
-    with pytest.raises(
-        MachineError, match="no rendezvous address for the"
-    ) as caught:
+    with pytest.raises(MachineError, match="no rendezvous address for the") as caught:
         World.from_env(environ).check_rendezvous(environ)
     assert name in str(caught.value)
 

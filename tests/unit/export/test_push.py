@@ -142,7 +142,7 @@ def test_only_an_unchanged_export_is_pushed(server: HubServer, folder: Path) -> 
     with pytest.raises(CheckpointError, match="not an exported folder"):
         push_folder(folder, repository)
     for text in ("hf:small", "s3:org/small", "hf:../x/y", "org/small"):
-        with pytest.raises(ConfigError, match="does not name a repository"):
+        with pytest.raises(ConfigError, match="must name a repository"):
             parse_repository(text)
     assert not server.log
 
