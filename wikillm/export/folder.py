@@ -88,16 +88,13 @@ def export_model(
         verified: the caller has just checked the checkpoint's manifest.
         ema: export the moving average of the weights (train.ema_decay) instead of the weights.
         trained_with: tokenizer folder of the training; None if only `tokenizer_dir` is known.
-        held_out: additional texts for the proof.
-        prove: whether to prove the folder before it is renamed.
+        held_out: additional texts for the proof; prove=False leaves the proof out.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or does not fit its config.json, or the folder
-            computes other logits.
+        CheckpointError: a damaged checkpoint, a wrong config.json, or other logits in the folder.
         ConfigError: unknown dtype, missing or wrong tokenizer, or `target` holds other files.
         DataError: the folder would give other ids than in training.
-        MachineError: the disk is full or not writable, or plain transformers could not open the
-            folder.
+        MachineError: disk full or not writable, or plain transformers cannot open the folder.
     """
     check_target(target)
     config = _read_config(checkpoint)
