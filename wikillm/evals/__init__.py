@@ -1,1 +1,1 @@
-"""Held-out text: loss per token, bits per byte, and the unigram baseline."""
+"""Evaluate a model: held-out loss, bits per byte of any text, and multiple-choice accuracy."""

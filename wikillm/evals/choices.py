@@ -1,12 +1,12 @@
-"""Multiple-choice accuracy: each choice's probability after the question.
+"""Multiple-choice accuracy, from the probability of each choice after the question.
 
-Context and choice are encoded together, as the tokenizer reads them. The scored tokens of all
-choices of a question begin where the first of them departs from the encoded context: so a token
-that spans the border is scored, and all choices are given the same tokens.
+Context and choice are encoded together, as one text. For all choices of a question, scoring starts
+at the first token in which any choice differs from the encoded context. So a token that spans the
+boundary is scored, and all choices are conditioned on the same tokens.
 
-What is longer than the model reads at once: examples are dropped, the first ones first; then the
-context is cut from the left, equally for all choices; a question whose choices leave no room for
-context is left out. Each of the three is counted.
+A text may be longer than the model reads at once. Then examples are dropped, from the first on.
+If that is not enough, the context is cut from the left, equally for all choices. A question whose
+choices leave no room for context is left out. All three cases are counted.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from wikillm.evals.loss import Sum
 from wikillm.evals.questions import BETWEEN, ChoiceTask, Question
 from wikillm.evals.text import start_id
 
-_Z = 1.959964  # of a normal distribution, for 95 %
+_Z = 1.959964  # the two-sided 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedQuestion:
     """The sequences of a question's choices, all with the same context.
 
-    `gold_bytes` are those of the text that the right choice's scored tokens stand for.
+    `gold_bytes`: UTF-8 bytes of the text that the scored tokens of the right choice cover.
     """
 
     question: Question
@@ -47,25 +47,27 @@ def encode_question(
     """Join examples, question and choices, and encode them; None if a choice is too long.
 
     Args:
-        limit: tokens that the model reads at once.
+        limit: number of tokens that the model reads at once.
     """
     backend = tokenizer.backend
     start = start_id(backend, tokenizer.eos_id)
-    # With fewer examples until the longest choice fits.
+    # Drop examples until the longest choice fits.
     for count in range(len(examples), -1, -1):
         solved = [example.solved for example in examples[len(examples) - count :]]
         context = BETWEEN.join([*solved, question.prompt])
         texts = [context, *(context + choice for choice in question.choices)]
         alone, *whole = backend.encode_batch(texts, add_special_tokens=False)
-        longest = max(len(one.ids) for one in whole)
+        longest = max(len(encoding.ids) for encoding in whole)
         if longest <= limit:
             break
-    # The start takes a place, the last token is only a target.
+    # The start token needs a position and the last token, which is only a target, needs none.
     cut = max(0, longest - limit)
-    shared = min(_common_prefix(alone.ids, one.ids) for one in whole)
+    shared = min(_common_prefix(alone.ids, encoding.ids) for encoding in whole)
     if cut and shared <= cut:
         return None
-    sequences = tuple(TokenSequence([start, *one.ids[cut:]], 1 + shared - cut) for one in whole)
+    sequences = tuple(
+        TokenSequence([start, *encoding.ids[cut:]], 1 + shared - cut) for encoding in whole
+    )
     gold = whole[question.gold]
     begin = gold.offsets[shared][0] if shared < len(gold.ids) else len(context)
     scored = (context + question.choices[question.gold])[begin:]
@@ -74,10 +76,10 @@ def encode_question(
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with; one less if nothing of the second would be left."""
+    """Length of the common prefix, at most len(second) - 1 so that a token is left to score."""
     count = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
+    for left, right in zip(first, second, strict=False):
+        if left != right:
             break
         count += 1
     return min(count, len(second) - 1)
@@ -85,7 +87,7 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 @dataclass(slots=True)
 class _Tally:
-    """Sums over the questions of a subject, in the order in which ranks add them up."""
+    """Sums over the questions of a subject. Ranks exchange the fields in this order."""
 
     questions: float = 0.0
     correct: float = 0.0
@@ -96,19 +98,19 @@ class _Tally:
     fewer_examples: float = 0.0
     cut: float = 0.0
 
-    def add(self, one: EncodedQuestion, nats: Sequence[float]) -> None:
-        question = one.question
-        # Of equal choices the first counts as chosen.
+    def add(self, encoded: EncodedQuestion, nats: Sequence[float]) -> None:
+        question = encoded.question
+        # Ties go to the first choice.
         sizes = [max(1, len(choice.strip().encode())) for choice in question.choices]
-        by_bytes = [each / size for each, size in zip(nats, sizes, strict=True)]
+        by_bytes = [loss / size for loss, size in zip(nats, sizes, strict=True)]
         self.questions += 1
         self.correct += nats.index(min(nats)) == question.gold
         self.correct_by_bytes += by_bytes.index(min(by_bytes)) == question.gold
         self.chance += 1 / len(question.choices)
         self.gold_nats += nats[question.gold]
-        self.gold_bytes += one.gold_bytes
-        self.fewer_examples += one.has_fewer_examples
-        self.cut += one.is_cut
+        self.gold_bytes += encoded.gold_bytes
+        self.fewer_examples += encoded.has_fewer_examples
+        self.cut += encoded.is_cut
 
     def values(self) -> tuple[float, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
@@ -116,7 +118,7 @@ class _Tally:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScore:
-    """The scores on a task: as a whole, over all questions, and by subject."""
+    """The scores on a task, over all questions and by subject."""
 
     overall: dict[str, Any]
     subjects: dict[str, dict[str, Any]]
@@ -124,7 +126,7 @@ class ChoiceScore:
     def to_json(
         self, task: ChoiceTask, *, shots: int, max_questions: int | None, context: int
     ) -> dict[str, Any]:
-        """A task of a record (see `results`): the scores, and what they were computed from."""
+        """The task in a record (see `results`): the scores, and the settings and files used."""
         return {
             "task": task.name,
             "kind": task.kind,
@@ -141,7 +143,7 @@ class ChoiceScore:
 def encode_task(
     tokenizer: TextTokenizer, task: ChoiceTask, *, shots: int, limit: int
 ) -> list[EncodedQuestion | None]:
-    """All questions with the first `shots` examples of their subject, in order."""
+    """Encode all questions, each with the first `shots` examples of its subject, in order."""
     return [
         encode_question(
             tokenizer, question, task.examples.get(question.subject, ())[:shots], limit=limit
@@ -164,20 +166,20 @@ def score_choices(
 ) -> ChoiceScore | None:
     """Score a task; None when `should_stop` returned True. (all ranks)
 
-    Each rank scores every `world_size`-th question, and all call the forward equally often.
+    Each rank scores every `world_size`-th question. All ranks run the same number of forwards.
 
     Args:
-        encoded: what `encode_task` returned, the same on every rank.
-        subjects: of each question.
-        batch_size: choices per forward at most.
+        encoded: result of `encode_task`, the same on every rank.
+        subjects: subject of each question.
+        batch_size: maximum number of choices per forward.
     """
-    scored = [one for one in encoded if one is not None]
-    shares = [scored[each::world_size] for each in range(world_size)]
-    lengths = [[len(s.ids) for one in share for s in one.sequences] for share in shares]
-    forwards = max(len(batches_of(each, batch_size)) for each in lengths)
+    scored = [question for question in encoded if question is not None]
+    shares = [scored[number::world_size] for number in range(world_size)]
+    lengths = [[len(s.ids) for question in share for s in question.sequences] for share in shares]
+    forwards = max(len(batches_of(of_rank, batch_size)) for of_rank in lengths)
     found = negative_log_likelihoods(
         model,
-        [sequence for one in shares[rank] for sequence in one.sequences],
+        [sequence for question in shares[rank] for sequence in question.sequences],
         batch_size=batch_size,
         device=device,
         forwards=forwards,
@@ -187,14 +189,14 @@ def score_choices(
         return None
     tallies = {subject: _Tally() for subject in dict.fromkeys(subjects)}
     at = 0
-    for one in shares[rank]:
-        nats = found[at : at + len(one.sequences)]
-        tallies[one.question.subject].add(one, nats)
-        at += len(one.sequences)
+    for question in shares[rank]:
+        nats = found[at : at + len(question.sequences)]
+        tallies[question.question.subject].add(question, nats)
+        at += len(question.sequences)
     left_out = dict.fromkeys(tallies, 0)
-    for subject, each in zip(subjects, encoded, strict=True):
-        left_out[subject] += each is None
-    # One exchange for all subjects.
+    for subject, item in zip(subjects, encoded, strict=True):
+        left_out[subject] += item is None
+    # Add up all subjects over the ranks in one exchange.
     width = len(_Tally.__slots__)
     sums = sum_over_ranks(*(value for tally in tallies.values() for value in tally.values()))
     parts = [_Tally(*sums[n * width : (n + 1) * width]) for n in range(len(tallies))]
@@ -208,7 +210,7 @@ def score_choices(
 
 
 def _summary(tally: _Tally, left_out: int) -> dict[str, Any]:
-    """What a record says of a subject; without questions only their number."""
+    """The scores of a subject for a record; only the counts if no question was scored."""
     counts = {
         "questions": int(tally.questions),
         "left_out": left_out,
@@ -244,7 +246,7 @@ def wilson_interval(correct: float, questions: float) -> tuple[float, float]:
 
 
 def verdict(interval: tuple[float, float], chance: float) -> str:
-    """How the interval lies to the accuracy of guessing."""
+    """Compare a confidence interval with the accuracy of guessing."""
     low, high = interval
     if low > chance:
         return "above chance"

@@ -1,7 +1,7 @@
-"""The probability a model gives to given tokens, exact for any batch size and number of ranks.
+"""The probability that a model gives to tokens, for any batch size and number of ranks.
 
-Sequences are padded on the right. Attention is causal, so what is padded changes no position before
-it, and no attention mask is needed. Losses are taken in float32 and summed in float64.
+Sequences are padded on the right. Attention is causal, so padding changes no earlier position, and
+no attention mask is needed. Losses are computed in float32 and summed in float64.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-_MOST_TOKENS = 8192
-"""Tokens of a batch at most, unless one sequence is longer: their logits are kept at once."""
+_MAX_TOKENS = 8192
+"""Maximum tokens of a batch, whose logits are kept at once; a single sequence may be longer."""
 _ROWS = 1024
-"""Positions whose logits are turned to float32 at a time."""
+"""Number of positions whose logits are converted to float32 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Tokens of which those from index `first` on are scored, each given all before it."""
+    """Token ids. Those from index `first` on are scored, each given all ids before it."""
 
     ids: list[int]
     first: int
@@ -28,8 +28,8 @@ class TokenSequence:
 def windows(ids: Sequence[int], limit: int) -> Iterator[TokenSequence]:
     """Cut a document into sequences for a model that reads `limit` tokens at once.
 
-    Every token but the first, which starts the document, is scored once. The windows overlap: after
-    the first window each token has at least `limit - limit // 2` tokens before it.
+    Every token is scored once, except the first, which starts the document. The windows overlap:
+    after the first window each token has at least `limit - limit // 2` tokens before it.
     """
     end = min(len(ids), limit + 1)
     yield TokenSequence(list(ids[:end]), 1)
@@ -50,13 +50,13 @@ def negative_log_likelihoods(
     forwards: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[float] | None:
-    """Nats that the scored tokens of each sequence cost; None when `should_stop` returned True.
+    """Sum of the nats of the scored tokens of each sequence; None if `should_stop` returned True.
 
     Args:
         model: a causal language model of HF, wrapped by DeepSpeed or not; its mode is restored.
-        batch_size: sequences per forward at most.
-        forwards: run at least this many, the rest on one token: under ZeRO-3 all ranks call the
-            forward equally often (see `batches_of`).
+        batch_size: maximum number of sequences per forward.
+        forwards: minimum number of forwards; extra ones read one token. Under ZeRO-3 all ranks
+            must run the same number (see `batches_of`).
         should_stop: called before every batch; must return the same on every rank.
     """
     found = [0.0] * len(sequences)
@@ -81,12 +81,12 @@ def negative_log_likelihoods(
 
 
 def batches_of(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Numbers of the sequences of each batch, similar lengths together, the longest first."""
+    """Group sequence numbers into batches of similar lengths, the longest first."""
     batches: list[list[int]] = []
     room = 0
     for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
         if not batches or len(batches[-1]) == room:
-            room = max(1, min(batch_size, _MOST_TOKENS // max(1, lengths[number])))
+            room = max(1, min(batch_size, _MAX_TOKENS // max(1, lengths[number])))
             batches.append([])
         batches[-1].append(number)
     return batches
@@ -95,13 +95,13 @@ def batches_of(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 def _batch_nats(
     model: torch.nn.Module, sequences: Sequence[TokenSequence], device: torch.device | str
 ) -> list[float]:
-    """Nats of the scored tokens of each sequence, from one forward."""
+    """Sum of the nats of the scored tokens of each sequence, from one forward."""
     longest = max(len(sequence.ids) for sequence in sequences) - 1
     # Position t predicts token t + 1: the last token is only a target.
     ids_BT = torch.zeros((len(sequences), longest), dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids_BT[row, : len(sequence.ids) - 1] = torch.tensor(sequence.ids[:-1])
-    # Long contexts with short answers need the logits of the last positions only.
+    # Compute only the logits from the first scored token on: contexts are long, answers short.
     begin = min(sequence.first for sequence in sequences) - 1
     outputs = model(input_ids=ids_BT.to(device), logits_to_keep=longest - begin, use_cache=False)
     found = []

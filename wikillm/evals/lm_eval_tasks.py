@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness on a loaded model, offline, with its own prompts and metrics.
+"""Run tasks of lm-evaluation-harness on a loaded model, offline, with its prompts and metrics.
 
-An optional dependency: `pip install "wikillm[eval]"`. It joins context and answer in its own way,
-and puts no token before a text: the numbers of equal questions may differ from those of `choices`.
+lm-eval is an optional dependency: `pip install "wikillm[eval]"`. It joins context and answer in
+another way than `choices` and puts no token before a text, so scores of equal questions may differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARAL
 
 
 def check_lm_eval(names: Sequence[str], folder: Path | None) -> None:
-    """Raises ConfigError where the extra is missing, or a task is not in the folder."""
+    """Raise ConfigError when the extra is not installed, or a task is not in the folder."""
     if find_spec("lm_eval") is None:
         raise ConfigError(
             "Tasks of lm-eval need the package lm-eval.",
@@ -41,13 +41,13 @@ def check_lm_eval(names: Sequence[str], folder: Path | None) -> None:
             raise ConfigError(
                 f"lm-eval has no task {name!r}.",
                 got=where if folder else f"{len(known):,} tasks come with lm-eval",
-                fix=f"lm_eval:{near}" if near else "--tasks-dir FOLDER, where its YAML file lies",
+                fix=f"lm_eval:{near}" if near else "pass --tasks-dir the folder of its YAML file",
             )
 
 
 def _tasks_in(folder: Path | None) -> Any:
-    """The tasks of the folder alone, or those that come with lm-eval."""
-    # Before the first import: its libraries read these once.
+    """The tasks in the folder, or the tasks that come with lm-eval if `folder` is None."""
+    # Set the variables before the first import, because lm-eval's libraries read them only once.
     os.environ.update(_OFFLINE)
     from lm_eval.tasks import TaskManager
 
@@ -68,12 +68,13 @@ def run_lm_eval(
     limit: int,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """A record for each task.
+    """Run the tasks and return one record per task.
 
     Args:
-        folder: its YAML files define the tasks; None for the tasks that come with lm-eval.
-        shots: None leaves the number to the task.
-        limit: tokens that the model reads at once; lm-eval cuts longer contexts from the left.
+        folder: folder of the YAML files of the tasks; None for the tasks that come with lm-eval.
+        shots: number of examples; None for the number that the task sets.
+        limit: number of tokens that the model reads at once; lm-eval cuts longer contexts from
+            the left.
 
     Raises DataError when a task's files are not on this machine.
     """
@@ -98,16 +99,16 @@ def run_lm_eval(
         raise DataError(
             "A task of lm-eval needs files that are not on this machine.",
             got=str(error).split("\n")[0],
-            fix="evaluation is offline; let the task's YAML name local files:\n"
+            fix="evaluation is offline, so name local files in the task's YAML:\n"
             "dataset_path: json\ndataset_kwargs: {data_files: {test: FILE}}",
         ) from None
     except AssertionError as error:
-        # lm-eval asserts that the answer has tokens of its own.
+        # lm-eval asserts that at least one token belongs to the answer alone.
         raise DataError(
             "lm-eval cannot score a task with this tokenizer.",
             got="the end of a context and the whole answer are one token"
             + (f" ({error})" if str(error) else ""),
-            fix="choices:FILE, which scores such a token",
+            fix="use choices:FILE instead, which scores such a token",
         ) from error
     return [_record(name, values, found) for name, values in found["results"].items()]
 
@@ -142,7 +143,7 @@ def _record(name: str, values: Mapping[str, Any], found: Mapping[str, Any]) -> d
 
 
 def _digests(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Path and sha256 of the task's YAML file and of its local data files."""
+    """Path and sha256 of the YAML file of a task and of its local data files."""
     named = [config.get("metadata", {}).get("config_source")]
     files = (config.get("dataset_kwargs") or {}).get("data_files", [])
     for value in files.values() if isinstance(files, Mapping) else [files]:

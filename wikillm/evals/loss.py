@@ -1,8 +1,8 @@
-"""Held-out loss, exact over all ranks: all losses over all targets, in float64.
+"""Held-out loss over all ranks: the sum of the losses of all targets by their number, in float64.
 
-Unlike a mean of batch means, this number does not depend on the batch. Bits per byte (the total
-loss in bits over the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with
-different tokenizers can be compared. EOS tokens count as targets, and as no bytes.
+Unlike a mean of batch means, this value does not depend on the batch size. Bits per byte (the total
+loss in bits by the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with
+different tokenizers can be compared. EOS tokens count as targets, but have no bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Sum = Callable[..., tuple[float, ...]]  # adds numbers up over all ranks
 
 @dataclass(frozen=True, slots=True)
 class HeldOutLoss:
-    """`loss` in nats per target; `bits_per_byte` over the text those targets stand for."""
+    """`loss` is in nats per target; `bits_per_byte` divides by the bytes of the targets' text."""
 
     loss: float
     bits_per_byte: float
@@ -36,7 +36,7 @@ class HeldOutLoss:
 
 
 def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
-    """The loss over the texts of all parts together, exactly. At least one part."""
+    """The exact loss over the texts of all parts together. At least one part has targets."""
     parts = [part for part in parts if part.targets]
     targets = sum(part.targets for part in parts)
     total = math.fsum(part.loss * part.targets for part in parts)  # nats
@@ -48,7 +48,7 @@ def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
 
 
 def weights_of(parts: Mapping[str, HeldOutLoss]) -> str:
-    """By which weights `combined` adds up the sources of a mixture, in words."""
+    """The weights that `combined` gives to the sources of a mixture, as text."""
     total = max(1, sum(part.targets for part in parts.values()))
     shares = ", ".join(f"{name} {part.targets / total:.1%}" for name, part in parts.items())
     return f"weighted by held-out tokens ({shares}), not by data.mixture"
@@ -92,8 +92,8 @@ def held_out_loss(
 def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     """Sum of the cross entropies (nats) of a batch's targets, in float64, without ignored labels.
 
-    A batch of padding runs too: under ZeRO-3 the other ranks wait in its forward. A model with the
-    fused loss keeps no logits here either.
+    A batch of padding also runs its forward, in which the other ranks wait under ZeRO-3. The fused
+    loss materializes no logits here either.
     """
     # HF divides the sum by num_items_in_batch, so 1 gives the sum.
     outputs = model(**batch, num_items_in_batch=1, use_cache=False)

@@ -1,11 +1,11 @@
-"""Multiple-choice questions from files of the user: C-Eval, CMMLU, and a JSONL format of our own.
+"""Read multiple-choice questions from local files: C-Eval, CMMLU, and WikiLLM's JSONL format.
 
     ceval:FOLDER   val/SUBJECT_val.csv, dev/SUBJECT_dev.csv: id,question,A,B,C,D,answer
     cmmlu:FOLDER   test/SUBJECT.csv, dev/SUBJECT.csv: ,Question,A,B,C,D,Answer
-    choices:FILE   one object a line: question (or context), choices, answer, and if known subject
+    choices:FILE   one object per line: question (or context), choices, answer, optionally subject
 
-C-Eval's test files have no answers, so `val` is scored. Examples for few-shot prompts are those of
-`dev`, in their order. Without torch; nothing is downloaded.
+C-Eval's test files have no answers, so `val` is scored. The examples of few-shot prompts are the
+first questions of `dev`. Torch is not imported, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from wikillm.core.files import sha256_file
 
 Form = Literal["cloze", "letters"]
 FORMS: tuple[Form, ...] = ("cloze", "letters")
-"""cloze: the answer's text follows the question; letters: the choices are listed, its letter does.
+"""cloze scores the text of a choice after the question; letters lists the choices, scores a letter.
 """
 BETWEEN = "\n\n"
-"""Between the examples of a prompt, and before the question."""
+"""Separates the examples of a prompt, and the last example from the question."""
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question as text: an answer is scored as `prompt` followed by each of `choices`."""
+    """A question as text. Each choice is scored as the continuation of `prompt`."""
 
     subject: str
     prompt: str
@@ -44,17 +44,17 @@ class Question:
 
     @property
     def solved(self) -> str:
-        """The question with its right answer, as an example."""
+        """The question with its right answer, for use as an example."""
         return self.prompt + self.choices[self.gold]
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceTask:
-    """Questions, and examples by subject.
+    """The questions of a task, and its examples by subject.
 
     Attributes:
-        shots: examples before a question unless the user says otherwise.
-        files: sha256 by path, of all files that were read.
+        shots: default number of examples before a question.
+        files: sha256 of every file that was read, by path.
     """
 
     name: str
@@ -65,12 +65,12 @@ class ChoiceTask:
     examples: Mapping[str, tuple[Question, ...]]
     files: Mapping[str, str]
 
-    def first(self, most: int | None) -> ChoiceTask:
-        """At most so many questions, evenly spaced over the task: the same ones each time."""
+    def first(self, limit: int | None) -> ChoiceTask:
+        """The task with at most `limit` questions, evenly spaced; every call chooses the same."""
         count = len(self.questions)
-        if most is None or most >= count:
+        if limit is None or limit >= count:
             return self
-        chosen = tuple(self.questions[number * count // most] for number in range(most))
+        chosen = tuple(self.questions[number * count // limit] for number in range(limit))
         return replace(self, questions=chosen)
 
 
@@ -78,7 +78,7 @@ KINDS = ("ceval", "cmmlu", "choices")
 
 
 def read_tasks(specs: Sequence[str], form: Form = "cloze") -> list[ChoiceTask]:
-    """The tasks that KIND:PATH names. Raises ConfigError or DataError for what cannot be read."""
+    """Read the tasks KIND:PATH. Raises ConfigError or DataError if a task cannot be read."""
     tasks = []
     for spec in specs:
         kind, colon, path = spec.partition(":")
@@ -86,7 +86,7 @@ def read_tasks(specs: Sequence[str], form: Form = "cloze") -> list[ChoiceTask]:
             near = did_you_mean(kind, KINDS)
             raise ConfigError(
                 f"{spec!r} does not name a task.",
-                got=f"no kind {kind!r}" if kind not in KINDS else "no path",
+                got=f"there is no kind {kind!r}" if kind not in KINDS else "no path",
                 fix=f"{near or 'ceval'}:PATH; kinds: ceval:FOLDER, cmmlu:FOLDER, choices:FILE, "
                 "and lm_eval:TASK for `wikillm eval`",
             )
@@ -97,13 +97,13 @@ def read_tasks(specs: Sequence[str], form: Form = "cloze") -> list[ChoiceTask]:
             tasks.append(_read_folder(kind, where, form))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
-        fix = "give each choices: file a name of its own, and each folder once"
+        fix = "name each folder only once, and give the files of choices: different names"
         raise ConfigError("Two tasks have the same name.", got=", ".join(names), fix=fix)
     return tasks
 
 
 def _read_folder(kind: str, folder: Path, form: Form) -> ChoiceTask:
-    """C-Eval or CMMLU as the two data sets ship them."""
+    """Read C-Eval or CMMLU from the unpacked folder of the data set."""
     scored, tail = ("val", "_val") if kind == "ceval" else ("test", "")
     questions: list[Question] = []
     examples: dict[str, tuple[Question, ...]] = {}
@@ -120,7 +120,7 @@ def _read_folder(kind: str, folder: Path, form: Form) -> ChoiceTask:
         raise DataError(
             f"The folder of {kind} has no questions.",
             got=f"{folder}: no {scored}/SUBJECT{tail}.csv",
-            fix=f"{kind}:FOLDER, the folder with {scored}/ and dev/ of the unpacked data set",
+            fix=f"{kind}:FOLDER, where FOLDER is the unpacked data set with {scored}/ and dev/",
         )
     return ChoiceTask(kind, kind, form, 5, tuple(questions), examples, files)
 
@@ -133,7 +133,7 @@ def _read_csv(path: Path, subject: str, form: Form) -> Iterator[Question]:
         raise DataError(
             "A file of questions lacks columns.",
             got=f"{path}: no {', '.join(missing)}; it has {', '.join(rows.fieldnames or ())}",
-            fix="the first line names the columns: id,question,A,B,C,D,answer",
+            fix="name the columns in the first line: id,question,A,B,C,D,answer",
         )
     letters = [letter for letter in _LETTERS if letter.lower() in names]
     while True:
@@ -149,7 +149,8 @@ def _read_csv(path: Path, subject: str, form: Form) -> Iterator[Question]:
         if not cells["question"] and not choices:
             continue
         if cells["answer"].upper() not in choices:
-            raise _wrong(path, rows.line_num, f"answer {cells['answer']!r} of {list(choices)}")
+            got = f"answer {cells['answer']!r} is not one of {list(choices)}"
+            raise _wrong(path, rows.line_num, got)
         gold = list(choices).index(cells["answer"].upper())
         yield _asked(
             subject, cells["question"], list(choices.values()), gold, form, is_chinese=True
@@ -172,15 +173,15 @@ def _read_line(path: Path, number: int, line: str, form: Form) -> Question:
         value: Any = json.loads(line)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise _wrong(path, number, f"no JSON: {error}") from None
+        raise _wrong(path, number, f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise _wrong(path, number, "no object")
+        raise _wrong(path, number, "not a JSON object")
     choices = value.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(one, str) and one for one in choices):
-        raise _wrong(path, number, "`choices` is not a list of texts")
+    if not isinstance(choices, list) or not all(isinstance(text, str) and text for text in choices):
+        raise _wrong(path, number, "`choices` is not a list of non-empty texts")
     answer = _gold(value.get("answer"), len(choices))
     if not 2 <= len(choices) <= len(_LETTERS) or answer is None:
-        got = f"answer {value.get('answer')!r} of {len(choices)} choices"
+        got = f"answer {value.get('answer')!r} does not fit {len(choices)} choices"
         raise _wrong(path, number, got)
     subject = str(value.get("subject", path.stem))
     context = value.get("context")
@@ -194,7 +195,7 @@ def _read_line(path: Path, number: int, line: str, form: Form) -> Question:
 
 
 def _gold(answer: Any, choices: int) -> int | None:
-    """The number from 0 that an answer means, as a number or a letter."""
+    """The index of the right choice, from a number or a letter; None if it is not valid."""
     if isinstance(answer, str) and len(answer) == 1:
         answer = _LETTERS.find(answer.upper())
     is_number = isinstance(answer, int) and not isinstance(answer, bool)
@@ -204,7 +205,7 @@ def _gold(answer: Any, choices: int) -> int | None:
 def _asked(
     subject: str, question: str, choices: Sequence[str], gold: int, form: Form, is_chinese: bool
 ) -> Question:
-    """The prompt and the texts that follow it. English puts a space before an answer."""
+    """Build the prompt and the scored texts. In English a space precedes the answer."""
     space = "" if is_chinese else " "
     answer = "答案：" if is_chinese else "Answer:"
     if form == "cloze":
@@ -214,7 +215,8 @@ def _asked(
         )
     listed = [f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False)]
     prompt = "\n".join([question, *listed, answer])
-    return Question(subject, prompt, tuple(space + one for one in _LETTERS[: len(choices)]), gold)
+    letters = tuple(space + letter for letter in _LETTERS[: len(choices)])
+    return Question(subject, prompt, letters, gold)
 
 
 def _text(path: Path) -> str:
@@ -223,7 +225,9 @@ def _text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            "A file of questions cannot be read.", got=f"{path}: {reason}", fix="a file in UTF-8"
+            "A file of questions cannot be read.",
+            got=f"{path}: {reason}",
+            fix="name an existing file in UTF-8",
         ) from None
 
 
@@ -231,5 +235,6 @@ def _wrong(path: Path, line: int, got: str) -> DataError:
     return DataError(
         "A question cannot be used.",
         got=f"{path}, line {line}: {got}",
-        fix='{"question": "...", "choices": ["...", "..."], "answer": 0}, or the columns of C-Eval',
+        fix='write {"question": "...", "choices": ["...", "..."], "answer": 0}, '
+        "or the columns of C-Eval",
     )

@@ -1,7 +1,7 @@
 """Records of evaluations: `RUN/evals/NAME.json`, and the rows that pages and model cards show.
 
-A record says what is needed to compute it again: the model's digest and step, the digests of the
-files, the settings and the versions. Without torch.
+A record contains everything needed to reproduce it: the model's digest and step, the digests of the
+files, the settings and the versions. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wikillm.core.files import sha256_file, write_json
 
 FOLDER = "evals"
 MOST_SOURCES = 20
-"""Files of one evaluation with a row of their own; the record has all of them."""
+"""Number of files of an evaluation that are shown with their own row; the record has all files."""
 _FORMAT_VERSION = 1
 TEXT_HEAD = ("step", "text", "bits/byte", "perplexity", "tokens", "bytes", "documents")
 TASK_HEAD = (
@@ -34,8 +34,8 @@ TASK_HEAD = (
 def model_record(folder: Path) -> dict[str, Any]:
     """Name, step and digest of a checkpoint or of a Hugging Face folder.
 
-    The digest of a checkpoint is the sha256 of its manifest, which lists all files; that of another
-    folder covers config.json and the safetensors files.
+    The digest of a checkpoint is the sha256 of its manifest, which lists all files. The digest of a
+    Hugging Face folder covers config.json and the safetensors files.
     """
     manifest = folder / MANIFEST
     if manifest.is_file():
@@ -64,7 +64,7 @@ def write_results(path: Path, model: Mapping[str, Any], values: Mapping[str, Any
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:
-    """The records of a run, by step and name; a damaged one is left out. Each has its `name`."""
+    """The undamaged records of a run, sorted by step and name. The key `name` is added to each."""
     found = []
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
@@ -72,7 +72,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(record, dict) and record.get("format_version") == _FORMAT_VERSION:
-            # What has rows can be shown; a damaged record has none.
+            # Build the rows as a check: a damaged record raises an error here and is left out.
             with suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):
                 text_rows([record])
                 task_rows([record], subjects=True)
@@ -81,7 +81,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
 
 
 def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows under TEXT_HEAD: all text of each record, then its first sources, and its scripts."""
+    """Rows under TEXT_HEAD: per record the whole text, then its first sources, then its scripts."""
     rows: list[tuple[str, ...]] = []
     for record in records:
         text = record.get("text")
@@ -108,7 +108,7 @@ def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row for several files: sums, and losses weighted by their bytes and tokens."""
+    """One row for several files: sums, and losses weighted by bytes and tokens."""
     total = {key: sum(part[key] for part in parts) for key in ("documents", "text_bytes", "tokens")}
     bits = sum(part["bits_per_byte"] * part["text_bytes"] for part in parts)
     nats = bits * math.log(2)
@@ -120,7 +120,7 @@ def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def task_rows(records: list[dict[str, Any]], *, subjects: bool = False) -> list[tuple[str, ...]]:
-    """Rows under TASK_HEAD: each task as a whole, with `subjects` also its subjects."""
+    """Rows under TASK_HEAD: each task as a whole; with `subjects` also each of its subjects."""
     rows: list[tuple[str, ...]] = []
     for record in records:
         for task in record.get("tasks", []):

@@ -1,9 +1,10 @@
 """Bits per byte and perplexity of any text, by source and by script.
 
-A document is scored as in training: from the token that starts a text, all of its tokens and the
-EOS that ends it. The start is given, so it is no target; EOS is a target and no byte. The sum is
-therefore -log2 of the probability of the document as a string, whatever the tokenizer: divided by
-its UTF-8 bytes it compares models of different tokenizers. Perplexity is per token and does not.
+A document is scored as in training: after the token that starts a text, all tokens of the document
+and the EOS that ends it. The start token is given, so it is not a target; EOS is a target, but has
+no bytes. So the sum of the losses is -log2 of the probability of the document as a string, for any
+tokenizer. Divided by the UTF-8 bytes, it compares models with different tokenizers. Perplexity is
+per token, so it does not.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer
 from wikillm.evals.likelihood import TokenSequence, negative_log_likelihoods, windows
 
 MOST_CONTEXT = 4096
-"""Tokens that a model reads at once by default, if it has more positions."""
+"""Default number of tokens that a model reads at once, if it has more positions."""
 _TOKENS_HELD = 1 << 17
 
 
 @dataclass(slots=True)
 class TextLoss:
-    """What was scored, and its negative log-likelihood."""
+    """The amount of scored text, and its negative log-likelihood."""
 
     documents: int = 0
     text_bytes: int = 0  # UTF-8
-    tokens: int = 0  # targets: those of the text, and one EOS per document
+    tokens: int = 0  # targets: the tokens of the text, and one EOS per document
     nats: float = 0.0
 
     @property
@@ -57,10 +58,10 @@ class TextLoss:
 class TextLosses:
     """The loss on each part of a text."""
 
-    parts: dict[tuple[str, str], TextLoss]  # by source and script
+    parts: dict[tuple[str, str], TextLoss]  # keys are (source, script)
 
     def of(self, source: str | None = None, script: str | None = None) -> TextLoss:
-        """All parts of one source or script together; without either, all."""
+        """The loss on all parts of a source or of a script; on all parts if neither is given."""
         total = TextLoss()
         for (from_source, in_script), part in self.parts.items():
             if source in (None, from_source) and script in (None, in_script):
@@ -81,14 +82,14 @@ class TextLosses:
 
 
 def start_id(tokenizer: Tokenizer, eos_id: int) -> int:
-    """The token before a text: what the tokenizer's own template puts there, else EOS."""
+    """The token before a text: the one that the tokenizer's template puts there, else EOS."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     return eos_id if whole[: len(plain)] == plain else int(whole[0])
 
 
 def context_limit(config: Any, wanted: int | None = None) -> int:
-    """Tokens that a model of this configuration reads at once: `wanted`, at most its positions."""
+    """Number of tokens that a model reads at once: `wanted`, but at most its positions."""
     positions = getattr(config, "max_position_embeddings", None) or MOST_CONTEXT
     return min(int(positions), wanted or MOST_CONTEXT)
 
@@ -105,10 +106,11 @@ def text_losses(
     """The loss of `model` on documents.
 
     Args:
-        tokenizer: the model's own. Text is encoded as ordinary text, as in training.
-        documents: the name of the source and the text, of each.
-        limit: tokens that the model reads at once; longer documents are cut into `windows`.
-        batch_size: sequences per forward at most.
+        tokenizer: the model's tokenizer. Text is encoded as ordinary text, as in training.
+        documents: (name of the source, text) of each document.
+        limit: number of tokens that the model reads at once; longer documents are cut into
+            `windows`.
+        batch_size: maximum number of sequences per forward.
     """
     first = start_id(tokenizer.backend, tokenizer.eos_id)
     parts: dict[tuple[str, str], TextLoss] = {}
@@ -122,7 +124,7 @@ def text_losses(
             part.tokens += len(ids) - 1
             yield from ((part, sequence) for sequence in windows(ids, limit))
 
-    # Some documents at a time, so that lengths can be sorted and memory is bounded.
+    # Score groups of documents, so that similar lengths share a batch and memory is bounded.
     held: list[tuple[TextLoss, TokenSequence]] = []
     tokens = 0
     for item in chain(cut(), [None]):
@@ -131,7 +133,7 @@ def text_losses(
             tokens += len(item[1].ids)
         if item is None or tokens >= _TOKENS_HELD:
             found = negative_log_likelihoods(
-                model, [one for _, one in held], batch_size=batch_size, device=device
+                model, [sequence for _, sequence in held], batch_size=batch_size, device=device
             )
             for (part, _), nats in zip(held, found or (), strict=True):
                 part.nats += nats

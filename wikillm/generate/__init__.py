@@ -1,1 +1,1 @@
-"""Completions of text: samples during training, and `wikillm generate` afterwards."""
+"""Generate text: samples during training, `wikillm generate`, `chat` and `serve`."""

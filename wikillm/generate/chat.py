@@ -1,4 +1,4 @@
-"""A conversation with a model: a chat template's turns, or a base model that continues texts."""
+"""A conversation with a model: by its chat template, or as a base model that continues text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wikillm.generate.stream import TextPieces
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote; `left_out` counts old messages for which it had no positions."""
+    """An answer of the model. `left_out`: number of old messages dropped to fit its positions."""
 
     text: str
     tokens: int
@@ -23,11 +23,11 @@ class Answer:
 
 @dataclass(slots=True)
 class Conversation:
-    """Keeps what was said, and asks the model for what follows.
+    """Keeps the messages of a conversation, and generates answers.
 
     Args:
-        template: Jinja text of the chat template; None: the model continues the text it is given.
-        sampling: its seed is that of the first answer; each further answer adds one.
+        template: Jinja text of the chat template; with None the model continues given text.
+        sampling: settings of the first answer; each further answer adds 1 to the seed.
     """
 
     loaded: LoadedModel
@@ -44,10 +44,10 @@ class Conversation:
     def answer(
         self, entered: str, write: Callable[[str], object], should_stop: Callable[[], bool]
     ) -> Answer:
-        """Generate what follows `entered`, and keep it.
+        """Generate the answer to `entered`, and add both to the conversation.
 
         Args:
-            entered: a message; without a template a text to continue, "" for the last one.
+            entered: a message; without a template, a text to continue ("" continues the last text).
             write: called with each piece of text, whole characters only.
             should_stop: called after every token; True ends the answer, which is kept as it is.
 
@@ -63,7 +63,7 @@ class Conversation:
                 prompt = self._render(self.template)
             pieces = self._generate(prompt, write, should_stop)
         except BaseException:
-            self.messages[:] = kept  # a message without an answer is not part of the conversation
+            self.messages[:] = kept  # remove the message that got no answer
             raise
         self._answers += 1
         self.text = prompt + pieces.text
@@ -78,20 +78,20 @@ class Conversation:
         room = self._room(prompt)
         if room < 1:
             raise ConfigError(
-                "The text is longer than the model has positions for.",
+                "The text is too long for the positions of the model.",
                 got=f"{self._positions() - room:,} tokens, {self._positions():,} positions",
-                fix="/reset, or a shorter text",
+                fix="type /reset, or enter a shorter text",
             )
         pieces = TextPieces(loaded.tokenizer, write)
         seed = self.sampling.seed + self._answers
-        most = min(self.sampling.max_new_tokens, room)
+        max_new_tokens = min(self.sampling.max_new_tokens, room)
         complete(
             loaded.model,
             loaded.tokenizer,
             [prompt],
             eos_id=loaded.eos_id,
             end_ids=loaded.end_ids,
-            sampling=replace(self.sampling, max_new_tokens=most, seed=seed),
+            sampling=replace(self.sampling, max_new_tokens=max_new_tokens, seed=seed),
             streamer=pieces,
             should_stop=should_stop,
         )

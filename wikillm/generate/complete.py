@@ -1,8 +1,8 @@
-"""Completes prompts with a model, and restores the model and the random state.
+"""Complete prompts with a model, and restore the model's modes and the random state.
 
-Used in the middle of training (any ZeRO stage) and on exported models: the training mode of every
-module and torch's generators are restored, so a run with samples is bit-identical to one without.
-Prompts run one at a time: without padding a completion does not depend on its neighbours.
+`complete` is used during training (any ZeRO stage) and on exported models. It restores the training
+mode of every module and torch's generators, so sampling does not change a single bit of a run.
+Prompts run one at a time, so a completion does not depend on padding or on other prompts.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen.
+    """Settings for choosing the next token.
 
     Args:
-        max_new_tokens: tokens at most per completion; fewer when the model ends the text.
-        temperature: 0 takes the most likely token (greedy); else the logits are divided by it.
-        top_p: sample among the most likely tokens that together have this probability.
-        seed: the same seed, prompt and model give the same text.
+        max_new_tokens: maximum number of tokens per completion; the model may end earlier.
+        temperature: divisor of the logits; 0 takes the most likely token (greedy).
+        top_p: nucleus sampling: sample from the smallest set of tokens with this total probability.
+        seed: seed of the random numbers; equal seed, prompt and model give equal text.
     """
 
     max_new_tokens: int = 64
@@ -52,7 +52,7 @@ class Sampling:
         return GenerationConfig(max_new_tokens=self.max_new_tokens, **ids, **chosen)
 
 
-class _Asked(StoppingCriteria):
+class _StopOnRequest(StoppingCriteria):
     """Ends a completion between two tokens once `should_stop` has returned True."""
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
@@ -77,29 +77,29 @@ def complete(
     streamer: BaseStreamer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """What the model writes after each prompt, without the prompt and special tokens.
+    """Generate a completion of each prompt; returns the new text without special tokens.
 
     Ids that the tokenizer does not have are never chosen.
 
     Args:
-        model: in any mode; it is put into eval mode and back.
-        tokenizer: the one the model was trained with.
-        prompts: an empty one starts from EOS, as every document of the training data does.
+        model: a model in any mode; it is put into eval mode and back.
+        tokenizer: the tokenizer that the model was trained with.
+        prompts: texts to continue; "" starts from EOS, as every document in training does.
         eos_id: id that ends a text.
-        end_ids: further ids that do.
+        end_ids: further ids that end a text.
         sampling: default `Sampling()`.
-        synced_gpus: True under ZeRO-3 with several ranks, which then call this with equal prompts.
-        streamer: receives the token ids as they come.
+        synced_gpus: True under ZeRO-3 with several ranks, which must pass equal prompts.
+        streamer: receives the token ids as they are generated.
         should_stop: called after every token; once True, only the finished texts are returned.
             Under ZeRO-3 it must return the same on every rank.
 
-    Raises ValueError when the model has no positions for the prompt and the new tokens.
+    Raises ValueError when prompt and new tokens need more positions than the model has.
     """
     sampling = sampling or Sampling()
     config = sampling.to_generation_config(eos_id, end_ids)
     config.suppress_tokens = padding_rows(tokenizer, model)
     texts: list[str] = []
-    asked = _Asked(should_stop)
+    stop = _StopOnRequest(should_stop)
     with _as_found(model), _own_randomness(model.device, sampling.seed):
         for prompt in prompts:
             ids = encode(tokenizer, prompt) or [eos_id]
@@ -111,24 +111,24 @@ def complete(
                 generation_config=config,
                 synced_gpus=synced_gpus,
                 streamer=streamer,
-                stopping_criteria=[asked],
+                stopping_criteria=[stop],
             )
-            if asked.is_stopped:
+            if stop.is_stopped:
                 break
             new = output_BT[0, len(ids) :].tolist()
-            # A character cut off in the middle of its bytes decodes to U+FFFD.
+            # The end may have only some bytes of a character, which decode to U+FFFD.
             texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).rstrip("\ufffd"))
     return texts
 
 
 def padding_rows(tokenizer: Tokenizer, model: PreTrainedModel) -> list[int] | None:
-    """Rows that pad the vocabulary: they were never a target, yet might be drawn. None: no rows."""
+    """Ids that pad the vocabulary: never trained as a target, so never to be sampled. Or None."""
     rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
     return list(rows) or None
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of `text`, nothing added."""
+    """Token ids of `text`, without added special tokens."""
     encoded = tokenizer.encode(text, add_special_tokens=False)
     return list(getattr(encoded, "ids", encoded))
 
@@ -137,14 +137,14 @@ def _check_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> 
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and prompt_tokens + new_tokens > limit:
         raise ValueError(
-            f"the prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, "
+            f"the prompt has {prompt_tokens} tokens and {new_tokens} new tokens are requested, "
             f"but the model has {limit} positions"
         )
 
 
 @contextmanager
 def _as_found(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own mode afterwards (some may be frozen in eval)."""
+    """Set eval mode; restore each module's own mode afterwards (some may be frozen in eval)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -156,7 +156,7 @@ def _as_found(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeded global generators inside, their former states afterwards."""
+    """Seed the global generators; restore their states afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Opens a standard Hugging Face folder for generation: local files, safetensors, no code from it.
+"""Load a standard Hugging Face folder for generation: local safetensors, no remote code.
 
-The tokenizer is tokenizer.json as it is: what AutoTokenizer makes of it depends on the model type
-and on the version of transformers.
+The tokenizer is read from tokenizer.json directly, because what AutoTokenizer does depends on the
+model type and on the version of transformers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from wikillm.models.pretrained import load_weights
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """`tokenizer` recognises special tokens in prompts; `text_tokenizer` reads them as text."""
+    """A model and its tokenizers.
+
+    `tokenizer` recognises special tokens in prompts; `text_tokenizer` reads them as text.
+    """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -33,14 +36,14 @@ class LoadedModel:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Further ids that end a text, of generation_config.json: the end of a chat's turn."""
+        """Further ids that end a text, from generation_config.json: the end of a turn in chats."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
         ends = named if isinstance(named, list) else []
         return tuple(int(each) for each in ends if each != self.eos_id)
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether the folder has config, tokenizer and weights, as any Hugging Face model."""
+    """Whether the folder has config, tokenizer and weights, like any Hugging Face model."""
     files = ("config.json", "tokenizer.json")
     return all((folder / name).is_file() for name in files) and has_weights(folder)
 
@@ -53,31 +56,34 @@ def has_weights(folder: Path) -> bool:
 def load_folder(
     folder: Path, *, tokenizer_dir: Path | None = None, device: str = "auto"
 ) -> LoadedModel:
-    """The model in eval mode on `device`, with its tokenizer.
+    """Load the model in eval mode on `device`, with its tokenizer.
 
     Args:
-        folder: has config.json and safetensors weights.
-        tokenizer_dir: where the tokenizer lies; default `folder`.
+        folder: folder with config.json and safetensors weights.
+        tokenizer_dir: folder of the tokenizer; default `folder`.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: the folder is not a loadable model, or the device's name is not one.
-        CheckpointError: a file in it is damaged.
+        ConfigError: the folder is not a loadable model, or `device` is not the name of a device.
+        CheckpointError: a file in the folder is damaged.
         DataError: the tokenizer is damaged, or names no end-of-text token.
-        MachineError: the device is not there.
+        MachineError: this machine does not have the device.
     """
     target = pick_device(device)
     tokenizer = prompt_tokenizer(tokenizer_dir or folder)
     text_tokenizer = load_tokenizer(tokenizer_dir or folder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file is an error, not a download
-    advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
+    advice = "name a folder that `wikillm export` wrote, a run directory or a checkpoint"
     model = load_weights(folder, advice=advice, dtype="auto")
     model.to(target)  # type: ignore[arg-type]  # the stub of a decorated method
     return LoadedModel(model.eval(), tokenizer, text_tokenizer)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU. Raises ConfigError or MachineError for other names."""
+    """The named device; `auto` is the first GPU, or the CPU without a GPU.
+
+    Raises ConfigError for a name that is no device, MachineError if this machine lacks the device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -88,5 +94,6 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"{name!r} is not a device.", fix="--device auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise MachineError(f"There is no device {name}.", got=f"{count} GPUs", fix="--device cpu")
+        what = f"This machine has no device {name}."
+        raise MachineError(what, got=f"{count} GPUs", fix="--device cpu")
     return device

@@ -1,9 +1,9 @@
-"""A model behind the interface of OpenAI: `transformers serve`, its errors, and a page at `/`.
+"""Serve a model with OpenAI's interface: `transformers serve` with clear errors and a page at `/`.
 
-transformers builds and runs the server. Added to its application here: a page to try the model, a
-list with this model alone, refusals in OpenAI's form where transformers would fail with status 500,
-and sampling with the request's temperature (transformers decodes greedily unless the folder's
-generation_config.json says otherwise). Its routes that load, unload or transcribe are closed.
+transformers builds and runs the server. This module adds to it a page for trying the model, a list
+that has only this model, and errors in OpenAI's form where transformers would fail with status 500.
+Sampling uses the temperature of the request (transformers decodes greedily unless the folder's
+generation_config.json says otherwise). The routes that load, unload or transcribe are closed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A server that answers: its address, the model's name, and the means to end it."""
+    """A running server: its address and the name of the model. `stop` ends it."""
 
     url: str
     name: str
@@ -55,15 +55,15 @@ class Serving:
         return bool(self._server._thread.is_alive())
 
     def stop(self) -> None:
-        """End the server; open answers are cut off after two seconds."""
+        """End the server; unfinished answers are cut off after two seconds."""
         self._server.kill_server()
 
 
 def check_can_serve(host: str, port: int) -> None:
-    """Refuse before a model is loaded.
+    """Check packages, host and port before a model is loaded. Port 0 means any free port.
 
     Raises ConfigError when `host` is no address of this machine, MachineError when a package is
-    missing or the port cannot be had. Port 0 is any free one.
+    missing or the port cannot be used.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -80,7 +80,7 @@ def check_can_serve(host: str, port: int) -> None:
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             what = f"Port {port} of {host} cannot be used."
-            fix = "--port with another number; 0 takes a free one"
+            fix = "choose another --port; 0 takes a free port"
             raise MachineError(what, got=error.strerror, fix=fix) from error
         what = f"{host!r} is not an address of this machine."
         raise ConfigError(what, got=error.strerror, fix="--host 127.0.0.1") from error
@@ -95,13 +95,13 @@ def is_loopback(host: str) -> bool:
 
 
 def start_server(folder: Path, name: str, *, host: str, port: int, device: str) -> Serving:
-    """Load an exported folder and serve it; returns once requests are answered.
+    """Load an exported folder and serve it; returns once the server answers requests.
 
-    The folder is not read afterwards.
+    The folder is not read after that.
 
     Args:
-        name: what clients call the model.
-        port: 0 takes a free one.
+        name: name of the model for clients.
+        port: port to listen on; 0 takes a free port.
         device: auto, cpu, cuda or cuda:N.
 
     Raises MachineError when the server does not start.
@@ -122,8 +122,8 @@ def start_server(folder: Path, name: str, *, host: str, port: int, device: str) 
         _extend(app, name, has_template)
         return app
 
-    # The name that clients give is the path transformers opens: a link in an empty folder.
-    target = folder.resolve()  # before the working directory changes: it may be relative
+    # transformers opens the model's name as a path, so the name is a link in an empty folder.
+    target = folder.resolve()  # resolve a relative path before the working directory changes
     with tempfile.TemporaryDirectory(prefix="wikillm-serve-") as place, contextlib.chdir(place):
         Path(name).symlink_to(target)
         with _replaced(building, "build_server", build_ours):
@@ -141,11 +141,11 @@ def start_server(folder: Path, name: str, *, host: str, port: int, device: str) 
 
 
 def _wait_until_started(server: Any, host: str, port: int) -> int:
-    """Returns the port. The thread ends when the server cannot be bound."""
+    """Wait for the server and return its port. Its thread ends if it cannot bind the port."""
     while not server.server.started:
         if not server._thread.is_alive():
             what = f"The server did not start on port {port} of {host}."
-            raise MachineError(what, fix="--port with another number; 0 takes a free one")
+            raise MachineError(what, fix="choose another --port; 0 takes a free port")
         time.sleep(0.02)
     return int(server.server.servers[0].sockets[0].getsockname()[1])
 
@@ -161,24 +161,24 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _sample_as_asked(model: Any, tokenizer: Any) -> None:
-    """Sample unless a request's temperature is 0; never draw rows that pad the vocabulary."""
+    """Sample unless a request's temperature is 0; never sample ids that pad the vocabulary."""
     model.generation_config.do_sample = True
     model.generation_config.top_k = 0
     model.generation_config.suppress_tokens = padding_rows(tokenizer, model)
 
 
 def _answers_are_text(model: Any, tokenizer: Any) -> None:
-    """Keep the prompt out of answers where the template is not Qwen's.
+    """Keep the prompt out of answers when the template is not Qwen's.
 
-    transformers parses the answers of every Qwen model by the marks of Qwen's own template, and
-    takes a prompt without these marks for a part of the answer.
+    transformers parses the answers of every Qwen model by the markers of Qwen's own template; with
+    a prompt without these markers it returns the prompt as part of the answer.
     """
-    asked = [{"role": "user", "content": "Q"}]
-    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "Q"}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if tokenizer.response_template is not None or "<|im_start|>assistant\n" in prompt:
         return
-    named = model.generation_config.eos_token_id
-    ends = tokenizer.convert_ids_to_tokens(named if isinstance(named, list) else [named])
+    end_ids = model.generation_config.eos_token_id
+    ends = tokenizer.convert_ids_to_tokens(end_ids if isinstance(end_ids, list) else [end_ids])
     content = {"close": list(dict.fromkeys([*ends, tokenizer.eos_token])), "content": "text"}
     tokenizer.response_template = {
         "defaults": {"role": "assistant"},
@@ -188,7 +188,7 @@ def _answers_are_text(model: Any, tokenizer: Any) -> None:
 
 
 def _extend(app: Any, name: str, has_template: bool) -> None:
-    """Add the page, the list of models and the refusals to transformers' application."""
+    """Add the page, the list of models and the errors to transformers' application."""
     from fastapi import Request
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.exceptions import HTTPException

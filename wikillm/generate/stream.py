@@ -1,8 +1,8 @@
-"""Text of a completion while it is generated, in pieces that are whole characters.
+"""Stream the text of a completion while it is generated, in pieces of whole characters.
 
-A hanzi is often split over several byte tokens. Decoding them one by one gives U+FFFD for each, so
-text is held back until its last character is complete. Bytes that never become a character are
-left out.
+A hanzi is often split over several byte tokens. Decoding these one by one gives U+FFFD for each, so
+text is held back until its last character is complete. Bytes that never form a character are left
+out.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ BROKEN = "\ufffd"
 
 
 class TextPieces(BaseStreamer):
-    """Calls `write` with each new piece of text; the prompt and special tokens are left out.
+    """Calls `write` with each new piece of text, without the prompt and special tokens.
 
-    `text` is what was written so far, `tokens` the number of generated tokens.
+    `text` is the text written so far, `tokens` the number of generated tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object]) -> None:
@@ -35,12 +35,12 @@ class TextPieces(BaseStreamer):
         return len(self._ids)
 
     def put(self, value: Any) -> None:
-        """Called by `generate`: first with the prompt, (1, T), then with each token, (1,)."""
+        """Called by `generate` first with the prompt, (1, T), then with each token, (1,)."""
         if self._is_prompt:
             self._is_prompt = False
             return
         self._ids += value.flatten().tolist()
-        # All ids are decoded again: what a token adds depends on those before it.
+        # Decode all ids again, because the text of a token depends on the tokens before it.
         decoded = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
         whole = decoded.rstrip(BROKEN).replace(BROKEN, "")
         piece = whole[len(self.text) :]
@@ -49,4 +49,4 @@ class TextPieces(BaseStreamer):
             self._write(piece)
 
     def end(self) -> None:
-        """Bytes that are still held back are no character, and are dropped."""
+        """Drop the bytes that are still held back: they do not form a character."""

@@ -1,1 +1,1 @@
-"""Which tokens each optimizer step consumed: the record, its digests, and the proof from files."""
+"""Record which tokens each optimizer step consumed, and audit that record from files."""

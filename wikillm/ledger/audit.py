@@ -1,9 +1,10 @@
-"""Proves from files alone which tokens a run was trained on, or names the first step that is wrong.
+"""Prove from files alone which tokens a run was trained on, or name the first step that is wrong.
 
-The ledger says which samples each step consumed, and the digest of what the ranks handed to the
-model. The order of the samples is a function of (seed, store, index), and a bijection in every
-epoch. So when the steps' samples follow each other without gap or overlap from 0 on, and every
-digest is that of the store's tokens, each sample was trained exactly once per epoch.
+The ledger records the samples of each step, and the digest of the tokens that the ranks passed to
+the model. The order of the samples is a function of (seed, store, index), and a bijection in every
+epoch. Suppose that the samples of the steps follow each other from 0 on without gap or overlap, and
+that every digest equals that of the store's tokens. Then each sample was trained exactly once per
+epoch.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from wikillm.ledger.record import NAME, History, SkippedWindow, StepLine, read_l
 
 _ROWS_AT_A_TIME = 1024
 _SAMPLES_AT_A_TIME = 1 << 16
-_NEAR = 8  # batches before and after in which the tokens of a wrong step are looked for
+_NEAR = 8  # number of batches before and after a wrong step that are searched for its tokens
 
 
 @dataclass(frozen=True, slots=True)
 class WrongStep:
-    """`kind`: record, lost, repeated, tokens or checkpoint."""
+    """A step that fails the audit. `kind`: record, lost, repeated, tokens or checkpoint."""
 
     step: int
     kind: str
@@ -42,9 +43,9 @@ class WrongStep:
 
 @dataclass(slots=True)
 class Audit:
-    """What was proven of the steps [first_step, last_step], and what was not.
+    """The result of an audit of the steps [first_step, last_step].
 
-    `skipped`: windows that the run left out and recorded. `seconds`: of comparing tokens.
+    `skipped`: windows that the run skipped and recorded. `seconds`: time spent comparing tokens.
     """
 
     run: str
@@ -79,14 +80,14 @@ def audit_run(
     with_tokens: bool = True,
     stores: Sequence[str] = (),
 ) -> Audit:
-    """Check the ledger of a run, in full or from `first_step` to `last_step`.
+    """Audit the ledger of a run, in full or from `first_step` to `last_step`.
 
     Args:
-        with_tokens: compare the digests with the store's tokens, not only the samples.
-        stores: see `corpus_of_run`.
+        with_tokens: also compare the digests with the tokens in the store.
+        stores: see `places` of `corpus_of_run`.
 
     Raises:
-        CheckpointError: no ledger, a damaged one, or one without these steps.
+        CheckpointError: the ledger is missing, is damaged or does not have these steps.
         DataError, ConfigError: see `corpus_of_run`.
     """
     history = History.of(read_ledger(run / NAME))
@@ -96,9 +97,9 @@ def audit_run(
         if (first_step or 1) <= line.step and (last_step is None or line.step <= last_step)
     ]
     if not steps:
-        held = f"steps {history.steps[0].step} to {history.steps[-1].step}" if history.steps else ""
+        has = f"steps {history.steps[0].step} to {history.steps[-1].step}" if history.steps else ""
         raise CheckpointError(
-            "The ledger has none of these steps.", got=f"{run / NAME}: {held or 'no steps'}"
+            "The ledger has none of these steps.", got=f"{run / NAME} has {has or 'no steps'}"
         )
     begin = first_step or 1
     before = next((line for line in history.steps if line.step == begin - 1), None)
@@ -108,7 +109,7 @@ def audit_run(
     found.segments = len(history.segments)
     found.superseded = history.superseded
     if begin > 1 and before is None:
-        found.first = steps[0].first  # nothing is claimed about the steps before
+        found.first = steps[0].first  # the audit says nothing about earlier steps
     found.wrong += _check_ranges(found, history, steps)
     found.samples = sum(line.stop - line.first for line in steps)
     found.wrong += _check_checkpoints(found, run, history)
@@ -119,20 +120,21 @@ def audit_run(
 
 
 def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iterator[WrongStep]:
-    """Whether each step begins where the one before ended, or where a skipped window ends."""
+    """Check that each step begins at the end of the step before it or of a skipped window."""
     orders = {str(sorted(segment.order.items())) for segment in history.segments}
     if len(orders) > 1:
-        yield WrongStep(steps[0].step, "record", "segments with different orders of the samples")
+        text = "the segments have different orders of the samples"
+        yield WrongStep(steps[0].step, "record", text)
     windows = {window.first: window for window in history.skipped}
     at = found.first
     expected = found.first_step
     for line in steps:
         if line.step > expected:
             missing = f"no record of steps {expected:,} to {line.step - 1:,}"
-            yield WrongStep(expected, "record", f"{missing}: lines or a whole ledger were lost")
+            yield WrongStep(expected, "record", f"{missing}: lines or a whole ledger are missing")
             at = line.first
         elif line.step < expected or line.stop <= line.first:
-            yield WrongStep(line.step, "record", "recorded twice, or without samples")
+            yield WrongStep(line.step, "record", "it is recorded twice, or without samples")
         while at in windows and at < line.first:
             found.skipped.append(windows[at])
             at = windows[at].stop
@@ -150,14 +152,14 @@ def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iter
 
 
 def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[WrongStep]:
-    """Whether the checkpoints of the current branch stand where the ledger says."""
+    """Check that checkpoints of the current branch have the ledger's number of samples."""
     stops = {line.step: line.stop for line in history.steps}
     ends = {window.first: window.stop for window in history.skipped}
     for folder in arrange(run / "checkpoints").branch:
         try:
             state = read_state(folder)
         except CheckpointError:
-            continue  # not the ledger's concern: it can be named, and resuming refuses it
+            continue  # a damaged checkpoint is reported elsewhere, when it is named or resumed
         step = state["step"]
         if not found.first_step <= step <= found.last_step:
             continue
@@ -165,18 +167,19 @@ def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[Wr
         stop = stops.get(step)
         consumed = state["consumed_samples"]
         if stop is None:
-            yield WrongStep(step, "record", f"{folder.name} exists, and its step has no record")
+            text = f"{folder.name} exists, but its step has no record"
+            yield WrongStep(step, "record", text)
         elif consumed not in (stop, ends.get(stop)):
-            text = f"{folder.name} has consumed {consumed:,} samples, the ledger {stop:,}"
+            text = f"{folder.name} has {consumed:,} consumed samples, the ledger has {stop:,}"
             yield WrongStep(step, "checkpoint", text)
 
 
 def _compare_tokens(
     found: Audit, run: Path, history: History, steps: list[StepLine], stores: Sequence[str]
 ) -> Iterator[WrongStep]:
-    """Compare each digest with that of the store's tokens; stop at the first that differs.
+    """Compare each digest with that of the store's tokens; stop at the first difference.
 
-    A shard is compared with the manifest before its tokens are used.
+    The sha256 of a shard is compared with the manifest before its tokens are used.
     """
     facts = history.segments[-1].order
     corpus = corpus_of_run(run, facts, stores)
@@ -184,17 +187,17 @@ def _compare_tokens(
     found.epochs = _epochs(corpus, facts, found.stop)
     corpus.train.verify_on_first_use()
     since = time.perf_counter()
-    for some in _portions(steps):
-        digests, damage = _digests_until_damage(corpus.train, order, some)
+    for portion in _portions(steps):
+        digests, damage = _digests_until_damage(corpus.train, order, portion)
         if damage is not None:
             yield damage
-        pairs = list(zip(some, digests, strict=False))
+        pairs = list(zip(portion, digests, strict=False))
         wrong = next((line for line, digest in pairs if line.digest != digest), None)
         if wrong is not None:
             yield _explain(corpus.train, order, wrong)
-        compared = pairs if wrong is None else pairs[: some.index(wrong)]
+        compared = pairs if wrong is None else pairs[: portion.index(wrong)]
         found.tokens_compared += order.sequence_length * sum(s.stop - s.first for s, _ in compared)
-        if len(compared) < len(some):
+        if len(compared) < len(portion):
             break
     found.seconds = time.perf_counter() - since
 
@@ -202,7 +205,7 @@ def _compare_tokens(
 def _digests_until_damage(
     tokens: Tokens, order: Order, steps: list[StepLine]
 ) -> tuple[list[int], WrongStep | None]:
-    """The expected digests, up to the first step that needs a shard which cannot be used."""
+    """The expected digests up to the first step that needs an unusable shard, and that step."""
     with suppress(DataError):
         return expected_digests(tokens, order, steps), None
     digests: list[int] = []
@@ -215,22 +218,22 @@ def _digests_until_damage(
 
 
 def _portions(steps: list[StepLine]) -> Iterator[list[StepLine]]:
-    """Steps of about `_SAMPLES_AT_A_TIME` samples together, at least one."""
-    some: list[StepLine] = []
+    """Split steps into groups of about `_SAMPLES_AT_A_TIME` samples, at least one step each."""
+    portion: list[StepLine] = []
     size = 0
     for line in steps:
-        some.append(line)
+        portion.append(line)
         size += line.stop - line.first
         if size >= _SAMPLES_AT_A_TIME:
-            yield some
-            some = []
+            yield portion
+            portion = []
             size = 0
-    if some:
-        yield some
+    if portion:
+        yield portion
 
 
 def expected_digests(tokens: Tokens, order: Order, steps: Sequence[StepLine]) -> list[int]:
-    """The digest that each step has when it consumes its samples in full."""
+    """The digest of each step, if it consumed exactly its recorded samples."""
     sizes = np.array([max(0, line.stop - line.first) for line in steps])
     samples = np.concatenate([np.arange(line.first, line.stop) for line in steps])
     rows = np.concatenate([np.arange(size) for size in sizes])
@@ -241,12 +244,12 @@ def expected_digests(tokens: Tokens, order: Order, steps: Sequence[StepLine]) ->
         hashes[part] = row_hashes(inputs, targets)
     sums = np.cumsum(np.append(np.uint64(0), hashes * row_keys(0, int(sizes.max()))[rows]))
     ends = np.append(0, np.cumsum(sizes))
-    digests: list[int] = np.diff(sums[ends]).tolist()  # both wrap, so differences are exact
+    digests: list[int] = np.diff(sums[ends]).tolist()  # exact modulo 2^64, like the sums
     return digests
 
 
 def _explain(tokens: Tokens, order: Order, wrong: StepLine) -> WrongStep:
-    """Where the tokens of a step come from, if not from its samples."""
+    """Describe a step with a wrong digest: find its tokens in the batches near it, if possible."""
     size = wrong.stop - wrong.first
     own = f"not those of its samples {wrong.first:,} to {wrong.stop - 1:,}"
     for batches in sorted(range(-_NEAR, _NEAR + 1), key=abs):
@@ -259,13 +262,13 @@ def _explain(tokens: Tokens, order: Order, wrong: StepLine) -> WrongStep:
                 kind = "repeated" if batches < 0 else "lost"
                 taken = f"it was given the tokens of samples {first:,} to {moved.stop - 1:,}"
                 return WrongStep(wrong.step, kind, f"{taken}, {own}")
-    text = f"it was given other tokens, {own}. The shards are those of the manifest: the store was "
+    text = f"it was given other tokens, {own}. The shards match the manifest, so the store was "
     text += "built again since, ranks read each other's samples, or memory was damaged"
     return WrongStep(wrong.step, "tokens", text)
 
 
 def _epochs(corpus: Corpus, facts: dict[str, Any], samples: int) -> str:
-    """How often the samples before `samples` go through the store, in words."""
+    """The number of epochs in the first `samples` samples, as text; by source in a mixture."""
     if corpus.mixture:
         used = corpus.order(facts["sequence_length"], facts["seed"]).used(samples)
         return ", ".join(f"{source.name} {source.epochs:.2f}" for source in used) + " epochs"

@@ -1,4 +1,4 @@
-"""Opens the token store that a run has read, from what its directory says. Builds nothing."""
+"""Open the token store that a run has read, as recorded in the run directory. Builds nothing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
     """The corpus of a run whose ledger has these `order` facts.
 
     Args:
-        places: where the store is now, a folder or an address; of a mixture, NAME=PLACE of each
-            source that was moved. By default where RUN/data.json says.
+        places: folder or address of the store; for a mixture, NAME=PLACE of each source that was
+            moved. The default is the place in RUN/data.json.
 
     Raises:
         ConfigError: `places` do not fit the run.
-        DataError: no data.json; a store that cannot be opened, or is another one.
+        DataError: no data.json; a store that cannot be opened, or that the run has not read.
     """
     record = _data_record(run)
     moved = dict(place.partition("=")[::2] for place in places if record.get("mixture"))
@@ -34,13 +34,15 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
         raise ConfigError(
             "--store does not fit the run.",
             got=", ".join(places),
-            fix=f"--store NAME=PLACE, of: {', '.join(names)}" if names else "--store PLACE",
+            fix=f"--store NAME=PLACE, with a NAME of {', '.join(names)}"
+            if names
+            else "pass --store once, with the folder or address of the store",
         )
     corpus: Corpus
     if names:
         sources = [
-            WeightedStore(one["name"], one["count"], _open(one["store"], moved.get(one["name"])))
-            for one in record["mixture"]
+            WeightedStore(name, part["count"], _open(part["store"], moved.get(name)))
+            for name, part in zip(names, record["mixture"], strict=True)
         ]
         corpus = MixedCorpus(sources, order["window_shards"], order["packing"])
     else:
@@ -49,9 +51,10 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
     found = (corpus.manifest.fingerprint, proportions(corpus.mixture))
     if found != (order["store"], order["mixture"]):
         raise DataError(
-            "The run has read another token store.",
-            got=f"{corpus.dir}: {found[0][:12]}; the ledger has {order['store'][:12]}",
-            fix="--store PLACE of the store that it was trained on",
+            "This is not the token store that the run has read.",
+            got=f"{corpus.dir} has the fingerprint {found[0][:12]}, "
+            f"the ledger has {order['store'][:12]}",
+            fix="pass --store the folder or address of the store that the run was trained on",
         )
     return corpus
 
@@ -61,7 +64,8 @@ def _data_record(run: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DataError("A run does not say which store it read.", got=f"{path}: {error}") from None
+        what = "The run's record of its token store cannot be read."
+        raise DataError(what, got=f"{path}: {error}") from None
 
 
 def _open(recorded: str, given: str | None) -> Store:
@@ -70,5 +74,5 @@ def _open(recorded: str, given: str | None) -> Store:
     try:
         return Store.open(Path(given or recorded))
     except DataError as error:
-        fix = "--store PLACE: its folder, or its address; a store still being built: finish it"
-        raise DataError(error.what, error.got, f"{fix} with\n`wikillm prepare`") from None
+        fix = "pass --store the folder or address of the store; finish an unfinished store with"
+        raise DataError(error.what, error.got, f"{fix}\n`wikillm prepare`") from None

@@ -1,14 +1,14 @@
-"""RUN/ledger.jsonl: one line per optimizer step, appended by rank 0 and never rewritten.
+"""Read and write RUN/ledger.jsonl: one line per optimizer step, appended by rank 0 alone.
 
     {"segment":1,"step":40,"samples":320,"checkpoint":"checkpoint-40","world":2,"order":{...},...}
     {"step":41,"first":320,"stop":328,"digest":"5c6d...","loss":4.81,"crc":2930261}
     {"skipped":[328,344],"reason":"loss spike at step 42","crc":7155301}
 
-A segment is what one process start trained, from the step and the samples of its checkpoint on. Its
-lines replace those of earlier segments beyond that step, which stay in the file. `first` and `stop`
-are sample indices, `digest` is that of `ledger.digest`, `loss` the mean since the last logged one.
-Each line ends with the CRC-32 of the text before it. A last line that a kill cut short is removed
-at the next start.
+A segment has the steps of one process start, which begin at `step` and `samples` of its checkpoint.
+Its lines supersede the lines of earlier segments after that step, which stay in the file. `first`
+and `stop` are sample indices, `digest` comes from `ledger.digest`, and `loss` is the mean since the
+last logged loss. Each line ends with the CRC-32 of the text before it. Lines are never rewritten;
+only a last line that a kill cut short is removed at the next start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CRC = b',"crc":'
 
 
 class Segment(NamedTuple):
-    """A process start. `order` has the facts that decide which tokens a sample is."""
+    """A process start. `order`: the facts that decide the tokens of a sample."""
 
     number: int
     step: int
@@ -61,7 +61,7 @@ class StepLine(NamedTuple):
 
 
 class SkippedWindow(NamedTuple):
-    """Samples [first, stop) that were left out on purpose."""
+    """Samples [first, stop) that were skipped on purpose."""
 
     first: int
     stop: int
@@ -76,7 +76,7 @@ Entry = Segment | StepLine | SkippedWindow
 
 @dataclass(slots=True)
 class History:
-    """What the run's weights have seen, once superseded lines are left out."""
+    """The ledger without superseded lines: the steps that led to the current weights."""
 
     segments: list[Segment] = field(default_factory=list)
     steps: list[StepLine] = field(default_factory=list)
@@ -104,10 +104,10 @@ class History:
 
 
 class LedgerWriter:
-    """Appends to the ledger of a run. Made when training starts. (rank 0)
+    """Appends to the ledger of a run. Created when training starts. (rank 0)
 
-    A file with a damaged line is renamed and a new one begun, with a warning. A disk that takes no
-    more lines is reported once; they are kept, and written as soon as it does.
+    A file with a damaged line is renamed, with a warning, and a new ledger begins. If the disk
+    refuses a write, one warning is logged; the lines are kept and written with a later flush.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,9 +118,9 @@ class LedgerWriter:
         try:
             self._known = History.of(read_ledger(path)) if path.exists() else History()
         except CheckpointError as error:
-            aside = _free_name(path)
-            path.rename(aside)
-            warn(f"{error}\n  it is kept as {aside.name}; a new ledger begins")
+            renamed = _free_name(path)
+            path.rename(renamed)
+            warn(f"{error}\n  the damaged file is kept as {renamed.name}; a new ledger begins")
             self._known = History()
 
     def begin(self, **facts: Any) -> None:
@@ -130,16 +130,16 @@ class LedgerWriter:
         if segment.step > known:
             warn(
                 f"{self.path} has no record of steps {known + 1:,} to {segment.step:,}: "
-                f"`wikillm audit` can prove the later ones only"
+                f"`wikillm audit` can prove only later steps"
             )
         self.add(segment)
 
     def add(self, entry: Entry) -> None:
-        """Append an entry with the next `flush`."""
+        """Add an entry, which the next `flush` writes."""
         self._pending += _encode(entry)
 
     def flush(self, *, durable: bool = False) -> None:
-        """Write what was added; `durable`: through to the disk."""
+        """Write the added entries; with `durable`, wait until they are on the disk."""
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -151,7 +151,7 @@ class LedgerWriter:
                 os.close(fd)
         except OSError as error:
             if not self._has_warned:
-                warn(f"{self.path} cannot be written ({error}); its lines are kept until it can")
+                warn(f"{self.path} cannot be written ({error}); its lines are kept in memory")
             self._has_warned = True
 
     def _write(self, fd: int) -> None:
@@ -159,15 +159,15 @@ class LedgerWriter:
             return
         size = os.fstat(fd).st_size
         if os.write(fd, self._pending) != len(self._pending):
-            os.ftruncate(fd, size)  # no line is better than half of one
-            raise OSError("the disk took only a part of the lines")
+            os.ftruncate(fd, size)  # remove the incomplete line
+            raise OSError("only a part of the lines could be written")
         self._pending.clear()
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """All lines of a ledger, without what was torn off the last one.
+    """All complete lines of a ledger.
 
-    Raises CheckpointError when there is none, or a line is damaged.
+    Raises CheckpointError when the file is missing, or a line is damaged.
     """
     try:
         content = path.read_bytes()
@@ -175,7 +175,7 @@ def read_ledger(path: Path) -> list[Entry]:
         raise CheckpointError(
             f"There is no ledger at {path}.",
             got=error.strerror,
-            fix="runs of earlier versions have none; a resumed run begins one",
+            fix="resume the run to begin a ledger (runs of earlier versions have none)",
         ) from None
     entries: list[Entry] = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
@@ -196,7 +196,7 @@ def _encode(entry: Entry) -> bytes:
 def _decode(line: bytes) -> Entry:
     body, _, crc = line.rpartition(_CRC)
     if int(crc[:-1] or -1) != zlib.crc32(body):
-        raise ValueError("its checksum is not that of the line")
+        raise ValueError("the checksum does not match the line")
     value = orjson.loads(body + b"}")
     if "digest" in value:
         digest = int(value["digest"], 16)
