@@ -1,4 +1,4 @@
-"""What is to be launched, the same for every target: the run's words and its machines."""
+"""Describes a launch, in one form for every target: the run's arguments and its machines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Launch:
     Attributes:
         words: arguments of `train.py`.
         command: what the user typed, for the first lines of a script.
-        entry: starts `train.py` after a launcher.
+        entry: the words after a launcher's own that start `train.py`.
         workdir: the checkout on the target machine.
-        variables: forwarded to other machines; `secrets` names those whose values are secret.
+        variables: environment variables for other machines; `secrets` names the secret ones.
     """
 
     name: str
@@ -29,23 +29,23 @@ class Launch:
     command: str
     entry: tuple[str, ...] = ("train.py",)
     nodes: int = 1
-    gpus: int | None = None  # per node; None: all there are
-    gpu_ids: tuple[int, ...] = ()  # which `gpus` of this machine; (): the first ones
+    gpus: int | None = None  # per node; None: all GPUs of the node
+    gpu_ids: tuple[int, ...] = ()  # indices of the GPUs on this machine; (): the first `gpus`
     workdir: str = "."
     master_addr: str | None = None
     master_port: int = DEFAULT_PORT
     node_rank: int | None = None
     max_restarts: int = 0
-    restarts_here: bool = False  # by `wikillm launch`, see `restart`
+    restarts_here: bool = False  # `wikillm launch` restarts a failed run, see restart.py
     elastic: bool = False
     without: tuple[str, ...] = ()  # nodes of the hostfile that are left out
     hostfile: Path | None = None
     host: str | None = None
     hours: float | None = None
-    cpus: int = 8  # per GPU, where they have to be requested
+    cpus: int = 8  # per GPU, for targets that request CPUs
     partition: str | None = None
     account: str | None = None
-    memory: int | None = None  # bytes per node, where they have to be requested
+    memory: int | None = None  # bytes per node, for targets that request memory
     storage: str | None = None  # claim, bucket or volume for data and run directory
     run_dir: str | None = None  # run.dir as the user gave it; None: runs/NAME
     image: str | None = None
@@ -64,20 +64,20 @@ class Launch:
         return self.words if "--resume" in self.words else ("--resume", "auto", *self.words)
 
     def resumed(self, *, has_saved: bool) -> Launch:
-        """The same run from its last checkpoint.
+        """The launch that resumes this run from its last checkpoint.
 
-        `--resume PATH` stays as long as the run has saved nothing from there on.
+        `--resume PATH` is kept until the run has saved a checkpoint after PATH.
         """
         words = list(self.words)
         if "--resume" in words:
-            at = words.index("--resume")
-            if words[at + 1] not in ("auto", "never") and not has_saved:
+            index = words.index("--resume")
+            if words[index + 1] not in ("auto", "never") and not has_saved:
                 return self
-            del words[at : at + 2]
+            del words[index : index + 2]
         return replace(self, words=("--resume", "auto", *words))
 
     def deepspeed_argv(self) -> tuple[str, ...]:
-        """DeepSpeed's launcher on one node; it prints only errors."""
+        """The command of DeepSpeed's launcher on one node; the launcher prints only errors."""
         count = () if self.gpus is None else ("--num_gpus", str(self.gpus))
         if self.gpu_ids:
             count = ("--include", f"localhost:{','.join(map(str, self.gpu_ids))}")
@@ -114,22 +114,22 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One process of `--go` on this machine."""
+    """A process that `--go` starts on this machine."""
 
     argv: tuple[str, ...]
     stdin: str | None = None
-    background: bool = False  # started together with the other steps; all are waited for
-    node: str | None = None  # the machine it runs on, if it is another one
+    background: bool = False  # started together with the other steps; `--go` waits for all
+    node: str | None = None  # the other machine that it runs on, if any
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a target makes of a `Launch`.
+    """The script and the processes by which a target starts a `Launch`.
 
     Attributes:
         text: what `--print` shows.
-        steps: what `--go` does.
-        file: the name of `text` when a tool has to read it.
+        steps: processes that `--go` starts.
+        file: the name of the file for `text`, if a tool has to read it.
         writes_environment: `--go` first writes the forwarded variables to workdir/.deepspeed_env.
     """
 

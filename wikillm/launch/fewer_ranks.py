@@ -1,4 +1,4 @@
-"""A restart on one machine without GPUs that are gone, or a rank that is lost again and again.
+"""Restarts a run on one machine without GPUs that are gone, or without a rank lost twice.
 
 A GPU may fail every process on it and still be listed. So a rank that two starts in a row have
 lost, with no checkpoint between them, is left out as well.
@@ -25,20 +25,20 @@ _COUNT_SECONDS = 120.0
 
 @dataclass
 class LostRanks:
-    """What the starts so far have lost."""
+    """Remembers the rank that the last start lost."""
 
     _record: tuple[int, int] | None = None  # identity of the last exit.json
-    _last: tuple[int, Position | None] | None = None
+    _last: tuple[int, Position | None] | None = None  # lost rank, last checkpoint
 
     def lost_again(self, run: Path, reached: Position | None) -> int | None:
-        """The rank that this start has lost, where the start before it has lost the same one.
+        """The rank that this start lost, if the start before it lost the same rank; else None.
 
         Args:
-            reached: the last checkpoint.
+            reached: position of the last checkpoint.
         """
         path = run / "exit.json"
         record = file_identity(path)
-        # Files from before 0.3 have no such field: they name no rank.
+        # Files from before 0.3 have no field `lost_rank`.
         rank = read_object(path).get("lost_rank") if record != self._record else None
         if type(rank) is not int or rank < 0:
             rank = None
@@ -56,26 +56,26 @@ def with_fewer_ranks(
 ) -> Launch:
     """The launch without a lost rank and without GPUs that are gone.
 
-    The batch stays the same, so it may take fewer ranks than are left to share it.
+    The batch stays the same; if the remaining ranks cannot share it, even fewer are used.
 
     Args:
-        gpus: how many this machine has now; None: it has none, the ranks are on the CPU.
+        gpus: number of GPUs on this machine now; None: no GPU, the ranks are on the CPU.
         check: raises ConfigError for a number of ranks that the run refuses.
     """
     total = launch.gpus or gpus
     if total is None:
         return launch
     used = list(launch.gpu_ids or range(total))
-    left = list(used)
-    if lost is not None and lost < len(left):
-        del left[lost]
-    if gpus is not None and left and left[-1] >= gpus:
-        left = list(range(min(gpus, len(left))))  # the others got new numbers
-    if left == used:
+    remaining = list(used)
+    if lost is not None and lost < len(remaining):
+        del remaining[lost]
+    if gpus is not None and remaining and remaining[-1] >= gpus:
+        remaining = list(range(min(gpus, len(remaining))))  # the remaining GPUs are renumbered
+    if remaining == used:
         return launch
     why = "GPUs are gone" if lost is None else f"rank {lost} was lost twice in a row"
-    for count in range(len(left), 0, -1):
-        ids = tuple(left[:count]) if gpus is not None else ()
+    for count in range(len(remaining), 0, -1):
+        ids = tuple(remaining[:count]) if gpus is not None else ()
         fewer = replace(launch, gpus=count, gpu_ids=ids)
         with suppress(ConfigError):
             check(fewer)

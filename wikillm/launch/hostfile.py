@@ -19,7 +19,7 @@ from wikillm.remote.ssh import ssh_argv
 
 WAIT = (
     "code=0",
-    "# After the first failure the others get a moment: the supervisor ends them, and says why.",
+    "# After the first failure the supervisor has 15 s to end the other nodes and report why.",
     'for _ in "${pids[@]}"; do wait -n || { code=$?; break; }; done',
     'for _ in {1..15}; do if [ -z "$(jobs -rp)" ]; then break; fi; sleep 1; done',
     'kill "${pids[@]}" 2>/dev/null || true',
@@ -29,13 +29,13 @@ WAIT = (
 
 
 def hostfile(launch: Launch) -> Rendering:
-    """A script that starts every node and exits with the last failure's code.
+    """A script that starts every node and exits with the first failure's code.
 
     Raises ConfigError with file:line for a bad hostfile.
     """
     if launch.hostfile is None:
         raise ConfigError(
-            "The target hostfile needs a file.",
+            "The target hostfile needs a hostfile.",
             fix="--hostfile FILE, one line per node: node1 slots=8",
         )
     hosts = tuple(h for h in read_hostfile(launch.hostfile) if h.name not in launch.without)
@@ -43,7 +43,7 @@ def hostfile(launch: Launch) -> Rendering:
         ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True)
         for rank, host in enumerate(hosts)
     ]
-    # The script waits for all nodes; `--go` does the same in `targets`.
+    # The script waits for all nodes, as `targets.start` does for `--go`.
     comments = [
         f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.",
         f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}.",
@@ -68,7 +68,7 @@ def _write_environment(launch: Launch) -> list[str]:
 
 
 def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
-    """What the shell of node `rank` runs; it checks for folder, entry and DeepSpeed first."""
+    """Shell text for node `rank`; it first checks for the folder, the entry and DeepSpeed."""
     argv = ["deepspeed", "--quiet", "--hostfile", str(launch.hostfile)]
     argv += ["--no_ssh", "--node_rank", str(rank)]
     argv += [f"--exclude={'@'.join(launch.without)}"] if launch.without else []

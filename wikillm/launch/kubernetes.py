@@ -1,9 +1,9 @@
 """Target `k8s`: a manifest, applied with kubectl.
 
 On one node a batch/v1 Job, on several a Kubeflow PyTorchJob, whose operator sets MASTER_ADDR and
-RANK per pod. Forwarded variables come from a Secret, so the manifest has no value: `--go` makes it,
-and the manifest names the command. Tested against Kubernetes' own schema (of a PyTorchJob, its
-pods); not run on a cluster.
+RANK per pod. Forwarded variables come from a Secret, so the manifest has no values: `--go` creates
+the Secret, and a comment in the manifest has the command. Tested against Kubernetes' own schema (of
+a PyTorchJob, its pods); not run on a cluster.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,254}")
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 GIB = 2**30
 MEMORY_PER_GPU = 32 * GIB
-"""Of a pod without offload: the process, the loaders, pages of the store, and /dev/shm."""
+"""Request of a pod without offload: the process, the loaders, pages of the store, and /dev/shm."""
 SHM_PER_GPU = 2 * GIB
-"""For NCCL's buffers without peer access and the loaders' batches; the default is 64 MB."""
+"""/dev/shm, for NCCL's buffers without peer access and batches; the default is 64 MB."""
 SECONDS_TO_SAVE = 120
 """Between SIGTERM and the end of a pod; Kubernetes' default is 30 s."""
 
 
 def kubernetes(launch: Launch) -> Rendering:
-    """A Job or a PyTorchJob. The image has WikiLLM, the volume claim data and run directory."""
+    """A Job or a PyTorchJob. The image holds WikiLLM, the claim data and run directory."""
     if launch.image is None or not _IMAGE.fullmatch(launch.image):
         what = "Kubernetes needs a container image."
         raise ConfigError(what, got=repr(launch.image), fix="--image registry/name:tag")
@@ -43,8 +43,8 @@ def kubernetes(launch: Launch) -> Rendering:
         what = "--storage must be the name of a PersistentVolumeClaim."
         raise ConfigError(what, got=repr(claim), fix="--storage my-claim")
     file = f"{name}.k8s.yaml"
-    is_shared = "ReadWriteMany, since all nodes write to it"
-    mode = is_shared if launch.nodes > 1 else "ReadWriteOnce will do"
+    for_several = "ReadWriteMany, since all nodes write to it"
+    mode = for_several if launch.nodes > 1 else "ReadWriteOnce is enough"
     head = [
         f"# Written by: {launch.command}",
         f"# The PersistentVolumeClaim {claim} ({mode}) is mounted at {launch.workdir}: "
@@ -91,7 +91,7 @@ def _manifest(launch: Launch, name: str, claim: str) -> dict[str, Any]:
 
 
 def secret_command(launch: Launch, name: str) -> str:
-    """Shell that makes the Secret from its own variables; no value is on a command line."""
+    """Shell text that creates the Secret from the shell's variables, none on a command line."""
     names = "|".join(launch.variables)
     create = f"kubectl create secret generic {name}-env --from-env-file=/dev/stdin"
     return (
@@ -101,7 +101,7 @@ def secret_command(launch: Launch, name: str) -> str:
 
 
 def _secret(launch: Launch, name: str) -> str:
-    """For kubectl's standard input only: it has the values."""
+    """The Secret with its values: only for kubectl's standard input."""
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -121,7 +121,7 @@ def _container(launch: Launch, name: str) -> dict[str, Any]:
         head += ["--master_port=$(MASTER_PORT)"]
     words = ("-m", "wikillm", "train", *launch.resuming_words)
     memory = _gibibytes(launch.memory or MEMORY_PER_GPU * gpus)
-    # No limit of cores: it would throttle the loaders. The limit of memory equals the request.
+    # No CPU limit, which would throttle the loaders. The memory limit equals the request.
     container: dict[str, Any] = {
         "name": "pytorch",  # the name that the operator expects
         "image": launch.image,
@@ -158,6 +158,6 @@ def _label(name: str) -> str:
     """A DNS label: lower case letters, digits and dashes."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-")
     if not label:
-        what = "The run's name gives no name for Kubernetes."
+        what = "The run's name has no letter or digit for a name in Kubernetes."
         raise ConfigError(what, got=name, fix="run.name=my-run")
     return label

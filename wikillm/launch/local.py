@@ -29,7 +29,7 @@ def multi(launch: Launch) -> Rendering:
 
 
 def _comments(launch: Launch, about: str) -> list[str]:
-    return [f"{about} Further words go to the run.", f"Written by: {launch.command}"]
+    return [f"{about} Further arguments go to the run.", f"Written by: {launch.command}"]
 
 
 def _exec(argv: tuple[str, ...], comments: list[str]) -> Rendering:
@@ -38,11 +38,11 @@ def _exec(argv: tuple[str, ...], comments: list[str]) -> Rendering:
 
 
 def torchrun(launch: Launch) -> Rendering:
-    """torch's own launcher. It turns every exit code into 1: the run's own is in RUN/exit.json."""
+    """torch's own launcher. It makes all exit codes 1; RUN/exit.json has the run's own code."""
     if launch.nodes > 1 and launch.master_addr is None:
         raise ConfigError(
-            "torchrun on several nodes needs the address of the first one.",
-            fix="--master-addr HOST, as all nodes see it",
+            "torchrun on several nodes needs the address of the first node.",
+            fix="--master-addr HOST, a name or address that all nodes reach",
         )
     per_node = "gpu" if launch.gpus is None else str(launch.gpus)
     address = launch.master_addr or "127.0.0.1"

@@ -1,13 +1,13 @@
 """`wikillm launch --go` starts a failed run again, from its last good checkpoint.
 
-The launcher outlives the ranks, so nothing of a failed start has to work for the next one: it is
-the same command with `--resume auto`. A restart is useless after a mistake of the user, a
-divergence or damage, and unwanted after a request to stop; their exit codes end the launch. At most
-`limit` restarts follow each other without a new checkpoint between them, with a growing pause.
+The launcher outlives the ranks, so a restart needs nothing of the failed start: it is the same
+command with `--resume auto`. A restart is useless after a mistake of the user, a divergence or
+damage, and unwanted after a request to stop; their exit codes end the launch. At most `limit`
+restarts follow each other without a new checkpoint between them, with a growing pause.
 
-With `elastic` each restart first asks every node over ssh whether it is there, and leaves out those
-that are not; on one machine see `fewer_ranks`. The batch is a number of tokens, so fewer ranks
-train the same.
+With `elastic` each restart first contacts every node over ssh, and leaves out nodes that do not
+answer; for one machine see fewer_ranks.py. The batch is a number of tokens, so fewer ranks train on
+the same batches.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from wikillm.supervise.requests import announce_restart, file_identity, restart_
 from wikillm.supervise.stop import is_running
 
 DEFAULT = 3
-"""Restarts of the targets that take them."""
+"""Default of --max-restarts, for targets that restart a run."""
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
 PROBE_SECONDS = 20.0
-RANKS_SECONDS = 120.0  # for ranks that outlive their launcher, to save and to end
+RANKS_SECONDS = 120.0  # for ranks that outlive their launcher to save and exit
 FINAL = frozenset(map(int, ExitCode)) - {ExitCode.BUG, ExitCode.MACHINE}
-"""Exit codes after which the same command ends the same way, or that were asked for."""
+"""Exit codes that the same command would end with again, or that the user requested."""
 
 
 @dataclass
@@ -74,10 +74,10 @@ class Launched:
     """The processes of the current start; a signal to the launcher is passed on to them."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    is_asked: bool = False
+    is_signalled: bool = False
 
     def pass_on(self, number: int, frame: object) -> None:
-        self.is_asked = True
+        self.is_signalled = True
         for process in self.processes:
             if process.poll() is None:
                 process.terminate()
@@ -112,7 +112,7 @@ def keep_running(
             lost = losses.lost_again(run, reached)
 
             def is_stopped() -> bool:
-                return launched.is_asked or not _stop_requests(run) <= old
+                return launched.is_signalled or not _stop_requests(run) <= old
 
             if is_stopped() or not policy.may_restart(code, reached):
                 _say_why_not(code, policy, alert)
@@ -133,7 +133,7 @@ def run_of(launch: Launch) -> Path:
 
 
 def last_checkpoint(run: Path) -> Position | None:
-    """The place of the checkpoint that `--resume auto` takes, as far as names and manifests say."""
+    """Position of the checkpoint that `--resume auto` takes, judged by names and manifests."""
     for checkpoint in arrange(run / "checkpoints").branch:
         with suppress(CheckpointError):
             return read_ancestry(checkpoint).position
@@ -143,7 +143,7 @@ def last_checkpoint(run: Path) -> Position | None:
 def _one_start(
     run: Path, launch: Launch, start: Callable[[Launch, Launched], int], launched: Launched
 ) -> int:
-    """The exit code that the run recorded itself, else the launcher's."""
+    """Run one start. Returns the exit code that the run recorded, else the launcher's."""
     record = run / "exit.json"
     before = file_identity(record)
     try:
@@ -160,9 +160,9 @@ def _one_start(
 
 
 def _wait_for_ranks(run: Path) -> None:
-    """Launchers may end before their ranks, which notice it, save and write their exit code.
+    """Wait for ranks that outlive their launcher: they detect its end, save and record a code.
 
-    Ranks on other machines count until their records are half a minute old.
+    Ranks on other machines count as running until their records are half a minute old.
     """
     deadline = time.monotonic() + RANKS_SECONDS
     while any(map(is_running, read_records(run))) and time.monotonic() < deadline:
@@ -170,7 +170,7 @@ def _wait_for_ranks(run: Path) -> None:
 
 
 def _stop_requests(run: Path) -> set[tuple[int, int] | None]:
-    """Of `wikillm stop` and RUN/stop. Each start removes those before it."""
+    """Identities of the files of stop requests. Each start removes requests made before it."""
     return {None, file_identity(stop_file(run)), file_identity(stop_path(run))}
 
 
@@ -204,7 +204,7 @@ def _wait(run: Path, code: int, policy: RestartPolicy, is_stopped: Callable[[], 
 
 
 def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> Launch:
-    """The restart's launch on the nodes that are there, if the batch allows it."""
+    """The launch without the nodes that do not answer, if the batch allows it."""
     gone = unreachable(launch)
     again = replace(launch, without=gone)
     try:
@@ -218,7 +218,7 @@ def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> La
 
 
 def unreachable(launch: Launch) -> tuple[str, ...]:
-    """The nodes of the hostfile that do not answer over ssh; () when none does, or without one."""
+    """Nodes of the hostfile that do not answer over ssh; () if none answers or it has no file."""
     if launch.hostfile is None:
         return ()
     names = [host.name for host in read_hostfile(launch.hostfile)]

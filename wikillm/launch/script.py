@@ -1,4 +1,4 @@
-"""Argument lists as shell text, every word quoted; mappings as YAML."""
+"""Writes argument lists as shell text, every word quoted, and mappings as YAML."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def script(comments: Sequence[str], body: Sequence[str]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Without anchors, and with text of several lines as a block."""
+    """Writes no anchors, and text of several lines as a block."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

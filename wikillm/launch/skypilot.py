@@ -2,9 +2,9 @@
 
 The disk of a preempted machine is lost, so the run directory is on the storage and the task has
 `--resume auto`. On one machine the storage is a bucket, written through a cache on the disk. On
-several, which must see one run directory at once, it is a SkyPilot volume. Secret variables are
-declared as secrets. Tested with SkyPilot's own parser (0.14.1), its shell part run; not run on a
-cloud.
+several machines, which must see the same run directory, it is a SkyPilot volume. Secret variables
+are declared as secrets. Tested with SkyPilot's own parser (0.14.1) and by running the shell part;
+not run on a cloud.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sky(launch: Launch) -> Rendering:
         "run": _run(launch, mount),
     }
     file = f"{launch.name}.sky.yaml"
-    # By name: sky reads the values itself, from the shell it is called in.
+    # Only names: sky reads the values from the shell that it is called in.
     flags = [word for name in plain for word in ("--env", name)]
     flags += [word for name in secrets for word in ("--secret", name)]
     jobs = shlex.join(("sky", "jobs", "launch", *flags, file))
@@ -79,21 +79,21 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
             got=f"--storage {given} --nodes {launch.nodes}",
             fix=f"--storage NAME of {volume}, or --nodes 1",
         )
-    # A volume for several nodes, or where one is named; the comments say how it is made.
-    own = re.sub(r"[^a-z0-9]+", "-", launch.name.lower()).strip("-")[:40].strip("-") or "run"
-    own = f"wikillm-{own}"
+    # A volume for several nodes, or if --storage names one; a comment says how to create it.
+    label = re.sub(r"[^a-z0-9]+", "-", launch.name.lower()).strip("-")[:40].strip("-") or "run"
+    default_name = f"wikillm-{label}"
     kept = "runs/, stores/, and the data."
     if not is_bucket:
-        name = given or own
+        name = given or default_name
         mode = "ReadWriteMany" if launch.nodes > 1 else "ReadWriteOnce"
         wanted = f"name: {name}\\ntype: k8s-pvc\\ninfra: kubernetes\\nsize: 500Gi\\n"
         wanted += f"config:\\n  access_mode: {mode}\\n"
         return {"volumes": {mount: name}}, [
-            f"The volume {name} is mounted at {mount}: {kept} Made once, of a size that suits, by:",
+            f"The volume {name} is mounted at {mount}: {kept} Create it once, with your size:",
             f"  printf '{wanted}' >volume.yaml && sky volumes apply volume.yaml",
         ]
-    bucket = {"source": given} if given else {"name": own, "persistent": True}
-    which = given or f"{own} (made at the first start; --storage s3://NAME takes another)"
+    bucket = {"source": given} if given else {"name": default_name, "persistent": True}
+    which = given or f"{default_name} (created at the first start; --storage s3://NAME: another)"
     mounts = {mount: {**bucket, "mode": "MOUNT_CACHED"}}
     return {"file_mounts": mounts}, [f"The bucket {which} is mounted at {mount}: {kept}"]
 

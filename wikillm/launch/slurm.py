@@ -1,17 +1,17 @@
 """Slurm: target `slurm` (a run), and `wikillm prepare` as a job array.
 
-A run has one task per GPU, which srun starts without another launcher. So a rank's exit code
-reaches the batch script (torchrun would turn 75 into 1), and the signal before the time limit
-reaches the ranks: they save and exit with 75, and the script requeues the job. It always has
-`--resume auto`, so it resumes from its newest checkpoint. A job that `wikillm stop` ended is not
-requeued: the rank that sees the request leaves a file. A failure requeues it too, by the rules of
-`restart`; a file of the job counts the restarts without a new checkpoint.
+srun starts one task per GPU, without another launcher. So a rank's exit code reaches the batch
+script (torchrun would turn 75 into 1), and the signal before the time limit reaches the ranks: they
+save and exit with 75, and the script requeues the job. The command always has `--resume auto`, so
+the job resumes from its newest checkpoint. A job that `wikillm stop` ended is not requeued: the
+rank that sees the request leaves a file. A failed job is requeued too, by the rules of restart.py;
+a file of the job counts the restarts without a new checkpoint.
 
 In a prepare array each task builds its part of a store's shards, and a last job finishes the store.
-One batch file serves both. The nodes share the folders of the sources and of the store. A task that
-died or ran out of time is submitted again as it is: it finds what it had built.
+One batch file serves both jobs. The nodes share the folders of the sources and of the store. Submit
+a task that died or ran out of time again, unchanged: it reuses the parts that it had built.
 
-Tests run both texts with stand-ins of Slurm's commands, `make multinode` on Slurm itself.
+Tests run both batch files with stand-ins of Slurm's commands; `make multinode` runs Slurm itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wikillm.launch.script import quoted
 _PREPARE = "wikillm-prepare"
 SECONDS_TO_SAVE = 120
 SECONDS_TO_FOLLOW = 90
-"""Between the first and the last exit of the ranks; then srun kills the others. They normally exit
+"""Seconds from the first exit of a rank until srun kills the others. They normally exit
 together, so srun's code, the highest of theirs, is 75 and not that of a killed rank."""
 _PATH = 'if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi'
 _RANK = """\
@@ -73,7 +73,7 @@ def _text(launch: Launch) -> str:
         "MASTER_ADDR=\"${nodes%%$'\\n'*}\" WIKILLM_NODES=\"${nodes//$'\\n'/,}\"",
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
         'WIKILLM_STOP_MARK="$PWD/.stopped-$SLURM_JOB_ID"  '
-        "# `wikillm stop` leaves it: then the job is not queued again",
+        "# `wikillm stop` creates it: then the job is not queued again",
         "export MASTER_ADDR MASTER_PORT WIKILLM_NODES WIKILLM_STOP_MARK PATH",
         'rm -f "$WIKILLM_STOP_MARK"',
         "code=0",
@@ -112,9 +112,9 @@ class PrepareArray:
     """`wikillm prepare` as a job array.
 
     Attributes:
-        words: of the command line, after `wikillm prepare`.
-        tasks: of the array.
-        cpus: per task, which has as many worker processes.
+        words: the arguments of `wikillm prepare`.
+        tasks: number of tasks in the array.
+        cpus: per task; also its number of worker processes.
         hours: time limit of a task.
     """
 
@@ -127,7 +127,7 @@ class PrepareArray:
 
 
 def prepare_array(array: PrepareArray, command: Sequence[str]) -> str:
-    """The batch file of both jobs; `command` is the one that renders it."""
+    """The batch file of both jobs; `command` is the command that renders it."""
     options = [
         f"--job-name={_PREPARE}",
         "--nodes=1",

@@ -1,9 +1,8 @@
 """Target `ssh`: one other machine. rsync copies the checkout; the run outlives the connection.
 
-On that machine: FOLDER/.deepspeed_env (mode 0600, written through ssh's standard input, never on a
-command line), FOLDER/NAME.log and FOLDER/NAME.pid. Files that git ignores are not copied: data must
-be there already, or be named by a path that exists there. The environment is made there once with
-`make env`.
+The launch writes three files there: FOLDER/.deepspeed_env (mode 0600, sent through ssh's standard
+input, never on a command line), FOLDER/NAME.log and FOLDER/NAME.pid. Files that git ignores are not
+copied, so data must be on that machine already. Create the environment there once with `make env`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from wikillm.remote.ssh import rsync_argv, ssh_argv
 
 
 def ssh(launch: Launch) -> Rendering:
-    """Copy, forward the environment, start in the background. Raises ConfigError for a bad host."""
+    """Copies, forwards variables, starts in the background. Raises ConfigError for a bad host."""
     if launch.host is None:
         raise ConfigError("The target ssh needs a machine.", fix="--host user@machine")
     host = check_destination(launch.host)
@@ -48,7 +47,7 @@ def ssh(launch: Launch) -> Rendering:
 
 
 def start_command(launch: Launch) -> str:
-    """What the other machine's shell runs: a session with its log and process id in files."""
+    """Shell text that starts the run there in a session, with log and process id in files."""
     run = "exec " + shlex.join(launch.deepspeed_argv())
     if launch.variables:
         run = f"{{ {READ_IT}; }} && {run}"

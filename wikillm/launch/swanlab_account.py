@@ -29,7 +29,7 @@ class Account:
 
 
 def find_account(environ: Mapping[str, str] = os.environ) -> Account:
-    """Raises ConfigError without a key, and for an address that would get it unencrypted."""
+    """Raises ConfigError without a key, or if the address would get the key unencrypted."""
     wanted = environ.get("SWANLAB_API_HOST", "").strip()
     key = environ.get("SWANLAB_API_KEY", "").strip()
     host = _base(wanted or DEFAULT_HOST)
@@ -39,7 +39,7 @@ def find_account(environ: Mapping[str, str] = os.environ) -> Account:
             login = "export SWANLAB_API_KEY=..., or `swanlab login`"
             raise ConfigError(
                 "There is no SwanLab key.",
-                got=f"SWANLAB_API_KEY is not set, and SwanLab's netrc has none for {host}",
+                got=f"SWANLAB_API_KEY is not set, and SwanLab's netrc has no key for {host}",
                 fix=f"{login}; a key does not belong on the command line",
             )
         if not wanted:
@@ -78,7 +78,7 @@ def _netloc(host: str) -> str:
 
 
 def _from_netrc(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Address and key of the first file that has a key, else two empty texts."""
+    """Address and key from the first file that has a key, else two empty strings."""
     root = environ.get("SWANLAB_ROOT") or environ.get("SWANLAB_SAVE_DIR") or "~/.swanlab"
     for path in (Path(".swanlab/.netrc"), Path(root).expanduser() / ".netrc"):
         if not path.is_file():

@@ -2,13 +2,13 @@
 
 Not run against the real service. An answer is complete within `timeout` seconds or is an error.
 Requests go to the account's host only, follow no redirect and use no credentials of a ~/.netrc.
-What can be repeated without harm is tried three times on a 5xx or a broken connection. Creating a
-task or a data set is not: after a lost answer it may exist. An answer of another shape than the
-contract's is an error that names the contract.
+Requests that can be repeated without harm are tried three times on a 5xx or a broken connection. A
+request that creates a task or a data set is not repeated: if only the answer was lost, it exists
+already. An answer of another shape than the contract's is an error that names the contract.
 
-Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid.
-GET /user/codes/sts; POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status;
-GET /task/datasets; POST /task/dataset; PATCH /task/dataset/status.
+Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid. GET
+/user/codes/sts; POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status; GET /task/datasets;
+POST /task/dataset; PATCH /task/dataset/status.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from wikillm.launch.swanlab_account import Account
 from wikillm.observe.redact import environment_secrets, redact_text
 
 CONTRACT = (
-    "as SwanLab's client 0.4.2 of 2024-12-23 spoke to it; "
-    "it was removed in 0.4.3, and whether it still answers is unknown"
+    "that of SwanLab's client 0.4.2 of 2024-12-23; swanlab 0.4.3 removed that client, "
+    "and whether the service still answers is unknown"
 )
 FINISHED = ("COMPLETED", "CRASHED", "STOPPED")
 CONNECT_SECONDS = 5.0
@@ -121,7 +121,7 @@ class Credentials(_Answer):
 
 
 class _NoNetrc(AuthBase):
-    """Changes nothing. Without an auth, requests would use a ~/.netrc instead of the key."""
+    """Adds nothing to a request. Without it, requests would use a ~/.netrc instead of the key."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
@@ -130,7 +130,7 @@ class _NoNetrc(AuthBase):
 class SwanLabApi:
     """A logged-in client: `with SwanLabApi(account) as api`.
 
-    Raises ConfigError for what is refused, MachineError when there is no answer.
+    Methods raise ConfigError for a refusal, MachineError without an answer.
     """
 
     def __init__(self, account: Account, *, timeout: float = 30.0) -> None:
@@ -154,8 +154,8 @@ class SwanLabApi:
 
     def create_task(self, body: Mapping[str, Any]) -> str | None:
         """Returns the id if the answer has one. The key is added to `body` here, under `conf`."""
-        list_data = "spec.volumes.id: wikillm launch swanlab data list"
-        machine = "metadata.combo, or leave it out"
+        list_data = "use an id of `wikillm launch swanlab data list` as spec.volumes.id"
+        machine = "correct metadata.combo, or leave it out"
         refusals = {
             404: ConfigError("SwanLab knows no such data set.", fix=list_data),
             401: ConfigError("SwanLab knows no such machine.", fix=machine),
@@ -225,7 +225,7 @@ class SwanLabApi:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
     ) -> tuple[int, bytes]:
-        """One request. requests bounds each read only; here the whole answer is bounded."""
+        """Send one request, with a time limit for the whole answer; requests limits only reads."""
         deadline = time.monotonic() + self.timeout
         content = bytearray()
         with self._session.request(
@@ -258,7 +258,7 @@ class SwanLabApi:
         text = "".join(c if c.isprintable() else " " for c in content.decode("utf-8", "replace"))
         got = f"{status} from {path}: {' '.join(redact_text(text, secrets).split())[:300]}"
         if is_denied:
-            return ConfigError("SwanLab refuses this.", got=got)
+            return ConfigError("SwanLab refused the request.", got=got)
         return _failed("SwanLab Launch answers with an error.", got)
 
 
@@ -274,7 +274,7 @@ def _no_answer(host: str, error: requests.RequestException, *, created: bool) ->
     reason = " ".join(redact_text(str(error), environment_secrets()).split())[:300]
     got = f"{host}: {type(error).__name__}: {reason or type(error).__name__}"
     if created:
-        got += "\nthe answer is lost, what was asked for may exist all the same"
+        got += "\nthe answer is lost; the task or data set may exist"
     return _failed("SwanLab Launch does not answer.", got)
 
 

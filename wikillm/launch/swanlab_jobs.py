@@ -19,7 +19,7 @@ from wikillm.launch.swanlab_objects import ObjectStore
 from wikillm.launch.swanlab_pack import Packing, write_zip
 
 MOST_LOST = 5
-"""Polls in a row without an answer (each tried three times) after which following ends."""
+"""`follow` raises after this number of polls in a row without an answer, each tried 3 times."""
 
 
 def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str | None:
@@ -50,21 +50,21 @@ def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str 
 def follow(
     api: SwanLabApi, identifier: str, *, every: float, on_change: Callable[[Task], None]
 ) -> Task:
-    """Ask every so many seconds until the task has ended. Returns its last state.
+    """Poll the task each `every` seconds until it has ended. Returns its last state.
 
     Raises MachineError when the service stops answering; the task itself continues.
     """
     last = ""
-    lost = 0
+    unanswered = 0
     while True:
         try:
             task = api.task(identifier)
         except MachineError:
-            lost += 1
-            if lost >= MOST_LOST or not last:
+            unanswered += 1
+            if unanswered >= MOST_LOST or not last:
                 raise
         else:
-            lost = 0
+            unanswered = 0
             if task.status != last:
                 last = task.status
                 on_change(task)
@@ -113,7 +113,7 @@ def upload_data(
     desc: str | None,
     on_bytes: Callable[[int], None],
 ) -> str:
-    """Create a data set and upload the files. Returns its id; after a failure it is marked so."""
+    """Create a data set, upload the files and return its id; mark it as failed after an error."""
     store = ObjectStore(api.credentials, timeout=api.timeout)
     identifier = api.create_dataset(name, desc)
     try:

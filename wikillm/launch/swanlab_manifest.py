@@ -7,7 +7,7 @@
 
 `python` is a quoted version, "3.8" to "3.11"; `volumes` has one entry {name, id} at most. The files
 in the manifest's folder are packed. All mistakes are reported together, with their lines. Stricter
-than that client: an unknown key, or one that occurs twice, is an error everywhere.
+than that client: an unknown or repeated key is an error everywhere.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SwanLabManifest:
 
     @property
     def folder(self) -> Path:
-        """What is packed."""
+        """The folder that is packed."""
         return self.path.parent
 
 
@@ -95,7 +95,7 @@ def read_manifest(path: Path) -> SwanLabManifest:
     reader.refuse_unknown(entries, (*_TOP, *_METADATA, *_SPEC), str(path))
     for key, wanted in (("apiVersion", "swanlab/v1"), ("kind", "Folder")):
         if key not in entries or entries[key].value != wanted:
-            reader.problem(f"{key} is {wanted}.", key, f"{key}: {wanted}")
+            reader.problem(f"{key} must be {wanted}.", key, f"{key}: {wanted}")
     for key in ("metadata", "spec"):
         if key not in entries or not entries[key].is_mapping:
             reader.problem(f"{key} must be a mapping.", key)
@@ -154,7 +154,7 @@ class _Reader:
         if entry.value not in PYTHONS:
             quotes = "in quotes: 3.10 without them is the number 3.1"
             fix = f'python: "3.11"   (one of {", ".join(PYTHONS)}, {quotes})'
-            self.problem("spec.python is a quoted version.", "spec.python", fix)
+            self.problem("spec.python must be a quoted version.", "spec.python", fix)
         return str(entry.value)
 
     def entry(self) -> str:
@@ -162,19 +162,19 @@ class _Reader:
         parts = PurePosixPath(entry)
         folder = self.path.parent
         if parts.is_absolute() or ".." in parts.parts or not (folder / entry).is_file():
-            what = "spec.entry is a file in the manifest's folder."
+            what = "spec.entry must be a file in the manifest's folder."
             got = f"{self.path}: {entry}, looked in {folder.absolute()}"
             self.problems.add(what, got=got, fix="entry: train.py")
         return entry
 
     def volume(self) -> dict[str, str]:
-        """`name` and `id` of the volume, as far as they are given."""
+        """The given ones of `name` and `id` of the volume."""
         fix = "volumes: [{name: wiki, id: ID}]"
         volumes = self._list("spec.volumes", fix)
         if not volumes:
             return {}
         if len(volumes) > 1:
-            what = "spec.volumes is a list of at most one volume."
+            what = "spec.volumes must be a list of at most one volume."
             self.problems.add(what, got=f"{self.path} lists {len(volumes)}", fix=fix)
             return {}
         volume = volumes[0]
@@ -197,7 +197,7 @@ class _Reader:
                 what = f"A pattern of spec.exclude must be text, not {pattern!r}."
                 self.problem(what, "spec.exclude", '- "*.jsonl"')
             elif pattern.startswith("/") or ".." in pattern.split("/"):
-                what = f"A pattern of spec.exclude stays in the folder, unlike {pattern!r}."
+                what = f"A pattern of spec.exclude must stay in the folder, unlike {pattern!r}."
                 self.problem(what, "spec.exclude", "- tests")
         return tuple(patterns)
 

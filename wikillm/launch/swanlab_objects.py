@@ -3,7 +3,8 @@
 Files up to 1 MiB go in one PUT, larger ones in parts, as the old client sent them. A part that
 fails ends the upload and removes what was sent. Every request is bounded by `timeout` seconds and
 tried twice on a 5xx or a broken connection. Credentials are temporary and renewed before they
-expire. The store may not know fresh ones yet, so a 403 in their first seconds is tried again.
+expire. The store may not know fresh credentials yet, so a 403 in their first seconds is tried
+again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ObjectStore:
 
     def __init__(self, ask: Callable[[], Credentials], *, timeout: float = 30.0) -> None:
         check_installed()
-        self._ask = ask
+        self._request_credentials = ask
         self._timeout = timeout
         self._given: Credentials | None = None
         self._client: Any = None
@@ -40,11 +41,11 @@ class ObjectStore:
 
     @property
     def credentials(self) -> Credentials:
-        """Valid for two minutes at least."""
+        """Credentials that are valid for at least two more minutes."""
         if self._given is None or self._given.expires - time.time() < _REFRESH_BEFORE:
             from qcloud_cos import CosConfig, CosS3Client
 
-            given = self._ask()
+            given = self._request_credentials()
             config = CosConfig(
                 Region=given.region,
                 SecretId=given.keys.id,
@@ -124,7 +125,7 @@ class ObjectStore:
     def _run(
         self, key: str, name: str, read: Callable[[Any], Any] = lambda answer: None, **values: Any
     ) -> tuple[str, Any]:
-        """Call a method of the SDK; returns the whole key and what `read` makes of the answer.
+        """Call a method of the SDK; returns the whole key and `read(answer)`.
 
         Raises MachineError for its failures.
         """
@@ -143,7 +144,7 @@ class ObjectStore:
                     continue
                 # The other getters of the error need an answer in XML.
                 got = f"{whole}: {code}: {_plain(error.get_digest_msg())}"
-                raise MachineError("SwanLab's object store refuses this.", got=got) from None
+                raise MachineError("SwanLab's object store refused the request.", got=got) from None
             except (KeyError, ParseError) as error:
                 got = f"{whole}: {type(error).__name__} {_plain(error)}"
                 raise MachineError(
@@ -171,4 +172,4 @@ def check_installed() -> None:
 
 def _plain(value: object) -> str:
     text = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
-    return text.partition("?")[0][:300]  # what follows in an address is a signature
+    return text.partition("?")[0][:300]  # the rest of an address is a signature

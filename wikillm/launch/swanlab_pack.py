@@ -1,10 +1,10 @@
-"""What a SwanLab Launch job gets: the files of the manifest's folder, listed and zipped.
+"""Lists and zips the files of the manifest's folder for a SwanLab Launch job.
 
-The rules are the old client's, not gitignore's. In every folder d, what glob finds for d/PATTERN is
-left out: `data` leaves out every `data` at any depth, `a/b` every b in an a, and `**` is one level.
-Names with a leading dot and empty folders are never packed; the manifest is. Symbolic links are
-left out with a warning, since their target may be anywhere, and so are files whose names say that
-they are keys or passwords (`remote/private.py`).
+The rules are the old client's, not gitignore's. In every folder d, the matches of d/PATTERN are
+left out: `data` matches every `data` at any depth, `a/b` every b in an a, and `**` is one level.
+Names with a leading dot and empty folders are never packed; the manifest always is. Symbolic links
+are left out with a warning, since their target may be anywhere, and so are files whose names say
+that they are keys or passwords (`remote/private.py`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PackedFile:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """What would be packed, sorted by name, and warnings before it leaves the machine."""
+    """The files to pack, sorted by name, and warnings to show before they leave the machine."""
 
     files: tuple[PackedFile, ...]
     warnings: tuple[str, ...]
@@ -73,12 +73,12 @@ def plan_packing(manifest: SwanLabManifest, *, without: Path | None = None) -> P
     if os.path.normpath(manifest.entry) not in names:
         what = "spec.exclude leaves the entry file out."
         raise ConfigError(what, got=manifest.entry, fix="remove the pattern that matches it")
-    # What a user may not expect, or may not want to send.
+    # Warn of what a user may not expect, or may not want to send.
     warnings = [*walk.warnings, *_secret_warnings(folder, files)]
     warnings += [f"{f.name} is large: {format_size(f.size)}" for f in files if f.size > BIG_FILE]
-    odd = sorted(name for name in walk.dots - _EXPECTED_DOTS if not name.endswith("_cache"))
-    if odd:
-        shown = ", ".join(odd[:8]) + (" ..." if odd[8:] else "")
+    dropped = sorted(name for name in walk.dots - _EXPECTED_DOTS if not name.endswith("_cache"))
+    if dropped:
+        shown = ", ".join(dropped[:8]) + (" ..." if dropped[8:] else "")
         warnings.append(f"never packed, since their names start with a dot: {shown}")
     if "requirements.txt" not in names:
         warnings.append("there is no requirements.txt: the job installs nothing")
@@ -133,7 +133,7 @@ class _Walk:
             for pattern in self.manifest.exclude
             for match in glob.glob(pattern, root_dir=folder)
         }
-        # The first rule that applies decides; only what passes all of them is packed.
+        # The first rule that applies decides; a file that no rule leaves out is packed.
         for path in sorted(folder.iterdir()):
             name = path.relative_to(top).as_posix()
             if path.name.startswith("."):

@@ -1,4 +1,4 @@
-"""The targets by name, and how one is started."""
+"""Renders a launch for a target, looked up by name, and starts it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TARGETS: dict[str, Callable[[Launch], Rendering]] = {
 
 
 def render(target: str, launch: Launch) -> Rendering:
-    """What `target` would run. Raises ConfigError for an unknown target, or for what it lacks."""
+    """Render for `target`. Raises ConfigError if it is unknown, or an option is missing."""
     if target not in TARGETS:
         fix = did_you_mean(target, TARGETS) or "one of: " + ", ".join(TARGETS)
         raise ConfigError(f"There is no target {target!r}.", fix=fix)
@@ -54,20 +54,20 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
     """Run the steps of a rendering on this machine; returns the first exit code that is not 0.
 
     A single step replaces this process, so that signals reach the launcher and its exit code the
-    caller. With `launched` this process stays, and notes there what it has started.
+    caller. With `launched` this process stays, and records its children there.
 
     Raises MachineError when a tool is missing.
     """
     if not rendering.steps:
         raise ConfigError(
-            "This has to be started on every node.",
-            fix="--print, and run it on each node; or --node-rank N for this one",
+            "This launch has to be started on every node.",
+            fix="run the script of --print on each node, or add --node-rank N for this node",
         )
-    # Every tool is looked for before anything runs, also beside this Python.
+    # Look for every tool before anything runs, in the folder of this Python too.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     for tool in {step.argv[0] for step in rendering.steps}:
         if shutil.which(tool, path=path) is None:
-            fix = f"install {tool}, or use --print and run it there"
+            fix = f"install {tool}, or run the script of --print on a machine that has it"
             raise MachineError(f"{tool} is not on this machine.", fix=fix)
     if rendering.file is not None:
         write_atomic(Path(rendering.file), rendering.text)
@@ -76,7 +76,7 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
         write_environment_file(Path(launch.workdir) / FILE_NAME, launch.variables)
     environ = {**os.environ, "PATH": path}
     if any(step.argv[0] == "torchrun" for step in rendering.steps):
-        environ.setdefault("OMP_NUM_THREADS", "1")  # what it sets itself, with a warning
+        environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would set it with a warning
     # The launcher takes this process's place, so that no wrapper delays a signal.
     if len(rendering.steps) == 1 and rendering.steps[0].stdin is None and launched is None:
         argv = rendering.steps[0].argv
@@ -94,7 +94,7 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
 
 def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     for step in steps:
-        # Without text of its own a step gets an empty standard input, never the user's.
+        # A step without `stdin` gets an empty standard input, never the user's.
         done = subprocess.run(step.argv, env=environ, input=step.stdin or "", text=True)
         if done.returncode:
             return done.returncode
@@ -102,10 +102,10 @@ def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """In a new child: get SIGTERM when this process is killed.
+    """In a new child: ask the kernel for SIGTERM when this process is killed.
 
-    Its ssh then closes the terminal, which ends the job with a checkpoint. The kernel ties this to
-    the thread that forks, here the main one.
+    A child that is ssh then closes its terminal, which ends the remote job with a checkpoint. The
+    kernel watches the thread that forks, here the main thread.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -113,27 +113,27 @@ def _end_with_parent() -> None:
 def _run_together(
     steps: tuple[Step, ...], environ: dict[str, str], launched: Launched | None = None
 ) -> int:
-    """Run all nodes at once. After a failure the supervisor ends the others, or this process does.
+    """Run all steps at once. After a failure the supervisor ends the other nodes, or this does.
 
     Returns the exit code of a run that failed by itself, rather than of one that was killed for it.
     Raises MachineError with the names of nodes that ssh did not reach, or lost.
     """
-    running = {
+    children = {
         subprocess.Popen(
             step.argv, env=environ, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
         ): step
         for step in steps
     }
     if launched is not None:
-        launched.processes = list(running)
+        launched.processes = list(children)
     failed: list[tuple[str, int]] = []
-    left = dict(running)
+    running = dict(children)
     began = time.monotonic()
     deadline = float("inf")
     try:
-        while left and time.monotonic() < deadline:
-            for process in [process for process in left if process.poll() is not None]:
-                node = left.pop(process).node or "this machine"
+        while running and time.monotonic() < deadline:
+            for process in [process for process in running if process.poll() is not None]:
+                node = running.pop(process).node or "this machine"
                 if process.returncode:
                     failed.append((node, process.returncode))
                     # Ranks that have not started yet have no supervisor that would end them.
@@ -142,17 +142,17 @@ def _run_together(
                     deadline = min(deadline, now + (1.0 if is_starting else SECONDS_TO_FOLLOW))
             time.sleep(0.2)
     finally:
-        for process in left:
-            process.terminate()
         for process in running:
+            process.terminate()
+        for process in children:
             process.wait()
     for node, code in failed:
         say(f"{node}: exit code {code}")
-    of_runs = [code for _, code in failed if code in _CODES_OF_A_RUN]
+    run_codes = [code for _, code in failed if code in _CODES_OF_A_RUN]
     unreached = [node for node, code in failed if code == _SSH_FAILED]
-    if unreached and not of_runs:
+    if unreached and not run_codes:
         raise MachineError(
             f"ssh did not reach, or lost, {', '.join(unreached)}; its own message is above.",
             fix=f"try it: ssh -o BatchMode=yes {unreached[0]} true",
         )
-    return of_runs[0] if of_runs else failed[0][1] if failed else 0
+    return run_codes[0] if run_codes else failed[0][1] if failed else 0

@@ -1,7 +1,7 @@
 """Environment variables that are forwarded to other machines, in a file of mode 0600.
 
-The file has DeepSpeed's form, one NAME=value a line, so that its own launcher reads it too. Values
-never appear on a command line or in output, only names.
+The file has DeepSpeed's form, one NAME=value a line, so that DeepSpeed's launcher reads it too.
+Values never appear on a command line or in output, only names.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A host is a DNS name or an IP address: nothing that ssh takes for an option, and no character that a
 shell interprets. DeepSpeed's own hostfile parser accepts `-oProxyCommand=...`, `slots=0` and
-duplicates; this one refuses them together, each with file and line.
+duplicates; this parser reports all of them together, each with file and line.
 """
 
 from __future__ import annotations

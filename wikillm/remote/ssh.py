@@ -38,6 +38,6 @@ def rsync_argv(
     user, at, host = destination.rpartition("@")
     shell = shlex.join(("ssh", *OPTIONS))
     target = f"{user}{at}{bracketed_host(host)}:{folder}/"
-    # -s: the folder is not read by a shell on the other side
+    # -s: no shell on the other side interprets the folder
     ignored = "--filter=:- .gitignore"
     return ("rsync", "-azs", ignored, *filters, "-e", shell, "--", f"{source}/", target)

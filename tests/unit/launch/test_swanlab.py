@@ -55,9 +55,9 @@ def test_quoted_versions(version, tmp_path):
     [
         ('"3.11"', "3.10", "quoted version", "swanlab.yaml:6 spec.python: 3.1"),
         ('"3.11"', '"3.12"', "quoted version", "3.12"),
-        ("swanlab/v1", "swanlab/v2", "apiVersion is swanlab/v1", "swanlab.yaml:1"),
-        ("Folder", "Job", "kind is Folder", "swanlab.yaml:2"),
-        ("kind: Folder\n", "", "kind is Folder", "has no kind"),
+        ("swanlab/v1", "swanlab/v2", "apiVersion must be swanlab/v1", "swanlab.yaml:1"),
+        ("Folder", "Job", "kind must be Folder", "swanlab.yaml:2"),
+        ("kind: Folder\n", "", "kind must be Folder", "has no kind"),
         ("  name: demo\n", "  desc: x\n", "metadata.name is missing", ""),
         ("name: demo", "name: 5", "metadata.name must be text", "swanlab.yaml:4"),
         ("name: demo", "name: demo\n  nmae: x", "no metadata.nmae", "swanlab.yaml:5"),
@@ -70,8 +70,8 @@ def test_quoted_versions(version, tmp_path):
         ('python: "3.11"', "volumes: [{name: a}]", "spec.volumes.id is missing", ""),
         ('python: "3.11"', "volumes: [wiki]", "mapping of name and id", "swanlab.yaml:6"),
         ('python: "3.11"', "exclude: tests", "exclude must be a list", "swanlab.yaml:6"),
-        ('python: "3.11"', "exclude: [../x]", "stays in the folder", "../x"),
-        ('python: "3.11"', "exclude: [/etc]", "stays in the folder", "/etc"),
+        ('python: "3.11"', "exclude: [../x]", "must stay in the folder", "../x"),
+        ('python: "3.11"', "exclude: [/etc]", "must stay in the folder", "/etc"),
         ('python: "3.11"', "exclude: [1]", "must be text", "swanlab.yaml:6"),
     ],
 )
