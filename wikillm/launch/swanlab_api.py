@@ -6,9 +6,9 @@ Requests that can be repeated without harm are tried three times on a 5xx or a b
 request that creates a task or a data set is not repeated: if only the answer was lost, it exists
 already. An answer of another shape than the contract's is an error that names the contract.
 
-Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid. GET
-/user/codes/sts; POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status; GET /task/datasets;
-POST /task/dataset; PATCH /task/dataset/status.
+Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid.
+GET /user/codes/sts; POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status;
+GET /task/datasets; POST /task/dataset; PATCH /task/dataset/status.
 """
 
 from __future__ import annotations

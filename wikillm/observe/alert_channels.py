@@ -1,8 +1,8 @@
 """Sends one message through the channels of `alerts`: `python -m wikillm.observe.alert_channels`.
 
 A short process beside the run reads the message from stdin, so that a slow server never holds up
-training. Chat hooks and e-mail are SwanLab's notification callbacks. They log their errors and go
-on; here an error is raised, and reported without the address, which holds the secret.
+training. Chat hooks and e-mail are SwanLab's notification callbacks. Those callbacks log their
+errors and go on; here an error is raised, and reported without the address, which holds the secret.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from wikillm.core.log import log_to_file, warn
 from wikillm.observe.redact import HIDDEN, environment_secrets, redact_text
 
 SEND_SECONDS = 8.0
-"""All channels together get this long; a launcher may wait for it before it exits."""
-CLAIM_SECONDS = 3.0
+"""Limit for all channels together; a launcher may wait this long before it exits."""
+CLAIM_SECONDS = 3.0  # to create the claim file
 _LONGEST_REASON = 1200  # Discord takes 2,000 characters
 _SHORTEST_PART = 6  # shorter parts of an address are words such as `api`
 _HEADLINES = {
@@ -53,7 +53,7 @@ def headline(message: Mapping[str, Any]) -> str:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """What a person reads: the headline, the reason, what follows, and where."""
+    """The message as text: the headline, the reason, what follows, and where."""
     code = message["exit_code"]
     step = message["step"]
     where = [message["host"], message["run_dir"]]
@@ -107,7 +107,7 @@ def _send(
     if channel == "email":
         from swanlab.plugin.notification import EmailCallback
 
-        mail = _speaking(EmailCallback, message)(
+        mail = _with_message(EmailCallback, message)(
             sender_email=str(alerts.email_from),
             receiver_email=str(alerts.email_to),
             password=environ[str(alerts.email_password)],
@@ -127,7 +127,7 @@ def _send(
         return
     secret = getattr(alerts, f"{channel}_secret", None)
     options = {"secret": environ[secret]} if secret else {}
-    hook = _speaking(_callback(channel), message)(webhook_url=address, **options)
+    hook = _with_message(_callback(channel), message)(webhook_url=address, **options)
     hook._send_notification("", None)
 
 
@@ -138,8 +138,8 @@ def _callback(channel: str) -> Any:
     return getattr(notification, f"{names.get(channel, channel.capitalize())}Callback")
 
 
-def _speaking(callback: Any, message: Mapping[str, Any]) -> Any:
-    """SwanLab's callback with our text, whose errors are raised."""
+def _with_message(callback: Any, message: Mapping[str, Any]) -> Any:
+    """A subclass of SwanLab's callback that sends `message` and raises errors."""
 
     def refuse(said: str) -> NoReturn:
         raise AlertRefusedError(said)
@@ -148,12 +148,12 @@ def _speaking(callback: Any, message: Mapping[str, Any]) -> Any:
     module.safe = SimpleNamespace(block=lambda *_, **__: contextlib.nullcontext())
     module.console = SimpleNamespace(info=lambda *_: None, warning=refuse)
     text = text_of(message)
-    own = {
+    overrides = {
         "_build_content": lambda *_: text,
         "_build_subject": lambda *_: headline(message),
         "_build_html": lambda *_: f"<pre>{html.escape(text)}</pre>",
     }
-    return type(callback.__name__, (callback,), own)
+    return type(callback.__name__, (callback,), overrides)
 
 
 def _why(error: BaseException, secrets: Iterable[str]) -> str:
@@ -178,14 +178,16 @@ def _why(error: BaseException, secrets: Iterable[str]) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The error that the others were raised for."""
+    """The first error of the chain that led to `error`."""
     seen = {id(error)}
     while True:
         inner = (getattr(error, "reason", None), *error.args, error.__cause__, error.__context__)
-        new = [one for one in inner if isinstance(one, BaseException) and id(one) not in seen]
-        if not new:
+        causes = [
+            cause for cause in inner if isinstance(cause, BaseException) and id(cause) not in seen
+        ]
+        if not causes:
             return error
-        error = new[0]
+        error = causes[0]
         seen.add(id(error))
 
 
@@ -199,50 +201,50 @@ def _secrets_of(channel: str, alerts: AlertsSection, environ: Mapping[str, str])
         pieces = [value, *parts.path.split("/"), *(piece for _, piece in parse_qsl(parts.query))]
         pieces += [parts.query, parts.username or "", parts.password or ""]
         found |= {*pieces, *map(unquote, pieces), base64.b64encode(value.encode()).decode()}
-    return sorted((one for one in found if len(one) >= _SHORTEST_PART), key=len, reverse=True)
+    return sorted((part for part in found if len(part) >= _SHORTEST_PART), key=len, reverse=True)
 
 
 def _is_ours(claim: str | None, *, is_first: bool) -> bool:
     """Whether this process sends the message: several nodes may see the same event.
 
-    The first one that creates the file `claim` does. Where it cannot be created (its disk may have
-    been on the lost node) one agreed process does.
+    The process that creates the file `claim` sends. If none can create it (its disk may have been
+    on the lost node), the process with `is_first` sends.
     """
     if claim is None:
         return is_first
-    made: list[bool] = []
+    created: list[bool] = []
 
     def create() -> None:
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            made.append(True)
+            created.append(True)
         except FileExistsError:
-            made.append(False)
+            created.append(False)
         except OSError:
-            made.append(is_first)
+            created.append(is_first)
 
-    # A thread, since a file system that is gone may wait without end.
+    # A thread, since a call to a lost file system may never return.
     creator = threading.Thread(target=create, daemon=True)
     creator.start()
     creator.join(CLAIM_SECONDS)
-    return made[0] if made else is_first
+    return created[0] if created else is_first
 
 
 def main() -> None:
     """Send the message of stdin, see `supervise.alerts`; a failure is a warning in the log."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # launchers end all processes of a failed run
-    order = json.load(sys.stdin)
-    if _is_ours(order["claim"], is_first=order["is_first"]):
-        outcome = deliver(AlertsSection(**order["alerts"]), order["message"])
+    request = json.load(sys.stdin)
+    if _is_ours(request["claim"], is_first=request["is_first"]):
+        outcome = deliver(AlertsSection(**request["alerts"]), request["message"])
         os.environ["RANK"] = "0"  # warnings of this process are printed
-        if order["log"] and Path(order["log"]).parent.is_dir():
-            log_to_file(Path(order["log"]))
+        if request["log"] and Path(request["log"]).parent.is_dir():
+            log_to_file(Path(request["log"]))
         for channel, why in outcome.items():
             if why is not None:
-                event = order["message"]["event"]
+                event = request["message"]["event"]
                 warn(f"the alert {event!r} was not delivered through {channel}: {why}")
-    os._exit(0)  # without a thread that may still wait
+    os._exit(0)  # without joining a thread that may still wait
 
 
 if __name__ == "__main__":

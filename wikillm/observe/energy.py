@@ -6,7 +6,7 @@ from typing import Any
 
 
 class GpuEnergy:
-    """Counts from the moment it is made. Without a GPU, NVML or a counter: `joules` is None."""
+    """Counts from its creation. Without a GPU, NVML or a counter, `joules` returns None."""
 
     def __init__(self, *, uses_gpu: bool) -> None:
         self._handle: Any = None
@@ -26,7 +26,7 @@ class GpuEnergy:
             self._handle = None
 
     def joules(self) -> float | None:
-        """Since this object was made; None where it is not counted."""
+        """Energy in joules since this object was created; None if it is not counted."""
         if self._handle is None:
             return None
         try:

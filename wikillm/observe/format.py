@@ -14,7 +14,7 @@ from wikillm.observe import names
 
 
 def _count(value: float) -> str:
-    """In at most six characters: 9216, 81.92K, 764K, 3.277M."""
+    """A count in at most six characters: 9216, 81.92K, 764K, 3.277M."""
     return format_count(value) if value >= 10_000 else f"{value:.0f}"
 
 
@@ -33,7 +33,7 @@ _COLUMNS: tuple[tuple[str, int, str, Callable[[float], str]], ...] = (
     ("wait", 5, names.DATA_WAIT_FRACTION, "{:.0%}".format),
     ("mem", 8, names.MEMORY_BYTES, format_size),
 )
-"""Name, width, the value in `metrics.jsonl` and how it is written."""
+"""Heading, width, name in `metrics.jsonl` and the function that formats the value."""
 
 
 class LogTable:
@@ -57,8 +57,8 @@ class LogTable:
         cells = [
             _cell(values.get(key), write).rjust(width) for _, width, key, write in self._columns
         ]
-        left = _cell(seconds_left(values, self._total_tokens), format_seconds)
-        return " ".join([step.rjust(self._step_width), *cells, left.rjust(7)])
+        eta = _cell(seconds_left(values, self._total_tokens), format_seconds)
+        return " ".join([step.rjust(self._step_width), *cells, eta.rjust(7)])
 
 
 def seconds_left(values: Mapping[str, float | None], total_tokens: int) -> float | None:

@@ -1,8 +1,8 @@
 """The live view of a run on a terminal: progress, losses, speed, memory, the next save.
 
-Drawn by rich below the lines that a run prints, and redrawn by the training thread itself: no
-thread of its own, so a fork never copies a lock that one holds. A view that fails ends, and the
-plain lines go on. It never hides the cursor, which a killed run could not bring back.
+rich draws it below the lines that a run prints. The training thread redraws it: with a thread of
+its own, a fork could copy a lock that this thread holds. If drawing fails, the view ends and the
+plain lines go on. The cursor stays visible, since a killed run could not show it again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 def wants_live_view(
     stream: Any = None, environ: Mapping[str, str] = os.environ, *, setting: str = "auto"
 ) -> bool:
-    """Whether `stream` (default: stdout) is a terminal that can be redrawn, and nobody's CI."""
+    """Whether `stream` (default: stdout) is a terminal that can be redrawn, outside of CI."""
     out = sys.stdout if stream is None else stream
     can_redraw = environ.get("TERM", "") not in ("", "dumb", "unknown")
     return setting == "auto" and can_redraw and not environ.get("CI") and bool(out.isatty())
@@ -47,7 +47,7 @@ class LiveView:
     Args:
         max_steps, total_tokens: the horizon.
         save_steps: steps between two checkpoints; None: only at the end.
-        redirect: print what others write to stdout above the view.
+        redirect: print other output to stdout above the view.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LiveView:
         self._validation: float | None = None
         self._step = 0
         self._status = "waiting for the first step"
-        self._drawn = 0.0
+        self._last_drawn = 0.0
         file = out.wrapped if isinstance(out, PrintableStream) else out
         console = _Console(file=file, highlight=False, markup=False, emoji=False)
         self._live: Live | None = Live(
@@ -96,14 +96,14 @@ class LiveView:
         return self._live is not None
 
     def step(self, step: int) -> None:
-        """An optimizer step is done."""
+        """Show that an optimizer step is done."""
         self._step = step
         self._status = ""
-        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+        if time.monotonic() - self._last_drawn >= REFRESH_SECONDS:
             self._refresh()
 
     def record(self, values: Mapping[str, float | None]) -> None:
-        """A logging step, with the values of `metrics.jsonl`."""
+        """Show the values of a logging step, named as in `metrics.jsonl`."""
         self._values = dict(values)
         self._step = int(values.get(names.STEP) or self._step)
         loss = values.get(names.LOSS)
@@ -113,17 +113,17 @@ class LiveView:
         self._refresh()
 
     def evaluated(self, loss: float) -> None:
-        """An evaluation is done."""
+        """Show the loss of an evaluation."""
         self._validation = loss
         self._refresh()
 
     def status(self, message: str) -> None:
-        """What the run is doing instead of a step."""
+        """Show what the run does instead of a step."""
         self._status = message
         self._refresh()
 
     def _refresh(self) -> None:
-        self._drawn = time.monotonic()
+        self._last_drawn = time.monotonic()
         self._try(lambda live: live.update(self._draw(), refresh=True))
 
     def _try(self, act: Callable[[Live], None]) -> None:
@@ -147,8 +147,8 @@ class LiveView:
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
         done = f"step {self._step:,}/{self._max_steps:,}"
-        left = seconds_left(self._values, self._total_tokens)
-        when = f"{share:.0%}" if left is None else f"{share:.0%}  {format_seconds(left)} left"
+        eta = seconds_left(self._values, self._total_tokens)
+        when = f"{share:.0%}" if eta is None else f"{share:.0%}  {format_seconds(eta)} left"
         bar = ProgressBar(total=max(1, self._max_steps), completed=self._step)
         head.add_row(Text(done), bar, Text(when))
         lines = [self._loss_line(), self._speed_line(), printable(self._status)]
@@ -173,18 +173,18 @@ class LiveView:
             (names.MEMORY_BYTES, "memory {}", format_size),
         )
         parts = [
-            form.format(write(value))
-            for name, form, write in shown
+            template.format(write(value))
+            for name, template, write in shown
             if (value := values.get(name)) is not None
         ]
         return "  ".join([*parts, self._next_save()]) if parts else ""
 
     def _next_save(self) -> str:
-        following = self._max_steps
+        next_save = self._max_steps
         if self._save_steps:
-            next_one = (self._step // self._save_steps + 1) * self._save_steps
-            following = min(next_one, self._max_steps)
-        return f"next save at step {following:,}"
+            next_multiple = (self._step // self._save_steps + 1) * self._save_steps
+            next_save = min(next_multiple, self._max_steps)
+        return f"next save at step {next_save:,}"
 
 
 class _Console(Console):
@@ -195,7 +195,7 @@ class _Console(Console):
 
 
 def sparkline(values: Any) -> str:
-    """One character a value, from the lowest to the highest of them."""
+    """One character per value, scaled from the lowest to the highest value."""
     found = list(values)
     low = min(found)
     size = max(found) - low

@@ -1,8 +1,8 @@
 """Speed and memory of training between two logging steps: tokens/s, MFU, data wait, peak memory.
 
 The meter reads a clock and counts; it never touches the device, so it costs no synchronization. On
-a GPU the clock is right where the caller has just read a loss from the device, which a logging step
-does. Evaluation, checkpoints and samples run inside `pause()` and do not count.
+a GPU the time is exact if the caller has just read a loss from the device, as a logging step does.
+Evaluation, checkpoints and samples run inside `pause()` and do not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What happened since the last reading; named as in `metrics.jsonl`. None: not known."""
+    """Measurements since the last reading, named as in `metrics.jsonl`; None if unknown."""
 
     tokens: int  # since step 0, over all ranks
     tokens_per_second: float | None  # over all ranks
@@ -38,9 +38,9 @@ class Meter:
 
     Args:
         world_size: devices that share the work.
-        flops_per_token: of the model, forward and backward (6 x matmul weights + attention).
+        flops_per_token: FLOPs of forward and backward (6 x matmul weights + attention).
         peak_flops: dense bf16 peak of one device in FLOP/s; None (CPU): no MFU.
-        tokens, train_seconds: where a resumed run left off.
+        tokens, train_seconds: totals from which a resumed run continues.
         uses_gpu: read the GPU's peak of allocated memory, not the process's resident peak.
     """
 
@@ -99,7 +99,7 @@ class Meter:
                 self.start()
 
     def step(self, tokens: int) -> None:
-        """One optimizer step is done; `tokens` over all ranks went into it."""
+        """Count an optimizer step of `tokens` tokens over all ranks."""
         self.start()
         self.tokens += tokens
         self._window_tokens += tokens
@@ -111,7 +111,7 @@ class Meter:
             self._window_wait += seconds
 
     def read(self) -> Reading:
-        """What happened since the last call. Of the device it reads only the memory counter."""
+        """Measurements since the last call. Of the device it reads only the memory counter."""
         self._settle()
         seconds = self._window_seconds
         steps = self._window_steps

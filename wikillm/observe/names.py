@@ -12,7 +12,7 @@ from __future__ import annotations
 STEP = "step"
 """Optimizer steps done."""
 SEGMENT = "segment"
-"""0 for the first start, one more for each resume. Of one step's records the highest counts."""
+"""0 for the first start, plus 1 per resume. A step's record with the highest segment is valid."""
 TIME = "time"
 """Unix time of writing."""
 TOKENS = "tokens"
@@ -34,20 +34,20 @@ MFU = "mfu"
 DATA_WAIT_FRACTION = "data_wait_fraction"
 """Share of this rank's time spent waiting for the next batch."""
 MEMORY_BYTES = "memory_bytes"
-"""Peak on this rank: allocated on the GPU, resident on a CPU."""
+"""Peak memory of this rank: allocated on the GPU, resident on a CPU."""
 ENERGY_JOULES = "energy_joules"
-"""Used by this rank's GPU since the start of the process. Absent where it keeps no count."""
+"""Energy of this rank's GPU since the process started. Absent if the GPU has no counter."""
 STEP_SECONDS = "step_seconds"
 """Mean time of an optimizer step since the last logging step."""
 TRAIN_SECONDS = "train_seconds"
 """Time in training so far, pauses not counted."""
 NONFINITE = "nonfinite"
-"""Names of the values that were not finite, with what they were: nan, inf or -inf."""
+"""Name -> nan, inf or -inf, for each value that was not finite."""
 
 KIND = "kind"
 START = "start"
 WORLD_SIZE = "world_size"
-"""Ranks of a start."""
+"""Number of ranks of a start."""
 EVAL = "eval"
 SAMPLES = "samples"
 SPIKE = "spike"
@@ -60,11 +60,11 @@ EVAL_TOKENS = "eval_tokens"
 TASKS = "tasks"
 TASK_ACCURACY = "task_accuracy"
 TASK_BITS_PER_BYTE = "task_bits_per_byte"
-"""Of multiple-choice tasks, each with the task's name after a slash: `task_accuracy/ceval`."""
+"""Values of multiple-choice tasks; a slash and the task's name follow: `task_accuracy/ceval`."""
 SOURCE_SAMPLES = "source_samples"
 SOURCE_TOKENS = "source_tokens"
 SOURCE_EPOCHS = "source_epochs"
-"""Of a mixture, each with the source's name after a slash: `source_tokens/wiki`."""
+"""Values of a mixture's sources; a slash and the source's name follow: `source_tokens/wiki`."""
 
 
 def of_source(name: str, source: str) -> str:
@@ -74,7 +74,7 @@ def of_source(name: str, source: str) -> str:
 
 def chart(name: str, kind: str | None = None) -> str:
     """The name on a dashboard, where the part before the slash groups charts: `train/loss`."""
-    if "/" in name:  # of a source: `source_tokens/wiki`
+    if "/" in name:  # a value of a source: `source_tokens/wiki`
         return name
     if kind == EVAL or name.startswith("eval_"):
         return f"eval/{name.removeprefix('eval_')}"

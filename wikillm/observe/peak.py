@@ -15,10 +15,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Make it after all imports and before the model. `training` and `whole` are bytes.
+    """Create it after all imports and before the model. `training` and `whole` are bytes.
 
-    `training` is the peak up to the first step that a checkpoint or an evaluation follows: those
-    have peaks of their own, which no estimate covers. `whole` is the peak so far.
+    `training` is the peak up to the first step before a checkpoint or an evaluation, whose own
+    peaks no estimate covers. `whole` is the peak so far.
     """
 
     def __init__(self, *, uses_gpu: bool) -> None:

@@ -1,7 +1,7 @@
-"""Removes secrets from what leaves the machine: by the name of a key, by shape, and by value.
+"""Removes secrets from data that leaves the machine, by the name of a key, shape, and value.
 
-Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git
-remotes with a token), and the query of a signed one; and the values of environment variables with
+It removes strings under keys like api_key, password or auth_token; the user part of URLs (git
+remotes with a token), and the query of signed URLs; and the values of environment variables with
 such names, wherever they occur. Numbers stay (`max_tokens`), and so do `tokenizer` and `text_key`.
 A secret of another kind is not recognized: keep secrets out of configurations.
 """
@@ -82,7 +82,7 @@ def _without_signature(found: re.Match[str]) -> str:
 
 
 def without_queries(text: str) -> str:
-    """`redact_text`, and no query of any address: what a run records may be published."""
+    """`redact_text`, and without queries of addresses, since a run's records may be published."""
     return _QUERY.sub(rf"\g<address>?{HIDDEN}", redact_text(text))
 
 

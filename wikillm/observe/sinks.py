@@ -2,8 +2,8 @@
 
 All sinks are on global rank 0. A sink never stops training: an error inside is logged once. The
 files are append-only, one flushed line per record. A resumed run adds records with the next
-`segment`, and of several records of one step `read_metrics` keeps that of the highest segment. A
-line torn by a crash is cut off at the next start.
+`segment`; if a step has several records, `read_metrics` keeps that of the highest segment. A line
+torn by a crash is cut off at the next start.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class JsonlSink:
     def __init__(self, folder: Path) -> None:
         self._metrics = folder / "metrics.jsonl"
         self._events = folder / "events.jsonl"
-        self.segment = 0  # one more in each later start of the run directory
+        self.segment = 0  # number of earlier starts in the run directory
         self._has_warned = False
         self._is_finished = False
 
@@ -84,7 +84,7 @@ class JsonlSink:
             self._append(self._events, {names.KIND: kind, **record})
 
     def event(self, kind: str, step: int, record: Mapping[str, Any]) -> None:
-        """An event that is no row of numbers; its values are JSON."""
+        """Write an event whose values are any JSON, not only numbers."""
         self._append(self._events, {names.KIND: kind, names.STEP: step, **record})
 
     def text(self, step: int, samples: Sequence[Sample]) -> None:
@@ -106,7 +106,7 @@ class JsonlSink:
             try:
                 size = os.fstat(fd).st_size
                 if os.write(fd, line) != len(line):
-                    os.ftruncate(fd, size)  # the disk is full: no record is better than half
+                    os.ftruncate(fd, size)  # the disk is full: leave no partial record
                     raise OSError("the disk took only a part of the record")
             finally:
                 os.close(fd)
@@ -118,22 +118,22 @@ class JsonlSink:
             self._has_warned = True
             warn(
                 f"{self._metrics} cannot be written ({error}); "
-                "training continues, and records are lost until it can"
+                "training continues, and records are lost until it can be written"
             )
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """`values` as JSON: one that is not finite becomes null, and `nonfinite` says what it was."""
+    """`values` as JSON: a value that is not finite becomes null and is named in `nonfinite`."""
     plain: dict[str, Any] = {}
-    odd: dict[str, str] = {}
+    nonfinite: dict[str, str] = {}
     for name, value in values.items():
         # Scalars of NumPy or torch are not JSON.
         number = value if value is None or isinstance(value, int) else float(value)
         if number is not None and not math.isfinite(number):
-            odd[name] = str(number)
+            nonfinite[name] = str(number)
             number = None
         plain[name] = number
-    return {**plain, names.NONFINITE: odd} if odd else plain
+    return {**plain, names.NONFINITE: nonfinite} if nonfinite else plain
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(data: bytes) -> Iterator[dict[str, Any]]:
-    """The records of whole lines; what follows the last newline is not one."""
+    """The records of complete lines; text after the last newline is skipped."""
     for line in data.split(b"\n")[:-1]:
         try:
             record = json.loads(line)
@@ -153,7 +153,7 @@ def _records(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def read_new_records(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The complete records from byte `offset` on, and where the next ones begin.
+    """The complete records from byte `offset` on, and the offset of the next records.
 
     A file that became shorter (a torn line was cut off) is read from its new end.
     """
@@ -169,7 +169,7 @@ def read_new_records(path: Path, offset: int) -> tuple[list[dict[str, Any]], int
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One record per step, ascending: after a return to a checkpoint the later segment counts."""
+    """One record per step, ascending. Where a resume repeated a step, its later record is kept."""
     return kept_records(read_records(path))
 
 
@@ -182,7 +182,7 @@ def kept_records(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         own = record.get(names.SEGMENT)
         if type(step) is not int or type(own) is not int:
             continue
-        if own > segment:  # it replaces what earlier segments did from here on
+        if own > segment:  # it replaces records of earlier segments from this step on
             segment = own
             kept = {before: old for before, old in kept.items() if before < step}
         kept[step] = record

@@ -39,7 +39,7 @@ _CRASHING_VARIABLES = tuple(
     f"SWANLAB_{name}"
     for name in ("PROJECT", "EXPERIMENT", "RUN", "TERMINAL", "INTEGRATION", "CORE", "PROBE")
 )
-"""A plain string in one of these crashes SwanLab's settings, where they are sections."""
+"""A plain string in one of these crashes SwanLab's settings, where these names are sections."""
 _CONNECT_SECONDS = 5.0
 """Limit of the check whether the server answers at all."""
 
@@ -53,13 +53,13 @@ class SwanLabSink:
     """A `Sink` that writes to SwanLab.
 
     Args:
-        run_name: the experiment's name where the settings have none.
-        run_dir: keeps SwanLab's files where the settings name no folder.
-        run_id: of the run to resume; None begins a new one.
+        run_name: the experiment's name if the settings have none.
+        run_dir: folder for SwanLab's files if the settings name none.
+        run_id: id of the run to resume; None begins a new run.
         start_timeout: seconds that `start` waits; SwanLab then starts in the background.
 
     Attributes:
-        run_id: keep it in the run directory and in checkpoints.
+        run_id: id of the run; the caller stores it in run directory and checkpoints.
         folder: where SwanLab keeps this segment of the run; None before it has started.
     """
 
@@ -102,7 +102,7 @@ class SwanLabSink:
 
     @property
     def sync_command(self) -> str | None:
-        """Uploads an offline run. Without --id every upload would become a separate run."""
+        """The command to upload an offline run. Without --id each upload would be a separate run."""
         return f"swanlab sync --id {self.run_id} {self.folder}" if self.folder else None
 
     def start(self, config: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ class SwanLabSink:
         self._put(lambda: self._log_text(step, samples))
 
     def finish(self, exit_code: int, error: str | None = None) -> None:
-        """Close the run within `finish_timeout`. Safe to call again, and in a handler."""
+        """Close the run within `finish_timeout`. Safe to call again, and in a signal handler."""
         if self._is_finished or self._thread is None:
             return
         self._is_finished = True
@@ -214,20 +214,20 @@ class SwanLabSink:
             )
         if getattr(sys.excepthook, "__self__", None) is run:
             sys.excepthook = hook
-        theirs = getattr(run, "_handle_atexit", None)
-        if theirs is not None:
-            atexit.unregister(theirs)
-        atexit.register(self._finish_at_exit)  # after theirs, so that ours runs first
+        swanlab_hook = getattr(run, "_handle_atexit", None)
+        if swanlab_hook is not None:
+            atexit.unregister(swanlab_hook)
+        atexit.register(self._finish_at_exit)  # after SwanLab's, so that it runs before that
         self.folder = Path(run.dir)
 
     def _probes(self) -> dict[str, Any]:
-        """What SwanLab collects itself: facts about the hardware, and readings if asked for."""
+        """What SwanLab collects itself: facts about the hardware, and readings if configured."""
         seconds = self._settings.hardware_seconds
         readings = {"monitor": True, "monitor_interval": seconds} if seconds else {}
         return {"hardware": True, **_NO_PROBES, **readings}
 
     def _online_or_offline(self, settings: Any) -> Mode:
-        """online with a key and a server; otherwise offline, with a warning that says why."""
+        """online with a key and a reachable server; otherwise offline, with a warning why."""
         key = settings.api_key
         host = str(settings.api_host)
         if not key:
@@ -266,7 +266,7 @@ class SwanLabSink:
             self._run.finish(state="crashed", error=error or f"exit code {code}")
 
     def _finish_at_exit(self) -> None:
-        """However the process ends, SwanLab gets `finish_timeout` and no more."""
+        """Close the run within `finish_timeout` when the interpreter exits."""
         crash = getattr(sys, "last_value", None)
         if crash is None:
             self.finish(0)
@@ -278,7 +278,7 @@ _NO_PROBES = dict.fromkeys(("runtime", "requirements", "conda", "git", "swanlab"
 
 
 def unreachable(url: str, timeout: float) -> str | None:
-    """Why no TCP connection to the server, or to the proxy for it, opens in time; None: it does."""
+    """Why no TCP connection to the server or its proxy opens in time; None if one opens."""
     parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
@@ -302,13 +302,13 @@ def unreachable(url: str, timeout: float) -> str | None:
 
 @contextlib.contextmanager
 def _without_crashing_variables() -> Iterator[None]:
-    """Hide the variables that crash SwanLab's settings, while they are read."""
+    """Hide the variables that crash SwanLab's settings, while the settings are read."""
     hidden = {name: os.environ.pop(name) for name in _CRASHING_VARIABLES if name in os.environ}
     others = sorted(hidden.keys() - {"SWANLAB_PROJECT"})
     if others:
         warn(
             f"{', '.join(others)} would crash SwanLab and is ignored; "
-            "observe.swanlab.* has what can be set"
+            "set the keys observe.swanlab.* instead"
         )
     try:
         yield
@@ -317,7 +317,7 @@ def _without_crashing_variables() -> Iterator[None]:
 
 
 def _section(settings: Any, name: str, **values: Any) -> Any:
-    """A section of SwanLab's settings with those of `values` that this version knows."""
+    """A section of SwanLab's settings with the `values` that this version of SwanLab knows."""
     model = getattr(settings, name)
     return model(**{key: value for key, value in values.items() if key in model.model_fields})
 

@@ -162,7 +162,7 @@ def test_a_refused_large_upload_ends_and_leaves_no_parts(service, swanlab):
     Path("random.bin").write_bytes(os.urandom(2 * 2**20))
     service.faults = {"PUT part": [413]}
     code, text = swanlab("--submit", "--yes")
-    assert code == 3 and "refuses" in text and "413" in text
+    assert code == 3 and "refused" in text and "413" in text
     assert service.parts == {} and service.tasks == {}
     assert not any(name == "POST /task" for name in service.asked)
 
