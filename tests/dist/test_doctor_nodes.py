@@ -108,5 +108,5 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
     assert said["master-name", "node1"]["level"] == "fail"
     assert said["master-name", "node2"]["level"] == "ok"
     assert sorted(said["mtu-equal", ""]["found"].split("; ")) == ["1300: node2", "1500: node1"]
-    assert "does not see what" in said["shared-folder", ""]["found"]
+    assert "does not see the files of" in said["shared-folder", ""]["found"]
     assert said["connections", ""]["level"] == "ok"

@@ -1,4 +1,4 @@
-"""What a check is: a pure function of facts. So each judgement is tested with recorded facts.
+"""Defines a check: a pure function of facts, so that tests can judge recorded facts.
 
 Name, group and help sentence of a check are the function's name, the group it is declared in, and
 its docstring.
@@ -53,7 +53,7 @@ def fail(found: str, why: str, fix: str = "") -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Of a node, where `section` is the part of the facts that it reads, or of all nodes."""
+    """A check of one node, which reads the part `section` of its facts, or of all nodes."""
 
     name: str
     group: str
@@ -70,7 +70,7 @@ class Check:
 
 
 def check(group: str, section: str = "") -> Callable[[Callable[[Any, Needs], Verdict]], Check]:
-    """Declare a check: of a node with its `section`, of all nodes without."""
+    """Declare a check of one node, or without a `section`, of all nodes."""
     return lambda look: Check(
         look.__name__.replace("_", "-"), group, look.__doc__ or "", look, section
     )

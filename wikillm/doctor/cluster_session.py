@@ -1,7 +1,7 @@
-"""The open connections to all nodes during one examination, asked in parallel.
+"""Holds the connections to all nodes during an examination, and queries them in parallel.
 
-A node that does not answer is dropped with its reason; the others continue without it. What has to
-be tried between nodes (files, ports, a collective) takes four short steps.
+A node that does not answer is dropped with its reason; the others continue without it. Files,
+ports and a collective are tried between the nodes, in four short steps.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ START = 20.0
 FACTS = 20.0
 STEP = 7.0
 REDUCE = 22.0
-"""Limits of the steps in seconds. A node that hangs in one is dropped for the next ones."""
+"""Limits of the steps in seconds. A node that hangs in a step is dropped for the next steps."""
 MOST_PEERS = 16
-"""Up to so many nodes all connect to all; of more, each to the first and to the next two."""
+"""Up to this number of nodes, each connects to all others; of more, to the first and next two."""
 
 
 class ClusterSession:
@@ -48,7 +48,7 @@ class ClusterSession:
         """Connect to every node and gather its facts."""
         facts: dict[str, NodeFacts] = {}
 
-        def first(name: str) -> None:
+        def connect_and_gather(name: str) -> None:
             self.open[name] = Connection(name, self.workdir)
             self._ask(name, "hello", START, environment=dict(environment))
             answer = self._ask(name, "facts", FACTS, request=asdict(request))
@@ -58,7 +58,7 @@ class ClusterSession:
                 reason = str(error).splitlines()[0]
                 raise NodeFailure("python", f"another version answers: {reason}") from None
 
-        self._each(self.names, first)
+        self._each(self.names, connect_and_gather)
         return {name: facts[name] for name in self.names if name in facts}
 
     def share(self, folder: str) -> dict[str, tuple[str, ...] | str]:
@@ -112,12 +112,12 @@ class ClusterSession:
         return found
 
     def reduce(self, cluster: ClusterFacts, addresses: Mapping[str, str]) -> Bandwidth | str:
-        """All reachable nodes take part in one collective."""
+        """Measure a collective of all reachable nodes: its bandwidth, or why there is none."""
         names = [name for name in self.names if name in self.open]
         if any(cluster.connections.values()) or len(names) < 2 or not set(names) <= set(addresses):
             return "not measured: the nodes do not all reach each other"
         if self.deadline - time.monotonic() < 12:
-            return "not measured: no time was left"
+            return "not measured: the time was used up"
         self._each(tuple(names), lambda name: self._ask(name, "clean", STEP))
         (port,) = self._ask(names[0], "listen", STEP, ports=[0], token="")
         self._ask(names[0], "clean", STEP)
@@ -147,18 +147,18 @@ class ClusterSession:
         if len(self.open) <= MOST_PEERS:
             return others
         ring = list(self.open)
-        at = ring.index(name)
-        near = [ring[0], *(ring[(at + k) % len(ring)] for k in (1, 2))]
+        position = ring.index(name)
+        near = [ring[0], *(ring[(position + k) % len(ring)] for k in (1, 2))]
         return [peer for peer in dict.fromkeys(near) if peer != name]
 
     def _ask(self, name: str, command: str, seconds: float, **arguments: Any) -> Any:
-        left = max(0.1, self.deadline - time.monotonic())
-        return self.open[name].ask(command, min(seconds, left), **arguments)
+        remaining = max(0.1, self.deadline - time.monotonic())
+        return self.open[name].ask(command, min(seconds, remaining), **arguments)
 
     def _each(self, names: tuple[str, ...], work: Callable[[str], None]) -> None:
-        """Run `work` for all at once; a node that fails is closed, and its reason kept."""
+        """Run `work` for all nodes at once; close those that fail, and keep the reasons."""
 
-        def one(name: str) -> None:
+        def attempt(name: str) -> None:
             try:
                 work(name)
             except NodeFailure as lost:
@@ -166,6 +166,6 @@ class ClusterSession:
 
         if names:
             with ThreadPoolExecutor(len(names)) as pool:
-                list(pool.map(one, names))
+                list(pool.map(attempt, names))
         for name in [name for name in names if name in self.unreachable and name in self.open]:
             self.open.pop(name).close()

@@ -63,8 +63,8 @@ def toolchain(facts: NodeFacts, needs: Needs) -> Verdict:
     tools = {"C++": compiler.cxx, "Python.h": compiler.has_headers, "ninja": compiler.ninja}
     missing = [name for name, found in tools.items() if not found]
     if missing:
-        answer = fail if compiles(facts, needs) else warn
-        return answer(
+        problem = fail if compiles(facts, needs) else warn
+        return problem(
             f"missing: {', '.join(missing)}",
             "DeepSpeed compiles its ops at first use",
             "apt-get install g++ python3-dev (dnf: gcc-c++ python3-devel); pip install ninja",
@@ -79,7 +79,7 @@ def nvcc(facts: NodeFacts, needs: Needs) -> Verdict:
     if not (needs.offload and facts.gpu_count and wheel):
         return skip("nothing is compiled for CUDA")
     compiler = facts.compiler
-    fix = f"CUDA {wheel} toolkit, set CUDA_HOME"
+    fix = f"install the CUDA {wheel} toolkit and set CUDA_HOME"
     if not compiler.nvcc:
         return fail("no nvcc", "DeepSpeed's CPU optimizer needs it", fix)
     found = f"nvcc {compiler.nvcc_cuda or '?'}, torch for CUDA {wheel}"
@@ -92,10 +92,10 @@ def nvcc(facts: NodeFacts, needs: Needs) -> Verdict:
 def op_folder(facts: NodeFacts, needs: Needs) -> Verdict:
     """Compiled ops can be stored and loaded."""
     compiler = facts.compiler
-    answer = fail if compiles(facts, needs) else warn
+    problem = fail if compiles(facts, needs) else warn
     fix = "export TORCH_EXTENSIONS_DIR=FOLDER"
     if not compiler.is_writable:
-        return answer(f"{compiler.folder} cannot be written", "compiled ops are stored there", fix)
+        return problem(f"{compiler.folder} cannot be written", "compiled ops are stored there", fix)
     if not compiler.is_executable:
-        return answer(f"{compiler.folder} is mounted noexec", "compiled ops cannot be loaded", fix)
+        return problem(f"{compiler.folder} is mounted noexec", "compiled ops cannot be loaded", fix)
     return ok(compiler.folder)

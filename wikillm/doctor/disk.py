@@ -42,7 +42,7 @@ def gather_disk(request: Request) -> DiskFacts:
         error = f"{refused.what} {(refused.got or '').partition(chr(10))[0]}".strip()
     except OSError as refused:
         error = f"{refused.filename}: {refused.strerror}"
-    stay, go = inspect_checkpoints(request)
+    kept, freed = inspect_checkpoints(request)
     return DiskFacts(
         run=inspect_folder(Path(request.run_dir)),
         store=inspect_folder(store),
@@ -50,8 +50,8 @@ def gather_disk(request: Request) -> DiskFacts:
         data=digests,
         data_bytes=size,
         data_error=error,
-        checkpoints_stay=stay,
-        checkpoints_go=go,
+        checkpoints_stay=kept,
+        checkpoints_go=freed,
     )
 
 
@@ -59,8 +59,8 @@ def inspect_checkpoints(request: Request) -> tuple[int, int]:
     """(bytes of the run's checkpoints that stay, bytes that its start frees)."""
     folder = Path(request.run_dir) / "checkpoints"
     try:
-        go = bytes_freed_at_start(folder, Keep(*request.keep))
-        return sum(path.stat().st_size for path in files_below(folder)) - go, go
+        freed = bytes_freed_at_start(folder, Keep(*request.keep))
+        return sum(path.stat().st_size for path in files_below(folder)) - freed, freed
     except OSError:  # a file was removed meanwhile
         return 0, 0
 
@@ -98,7 +98,11 @@ def run_folder(facts: NodeFacts, needs: Needs) -> Verdict:
         return fail(what, "checkpoints and logs are stored there", "run.dir=FOLDER")
     if run.inodes_free is not None and run.inodes_free < LEAST_INODES:
         found = f"{run.inodes_free} inodes free on {run.existing}"
-        return warn(found, "no new file can be created, whatever the room", "df -i")
+        return warn(
+            found,
+            "no new file can be created, even with free space",
+            "remove files there (see df -i)",
+        )
     if run.kind in ("tmpfs", "ramfs"):
         why = "a reboot deletes it, and it takes memory"
         return warn(f"{run.existing} is {run.kind}", why, "run.dir=FOLDER on a disk")
@@ -117,13 +121,16 @@ def checkpoint_room(facts: NodeFacts, needs: Needs) -> Verdict:
     free = disk.run.free + disk.checkpoints_go
     found = f"{format_size(disk.run.free)} free on {disk.run.existing}"
     if disk.checkpoints_go:
-        found += f" and {format_size(disk.checkpoints_go)} more after superfluous ones are removed"
+        freed = format_size(disk.checkpoints_go)
+        found += f" and {freed} more after superfluous checkpoints are removed"
     found += f", about {format_size(wanted)} for {needs.checkpoints_kept} checkpoints"
     if disk.checkpoints_stay:
-        found += f" of which {format_size(disk.checkpoints_stay)} are there"
+        found += f", of which {format_size(disk.checkpoints_stay)} exist"
     if free < needs.least_checkpoint:
         fix = _FEWER if disk.checkpoints_stay and needs.checkpoints_kept > 2 else _LARGER
-        return fail(found, f"not one fits: at least {format_size(needs.least_checkpoint)}", fix)
+        return fail(
+            found, f"not one fits: it needs at least {format_size(needs.least_checkpoint)}", fix
+        )
     if free < wanted:
         return warn(found, "saving fails when the disk is full", _FEWER)
     return ok(found)
@@ -151,7 +158,7 @@ def data_source(facts: NodeFacts, needs: Needs) -> Verdict:
     if not disk.data_error and disk.data:
         return ok(f"{len(disk.data)} files")
     if not disk.data_error:
-        return skip("addresses or finished stores are named; the doctor opens neither")
+        return skip("data.path names addresses or finished stores, which the doctor does not open")
     if disk.has_store:
         return skip(f"the store exists; {disk.data_error}")
     why = "the token store is built from it"

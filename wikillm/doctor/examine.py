@@ -1,4 +1,4 @@
-"""From a request to verdicts: this machine, or all nodes of a hostfile, in under a minute."""
+"""Examines this machine, or all nodes of a hostfile, in under a minute: request to verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 58.0
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """`seconds` from start to end."""
+    """The result of an examination that took `seconds`."""
 
     nodes: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
@@ -30,7 +30,7 @@ class Examination:
 
 
 def examine_here(request: Request, needs_for: Callable[[NodeFacts], Needs]) -> Examination:
-    """This machine alone. `needs_for` takes the facts: processes follow from the GPUs found."""
+    """Examine this machine. `needs_for` derives the number of processes from the GPUs found."""
     start = time.monotonic()
     facts = gather(request)
     name = facts.host.hostname if facts.host else "this machine"
@@ -46,7 +46,7 @@ def examine_nodes(
     workdir: str,
     environment: Mapping[str, str],
 ) -> Examination:
-    """All nodes over ssh.
+    """Examine all nodes over ssh.
 
     Args:
         slots: processes of each host, in the order of the hostfile.
@@ -60,7 +60,7 @@ def examine_nodes(
         cluster = ClusterFacts(
             names, slots, request.master, session.gather_facts(request, environment)
         )
-        # Each step needs the one before: names and addresses, then ports, then a collective.
+        # Each step needs the previous one: names and addresses, then ports, then a collective.
         if len(session.open) > 1:
             cluster = replace(cluster, shared=session.share(request.run_dir))
             addresses = addresses_of(cluster)

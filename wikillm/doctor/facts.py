@@ -1,4 +1,4 @@
-"""What is known about a node: plain values, gathered there, sent as JSON, judged elsewhere.
+"""Facts about a node: plain values, gathered there, sent as JSON, judged on the first machine.
 
 Sizes are bytes, times are seconds. A section that could not be gathered is None, and `errors` says
 why. Values of environment variables that name a secret are left out.
@@ -15,9 +15,9 @@ UNLIMITED = -1
 
 @dataclass(frozen=True, slots=True)
 class SoftwareFacts:
-    """`packages`: installed versions, None where missing; `ranges`: the supported ones.
+    """`packages`: installed versions, None where missing; `ranges`: supported versions.
 
-    `torch_cuda`: of the installed torch, "" for a CPU build, None without torch.
+    `torch_cuda`: CUDA version of the installed torch, "" for a CPU build, None without torch.
     """
 
     python: str
@@ -80,7 +80,7 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class CompilerFacts:
-    """What compiles DeepSpeed's ops, and where they are stored."""
+    """The tools that compile DeepSpeed's ops, and the folder for compiled ops."""
 
     cxx: str
     has_headers: bool
@@ -156,7 +156,7 @@ class NetworkFacts:
     def outer_card(self) -> NetworkCard | None:
         """The card that leads to the other nodes.
 
-        Where the route is `lo`, since the master's name is wrong: the only other card.
+        If the route is `lo`, because the master's name is wrong, it is the only other card.
         """
         routed = [card for card in self.cards if self.route and card.name == self.route[0]]
         if routed and routed[0].name != "lo":
@@ -214,7 +214,7 @@ class NodeFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Bus bandwidth: 2 (n - 1) / n x size / time, comparable over numbers of ranks n."""
+    """Bus bandwidth: 2 (n - 1) / n x size / time, comparable between numbers of ranks n."""
 
     bytes_per_second: float
     ranks: int
@@ -238,7 +238,7 @@ class ClusterFacts:
     all_reduce: Bandwidth | str = "not measured"
 
     def by_value(self, path: str) -> dict[str, list[str]]:
-        """Value of `path`, such as "host.user" -> the nodes that have it, if they know it."""
+        """Each known value of `path`, such as "host.user" -> the nodes with that value."""
         section, name = path.split(".")
         found: dict[str, list[str]] = {}
         for node in self.names:

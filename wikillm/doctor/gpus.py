@@ -46,7 +46,7 @@ def gpu_count(gpus: GpuFacts, needs: Needs) -> Verdict:
     if count < needs.slots:
         return fail(found, "NCCL needs a GPU for each process", f"slots={count} in the hostfile")
     if count > needs.slots:
-        return warn(found, "the others stay idle", f"slots={count} in the hostfile, or --gpus")
+        return warn(found, "the other GPUs stay idle", f"slots={count} in the hostfile, or --gpus")
     return ok(found)
 
 
@@ -59,7 +59,7 @@ def gpu_visible(facts: NodeFacts, needs: Needs) -> Verdict:
     words = [word for word in visible.split(",") if word.strip() and word.strip() != "-1"]
     found = f"CUDA_VISIBLE_DEVICES={visible}, {needs.slots} processes"
     if len(words) < needs.slots:
-        return fail(found, "processes without a GPU", "unset CUDA_VISIBLE_DEVICES")
+        return fail(found, "some processes have no GPU", "unset CUDA_VISIBLE_DEVICES")
     return ok(found)
 
 
@@ -72,14 +72,14 @@ def gpu_free(gpus: GpuFacts, needs: Needs) -> Verdict:
         if card.memory_total and (card.memory_used or 0) > TAKEN_SHARE * card.memory_total
     ]
     if taken:
-        why = "it takes memory and time of the run"
-        return warn(", ".join(taken), why, "wait for it, or ask its owner")
+        why = "the run gets less memory and time"
+        return warn(", ".join(taken), why, "wait for that process, or ask its owner")
     return ok("free")
 
 
 @_gpu_check
 def gpu_ecc(gpus: GpuFacts, needs: Needs) -> Verdict:
-    """No uncorrected memory errors."""
+    """The GPUs report no uncorrected memory errors."""
     if all(card.ecc is None for card in gpus.cards):
         return skip("these GPUs count no ECC errors, or ECC is off")
     bad = [f"GPU {card.index}: {card.ecc}" for card in gpus.cards if card.ecc]
@@ -107,7 +107,7 @@ def gpu_mode(gpus: GpuFacts, needs: Needs) -> Verdict:
 
 @_gpu_check
 def gpu_bf16(gpus: GpuFacts, needs: Needs) -> Verdict:
-    """The GPUs have bf16 where the run asks for it."""
+    """The GPUs have bf16 if the run asks for it."""
     known = [card.compute_capability for card in gpus.cards if card.compute_capability is not None]
     if not known:
         return skip("this driver does not report the compute capability")
@@ -117,5 +117,5 @@ def gpu_bf16(gpus: GpuFacts, needs: Needs) -> Verdict:
     if needs.precision == "bf16":
         why = f"bf16 needs {BF16_CAPABILITY}"
         return fail(f"compute capability {least}", why, "train.precision=fp16")
-    why = "trained in fp16, which needs loss scaling"
+    why = "the run trains in fp16, which needs loss scaling"
     return warn(f"compute capability {least}: no bf16", why, "train.precision=fp16")

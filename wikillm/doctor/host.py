@@ -51,7 +51,7 @@ def gather_host() -> HostFacts:
 
 
 def _cpu_quota() -> float | None:
-    """Cores that the cgroup grants, None for all."""
+    """Number of cores that the cgroup grants; None if it has no limit."""
     quota, _, period = read("/sys/fs/cgroup/cpu.max").partition(" ")
     if not period:
         quota = read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -61,7 +61,7 @@ def _cpu_quota() -> float | None:
 
 
 def _identity() -> str:
-    """The kernel and its network: equal only for two names of one machine or container."""
+    """Boot id and network namespace: equal only for two names of one machine or container."""
     try:
         network = os.readlink("/proc/self/ns/net")
     except OSError:
@@ -84,7 +84,7 @@ def cores(facts: NodeFacts, needs: Needs) -> Verdict:
         why = "processes wait for each other at every step"
         return warn(found, why, "more cores (a container: --cpus; Slurm: --cpus-per-task)")
     if host.load > host.cores:
-        return warn(found, "other work slows the run down", "top")
+        return warn(found, "other work slows the run down", "find it with `top`, and end it")
     return ok(found)
 
 
@@ -93,13 +93,13 @@ def memory(facts: NodeFacts, needs: Needs) -> Verdict:
     """Offloaded states and the processes fit in the memory of the node or its container."""
     host = facts.host
     limit = host.cgroup_limit or host.memory
-    have = min(host.memory, limit)
+    size = min(host.memory, limit)
     free = min(host.memory_available, limit - (host.cgroup_used or 0))
     need = needs.host_memory + needs.slots * MEMORY_PER_RANK
-    found = f"{format_size(have)}, {format_size(free)} of it free; about {format_size(need)} needed"
-    if needs.host_memory > have + host.swap:
+    found = f"{format_size(size)}, {format_size(free)} of it free; about {format_size(need)} needed"
+    if needs.host_memory > size + host.swap:
         why = f"{needs.recipe} keeps {format_size(needs.host_memory)} on the host"
-        return fail(found, why, "no offload, or more nodes")
+        return fail(found, why, "a recipe without offload, or more nodes")
     if need > free:
         fix = "end other programs, or use fewer processes"
         return warn(found, "the kernel may end the run", fix)

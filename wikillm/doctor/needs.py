@@ -1,7 +1,8 @@
-"""What a run needs of its machines, by the planner's formulas, and what to look at for that.
+"""What a run needs of its machines, by the planner's formulas, and what to inspect there.
 
-`Request` goes to every node before anything is known about it; checks compare with `Needs`. Sizes
-are estimates in bytes; `least_checkpoint` is a lower bound, so that a refusal may rest on it.
+`Request` goes to every node before anything is known about it; checks compare the facts
+with `Needs`. Sizes are estimates in bytes; `least_checkpoint` is a lower bound, so that a refusal
+may rest on it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from wikillm.remote.environment import is_forwarded
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a node looks at. Paths are those of the run, on that node."""
+    """What to inspect on a node. Paths are those of the run, on that node."""
 
     run_dir: str
     store_dir: str
@@ -42,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """`slots`: processes of a node. `recipe`: of DeepSpeed, "" for none."""
+    """`slots`: processes per node. `recipe`: the DeepSpeed recipe, "" without one."""
 
     nodes: int = 1
     slots: int = 1
@@ -64,7 +65,7 @@ class Needs:
 
 
 def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
-    """What to look at for this run."""
+    """What to inspect for this run."""
     cfg = resolved.config
     named, local = sources_of(cfg.data)
     store = cfg.data.store or "stores"
@@ -82,7 +83,7 @@ def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
 
 
 def sources_of(data: DataSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(everything that data.path or data.mixture name, those of it that are paths)."""
+    """(all sources in data.path or data.mixture, the sources among them that are paths)."""
     named = tuple(data.path) or tuple(path for source in data.mixture for path in source.path)
     return named, tuple(path for path in named if not scheme_of(path))
 

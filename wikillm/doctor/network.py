@@ -15,7 +15,8 @@ from wikillm.supervise.network import is_loopback, own_address, why_port_is_take
 
 SLOW_LINK = 10_000
 SLOWER = "several nodes are then slower than one"
-FASTER = "a faster card: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+FASTER = "choose a faster card with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+MASTER_FIX = "--master-addr with an address that every node reaches"
 IFNAME = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -39,7 +40,7 @@ def gather_network(request: Request, *, resolve_names: bool = True) -> NetworkFa
 
 
 def resolve(name: str) -> tuple[str, ...]:
-    """Addresses of a name, IPv4 first; empty when it is unknown here."""
+    """Addresses of a name, IPv4 first; empty if the name is unknown here."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -110,15 +111,15 @@ def hostname(facts: NodeFacts, needs: Needs) -> Verdict:
         if net.hostname_addresses:
             return ok(found)
         why = "some tools look it up at every start"
-        return warn(found, why, f"127.0.1.1 {net.hostname} in /etc/hosts")
+        return warn(found, why, f"add to /etc/hosts: 127.0.1.1 {net.hostname}")
     if "GLOO_SOCKET_IFNAME" in (facts.environment or {}):
         return ok(f"{found}; GLOO_SOCKET_IFNAME names the card")
     card = net.outer_card.name if net.outer_card else "CARD"
-    fix = f"export GLOO_SOCKET_IFNAME={card}, or the node's address in /etc/hosts"
+    fix = f"export GLOO_SOCKET_IFNAME={card}, or put the node's address into /etc/hosts"
     if not net.hostname_addresses:
         return fail(found, "gloo looks its own name up to find its card", fix)
     if is_loopback(net.hostname_addresses[0]):
-        return fail(found, "gloo gives the others this address: the start hangs", fix)
+        return fail(found, "gloo gives other nodes this address: the start hangs", fix)
     return ok(found)
 
 
@@ -130,9 +131,9 @@ def master_name(facts: NodeFacts, needs: Needs) -> Verdict:
     net = facts.network
     found = f"{net.master} is {', '.join(net.master_addresses) or 'unknown'}"
     if not net.master_addresses:
-        return fail(found, "ranks on this node cannot join", "--master-addr ADDRESS")
+        return fail(found, "ranks on this node cannot join", MASTER_FIX)
     if is_loopback(net.master_addresses[0]):
-        return fail(found, "ranks here would wait for this node", "--master-addr ADDRESS")
+        return fail(found, "ranks here would wait for this node", MASTER_FIX)
     return ok(found)
 
 
@@ -181,12 +182,12 @@ def card_named(facts: NodeFacts, needs: Needs) -> Verdict:
 
 
 def names_a_card(variable: str, value: str, names: list[str]) -> bool:
-    """NCCL: prefixes, `=` for exact names, `^` for all others; gloo: exact names."""
+    """Whether `value` selects a card. NCCL: prefixes, `=` exact, `^` all others; gloo: exact."""
     if variable.startswith("GLOO"):
         return all(word in names for word in value.split(","))
     if value.startswith("^"):
-        left_out = tuple(value.removeprefix("^").removeprefix("=").split(","))
-        return any(not name.startswith(left_out) for name in names)
+        excluded = tuple(value.removeprefix("^").removeprefix("=").split(","))
+        return any(not name.startswith(excluded) for name in names)
     if value.startswith("="):
         return any(word.partition(":")[0] in names for word in value[1:].split(","))
     prefixes = tuple(word.partition(":")[0] for word in value.split(","))

@@ -1,4 +1,4 @@
-"""The doctor on a node: `python -m wikillm.doctor.node` answers requests, one JSON object a line.
+"""The doctor on a node: `python -m wikillm.doctor.node` answers requests, one JSON object per line.
 
 Started over ssh, it ends with its standard input, and then removes its listeners and files.
 """
@@ -38,7 +38,7 @@ class NodeServer:
         self._files: list[Path] = []
 
     def answer(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Raises ValueError for an unknown command, OSError where the system refuses."""
+        """The result of a command. Raises ValueError if it is unknown, OSError from the system."""
         if command not in COMMANDS:
             raise ValueError(f"no such command: {command}")
         return getattr(self, command)(**arguments)
@@ -58,7 +58,7 @@ class NodeServer:
         self._files.append(path)
 
     def look(self, folder: str, names: dict[str, str]) -> list[str]:
-        """Which of `names` (file -> text) cannot be read; network folders get a few seconds."""
+        """The files of `names` (file -> text) without that text; waits LOOK_SECONDS for them."""
         end = time.monotonic() + LOOK_SECONDS
         while True:
             where = _existing(folder)
@@ -68,7 +68,7 @@ class NodeServer:
             time.sleep(0.3)
 
     def listen(self, ports: list[int], token: str) -> list[int]:
-        """Listen on `ports`, 0 for a free one, and send `token` to each peer; 0 for a busy one."""
+        """Listen on `ports` (0: any) and send `token` to peers. Returns the ports, 0 if busy."""
         found = []
         for port in ports:
             server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -86,7 +86,7 @@ class NodeServer:
         return found
 
     def connect(self, targets: list[tuple[str, str, int, str]]) -> dict[str, str]:
-        """node -> "" or the first error. A target is (node, address, port, expected token)."""
+        """Node -> "" or its first error. A target is (node, address, port, expected token)."""
         with ThreadPoolExecutor(32) as pool:
             errors = list(pool.map(lambda target: _try(*target[1:]), targets))
         found: dict[str, str] = {}
@@ -97,7 +97,7 @@ class NodeServer:
     def all_reduce(
         self, rank: int, world: int, address: str, port: int, card: str
     ) -> dict[str, Any]:
-        """One rank of the measurement: its result, on rank 0, or its error."""
+        """Run one rank of the measurement. Returns the result, on rank 0, or `error`."""
         rendezvous = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
         own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **rendezvous, **place}

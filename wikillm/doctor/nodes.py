@@ -6,7 +6,7 @@ from wikillm.core.units import format_size
 from wikillm.doctor.checks import Check, Level, Verdict, check, fail, ok, skip, warn
 from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFailure
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.network import FASTER, SLOWER
+from wikillm.doctor.network import FASTER, MASTER_FIX, SLOWER
 from wikillm.doctor.software import INSTALL
 from wikillm.supervise.network import is_loopback
 
@@ -26,7 +26,7 @@ _UNREACHED = {
     "python": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
     "other": ("no facts about this node", "ssh {node}"),
 }
-"""What follows from a `NodeFailure.kind`, and the fix."""
+"""`NodeFailure.kind` -> what follows from it, and the fix."""
 
 
 def _answer(answer: tuple[str, NodeFailure | None], needs: Needs) -> Verdict:
@@ -38,7 +38,7 @@ def _answer(answer: tuple[str, NodeFailure | None], needs: Needs) -> Verdict:
 
 
 REACH = Check("reach", "nodes", "The node answers over ssh, without a password.", _answer)
-"""Of each node, before its facts are known."""
+"""The check of each node before its facts are known."""
 
 
 def _equal(
@@ -49,14 +49,14 @@ def _equal(
     def look(cluster: ClusterFacts, needs: Needs) -> Verdict:
         found = cluster.by_value(value)
         if len(found) > 1:
-            return Verdict(level, _parties(found), why, fix)
+            return Verdict(level, _groups(found), why, fix)
         return ok(next(iter(found))) if found else skip("not known on any node")
 
     return Check(name, group, about, look)
 
 
-def _parties(found: dict[str, list[str]]) -> str:
-    """`2.13.0: node1, node2 and 5 more; 2.12.0: node3`, the largest party first."""
+def _groups(found: dict[str, list[str]]) -> str:
+    """`2.13.0: node1, node2 and 5 more; 2.12.0: node3`, the largest group first."""
     parts = []
     for value, nodes in sorted(found.items(), key=lambda item: -len(item[1])):
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
@@ -64,15 +64,15 @@ def _parties(found: dict[str, list[str]]) -> str:
     return "; ".join(parts)
 
 
-_OTHER = "ranks would run different programs"
+_MIXED = "ranks would run different programs"
 _MAKE = "make env on all nodes"
 PYTHON = _equal(
     "python", "python-equal", "All nodes run the same Python.", "software.python",
-    "pickled objects and compiled ops differ", "one PYTHON for all nodes",
+    "pickled objects and compiled ops differ", "make env on all nodes with the same PYTHON",
 )  # fmt: skip
 CODE = _equal(
     "run", "code-equal", "All nodes have the same code.", "software.code_digest",
-    _OTHER, "one shared checkout, or one commit",
+    _MIXED, "share one checkout, or check out one commit on all nodes",
 )  # fmt: skip
 FOLDER = _equal(
     "run", "folder-equal", "The code has the same path on all nodes.", "software.code_folder",
@@ -80,15 +80,16 @@ FOLDER = _equal(
 )  # fmt: skip
 USER = _equal(
     "nodes", "user-equal", "The same user logs in on all nodes.", "host.user",
-    "files of one are not writable for the other", "User NAME in ~/.ssh/config", "warn",
+    "one user cannot write the other's files", "set User NAME in ~/.ssh/config", "warn",
 )  # fmt: skip
 DATA = _equal(
     "run", "data-equal", "All nodes have the same sources.", "disk.sources",
-    "each node would build another store", "one copy on a shared folder",
+    "each node would build another store", "put one copy on a shared folder",
 )  # fmt: skip
 GPUS = _equal(
     "gpu", "gpus-equal", "All nodes have the same kind of GPU.", "gpus.kinds",
-    "NCCL and gloo do not mix; every step waits for the slowest", "fewer nodes",
+    "NCCL and gloo do not mix; every step waits for the slowest",
+    "leave the other nodes out of the hostfile",
 )  # fmt: skip
 MTU = _equal(
     "network", "mtu-equal", "The cards between nodes have one MTU.", "network.mtu",
@@ -107,8 +108,8 @@ def versions_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
         for node, versions in known.items():
             found.setdefault(versions.get(package) or "missing", []).append(node)
         if len(found) > 1:
-            differ.append(f"{package} {_parties(found)}")
-    return fail(" | ".join(differ), _OTHER, _MAKE) if differ else ok(f"{len(packages)} packages")
+            differ.append(f"{package} {_groups(found)}")
+    return fail(" | ".join(differ), _MIXED, _MAKE) if differ else ok(f"{len(packages)} packages")
 
 
 @check("gpu")
@@ -129,7 +130,8 @@ def distinct_machines(cluster: ClusterFacts, needs: Needs) -> Verdict:
     twice = [nodes for nodes in same.values() if len(nodes) > 1]
     if twice:
         found = f"{' and '.join(twice[0])} are one machine"
-        return fail(found, "its GPUs would get two processes each", "one line for each machine")
+        fix = "keep one line per machine in the hostfile"
+        return fail(found, "its GPUs would get two processes each", fix)
     return ok(f"{len(cluster.facts)} machines")
 
 
@@ -144,7 +146,7 @@ def shared_folder(cluster: ClusterFacts, needs: Needs) -> Verdict:
         return fail("; ".join(broken), "every node writes checkpoints", fix)
     for name, missing in cluster.shared.items():
         if missing:
-            found = f"{name} does not see what {', '.join(missing)} wrote"
+            found = f"{name} does not see the files of {', '.join(missing)}"
             return fail(found, "checkpoints would be incomplete", fix)
     return ok(f"{len(cluster.shared)} nodes see each other's files")
 
@@ -153,11 +155,11 @@ def shared_folder(cluster: ClusterFacts, needs: Needs) -> Verdict:
 def master_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
     """The master's name resolves to the same address on all nodes."""
     found = cluster.by_value("network.master_address")
-    others = {address: nodes for address, nodes in found.items() if not is_loopback(address)}
-    if len(others) > 1:
-        why = f"{cluster.master} is another machine for some"
-        return fail(_parties(others), why, "--master-addr ADDRESS")
-    return ok(next(iter(others))) if others else skip("known on no node")
+    outer = {address: nodes for address, nodes in found.items() if not is_loopback(address)}
+    if len(outer) > 1:
+        why = f"some nodes take {cluster.master} for another machine"
+        return fail(_groups(outer), why, MASTER_FIX)
+    return ok(next(iter(outer))) if outer else skip("known on no node")
 
 
 @check("network")
@@ -180,7 +182,7 @@ def all_reduce(cluster: ClusterFacts, needs: Needs) -> Verdict:
     if not isinstance(measured, Bandwidth):
         if measured.startswith("not "):
             return skip(measured)
-        return fail(measured, "the run's first collective would fail alike", "see the checks above")
+        return fail(measured, "the run's first collective would fail too", "see the checks above")
     found = f"{format_size(measured.bytes_per_second)}/s over {measured.ranks} nodes"
     if needs.traffic:
         found += f"; {format_size(needs.traffic)} per GPU and step with {needs.recipe}"

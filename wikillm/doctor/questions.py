@@ -1,4 +1,4 @@
-"""All questions: gathers the facts of a node and runs all checks, in the order they are shown."""
+"""Gathers the facts of a node and runs all checks, in the order in which they are shown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLUSTER_CHECKS = tuple(check for check in _declared(nodes) if check is not nodes
 
 
 def gather(request: Request, seconds: float = SECONDS) -> NodeFacts:
-    """Facts about this machine, after `seconds` at the latest."""
+    """Gather facts about this machine, within `seconds`."""
     sections: dict[str, Callable[[], Any]] = {
         "software": software.gather_software,
         "gpus": gather_gpus,
@@ -60,16 +60,16 @@ def judge_node(node: str, facts: NodeFacts, needs: Needs) -> list[Verdict]:
         group = next(check.group for check in NODE_CHECKS if check.section == section)
         hangs = error.startswith("no answer")
         why = f"nothing is known about {section}; its checks are skipped"
-        fix = "a dead network mount, or a driver that hangs" if hangs else ""
+        fix = "look for a dead network mount, or a driver that hangs" if hangs else ""
         level: Level = "fail" if hangs else "warn"
         verdicts.append(Verdict(level, error, why, fix, f"facts-{section}", group, node))
     return verdicts + [check.judge(facts, needs, node) for check in NODE_CHECKS]
 
 
 def judge_cluster(cluster: ClusterFacts, needs: Needs) -> list[Verdict]:
-    """Whether each node can be reached, and, of several, whether they agree."""
-    lost = [(name, cluster.unreachable.get(name)) for name in cluster.names]
-    verdicts = [nodes.REACH.judge(answer, needs, answer[0]) for answer in lost]
+    """Check that each node can be reached and, with several nodes, that they agree."""
+    answers = [(name, cluster.unreachable.get(name)) for name in cluster.names]
+    verdicts = [nodes.REACH.judge(answer, needs, answer[0]) for answer in answers]
     if len(cluster.names) > 1:
         verdicts += [check.judge(cluster, needs) for check in CLUSTER_CHECKS]
     return verdicts

@@ -26,7 +26,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
 
 
 def lines(examination: Examination, *, everything: bool = False) -> list[str]:
-    """For each group its counts and its problems; with `everything` all verdicts."""
+    """Counts and problems of each group; with `everything`, all its verdicts."""
     out = []
     for group in GROUPS:
         verdicts = [verdict for verdict in examination.verdicts if verdict.group == group]
@@ -34,10 +34,10 @@ def lines(examination: Examination, *, everything: bool = False) -> list[str]:
             out.append(f"{group:<14}{_summary(verdicts)}")
         shown = [v for v in verdicts if everything or v.level in ("fail", "warn")]
         # The same finding of several nodes is shown once; failures come first.
-        same: dict[tuple[str, str, str], list[Verdict]] = {}
+        by_finding: dict[tuple[str, str, str], list[Verdict]] = {}
         for verdict in sorted(shown, key=lambda verdict: list(_WORDS).index(verdict.level)):
-            same.setdefault((verdict.name, verdict.level, verdict.found), []).append(verdict)
-        for found in same.values():
+            by_finding.setdefault((verdict.name, verdict.level, verdict.found), []).append(verdict)
+        for found in by_finding.values():
             out += _expanded(found, len(examination.nodes) > 1)
     checks = len({verdict.name for verdict in examination.verdicts})
     nodes = examination.nodes
@@ -55,13 +55,13 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
     return ", ".join(f"{count} {_WORDS[level]}" for level, count in counts if count)
 
 
-def _expanded(same: list[Verdict], has_many_nodes: bool) -> list[str]:
-    first = same[0]
-    nodes = ", ".join(verdict.node for verdict in same if verdict.node)
+def _expanded(verdicts: list[Verdict], has_many_nodes: bool) -> list[str]:
+    first = verdicts[0]
+    nodes = ", ".join(verdict.node for verdict in verdicts if verdict.node)
     where = f"{nodes}: " if nodes and has_many_nodes else ""
     head = f"  {first.level:<5} {first.name:<18} "
-    rest = " " * len(head)
+    indent = " " * len(head)
     text = f"{where}{first.found}"
-    out = textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=rest) or [head]
-    out += textwrap.wrap(first.why, WIDTH, initial_indent=rest, subsequent_indent=rest)
-    return [*out, f"{rest}fix: {first.fix}"] if first.fix else out
+    out = textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=indent) or [head]
+    out += textwrap.wrap(first.why, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [*out, f"{indent}fix: {first.fix}"] if first.fix else out

@@ -16,7 +16,7 @@ SECONDS = 5.0
 
 
 def gather_connectivity(addresses: Mapping[str, str]) -> dict[str, str]:
-    """name -> "" for one that answered, else why not. All are asked at once."""
+    """Server name -> "" if it answered, else why not. All servers are asked at once."""
     asks = {name: partial(_reach, address) for name, address in addresses.items()}
     found, errors = run_in_time(asks, SECONDS + 1)
     return {name: errors.get(name) or found[name] for name in addresses}
@@ -53,7 +53,7 @@ HUGGINGFACE = _reach_check(
     "huggingface",
     "Hugging Face answers.",
     "tokenizers and models may come from it",
-    f"HF_ENDPOINT, or {_LOCAL}",
+    f"set HF_ENDPOINT, or use local files: {_LOCAL}",
 )
 MIRROR = _reach_check(
     "hf-mirror", "The mirror of Hugging Face (HF_ENDPOINT) answers.", _NOT_NEEDED, _LOCAL
@@ -63,5 +63,5 @@ SWANLAB = _reach_check(
     "swanlab",
     "SwanLab answers.",
     "tracking stays offline",
-    "observe.swanlab.mode=offline; `swanlab sync` later",
+    "observe.swanlab.mode=offline, and `swanlab sync` later",
 )

@@ -1,4 +1,4 @@
-"""Is the right software installed, without importing it: torch alone would take seconds."""
+"""Is the right software installed? Nothing is imported: torch alone would take seconds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gather_software(*, digest: bool = True) -> SoftwareFacts:
 
 
 def supported_ranges() -> dict[str, str]:
-    """Dependencies and their ranges: of the checkout of this code, else of the installed wheel."""
+    """Dependencies and their ranges, from the checkout of this code or the installed wheel."""
     project = PACKAGE.parent / "pyproject.toml"
     if project.is_file():
         listed = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
@@ -93,7 +93,7 @@ def packages_fit(facts: NodeFacts, needs: Needs) -> Verdict:
         if version is not None and not _fits(version, facts.software.ranges.get(name, "")):
             wrong.append(f"{name} {version} (wanted {facts.software.ranges[name]})")
     if wrong:
-        return fail(", ".join(wrong), "the tests ran with other versions", INSTALL)
+        return fail(", ".join(wrong), "WikiLLM is tested with other versions", INSTALL)
     return ok("all within their ranges")
 
 
@@ -120,10 +120,12 @@ def driver_cuda(facts: NodeFacts, needs: Needs) -> Verdict:
         return skip("no GPU, or a CPU build of torch")
     found = f"driver {facts.gpus.driver} up to CUDA {driver}, torch for {wheel}"
     if Version(driver).major < Version(wheel).major:
-        fix = "a newer driver, or torch for an older CUDA"
+        fix = "install a newer driver, or torch for an older CUDA"
         return fail(found, "torch would not find a GPU", fix)
     if Version(driver) < Version(wheel):
-        return warn(found, "works, except for kernels compiled at run time", "a newer driver")
+        return warn(
+            found, "it works, except for kernels compiled at run time", "install a newer driver"
+        )
     return ok(found)
 
 

@@ -24,17 +24,17 @@ _KINDS = {
     "python: ": "python",
     "traceback": "python",
 }
-"""Words in the errors of ssh, the shell and Python that have a fix of their own."""
+"""Words in errors of ssh, the shell or Python -> `NodeFailure.kind`."""
 
 
 def agent_command(workdir: str) -> str:
-    """What the shell of the node runs, as in `wikillm launch hostfile`."""
+    """Shell text for the node, as in `wikillm launch hostfile`."""
     folder = shlex.quote(workdir)
     return f'cd {folder} && PATH="$PWD/.venv/bin:$PATH" && exec python -m wikillm.doctor.node'
 
 
 def classify(text: str, code: int | None) -> NodeFailure:
-    """The error of ssh, the shell or Python before the node could answer."""
+    """A NodeFailure for an error of ssh, the shell or Python before the node could answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for words, kind in _KINDS.items():
         found = [line for line in lines if words in line.lower()]
@@ -44,7 +44,7 @@ def classify(text: str, code: int | None) -> NodeFailure:
 
 
 class Connection:
-    """One node. `ask` raises NodeFailure; after that the connection is gone."""
+    """A connection to one node. Close it after `ask` has raised NodeFailure."""
 
     def __init__(self, node: str, workdir: str) -> None:
         self._number = 0
@@ -84,7 +84,7 @@ class Connection:
         return answer.get("value")
 
     def _receive(self, end: float) -> dict[str, Any] | None:
-        """The next JSON object; other lines are banners of the shell. None at the time `end`."""
+        """The next JSON object; None at the time `end`. Banners of the shell are skipped."""
         assert self._process.stdout is not None, "opened as a pipe"
         output = self._process.stdout.fileno()
         while True:

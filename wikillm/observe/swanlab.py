@@ -102,7 +102,7 @@ class SwanLabSink:
 
     @property
     def sync_command(self) -> str | None:
-        """The command to upload an offline run. Without --id each upload would be a separate run."""
+        """The command to upload an offline run. Without --id each upload is a separate run."""
         return f"swanlab sync --id {self.run_id} {self.folder}" if self.folder else None
 
     def start(self, config: Mapping[str, Any]) -> None:

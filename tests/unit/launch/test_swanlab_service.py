@@ -185,7 +185,7 @@ SHAPES = (b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redir
         ({"GET /task": [500], "PUT object": [502]}, "--submit --yes", "5", ""),
         ({"GET /task": [503], "PUT object": [502]}, "--submit --yes", "5", ""),
         ({"GET /task": ["cut"], "PUT object": [502]}, "--submit --yes", "5", ""),
-        ({"POST /task": ["cut"]}, "--submit --yes", "5", "may exist all the same"),
+        ({"POST /task": ["cut"]}, "--submit --yes", "5", "data set may exist"),
         ({LOGIN: ["stall"] * 3}, "task list", "0.5", "does not answer"),
         ({LOGIN: ["trickle"] * 3}, "task list", "0.5", "does not answer"),
         ({"PUT object": ["stall"] * 2}, "--submit --yes", "0.5", "object store does not answer"),
