@@ -44,12 +44,12 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
             )
         return checkpoint
     if damaged:
-        others = ", ".join(path.name for path in lineage.abandoned)
+        names = ", ".join(path.name for path in lineage.abandoned)
         raise CheckpointError(
             f"None of the {len(damaged)} checkpoints of the current branch in {folder} is usable.",
             got="\n".join(map(str, damaged)),
             fix="restore the folder from a backup, or start again with another run.dir"
-            + (f"\nor resume from an abandoned checkpoint: {others}" if others else ""),
+            + (f"\nor resume from an abandoned checkpoint: {names}" if names else ""),
         )
     return None
 
@@ -62,10 +62,10 @@ def find_complete(path: Path, check: Verify = verify) -> Path:
     """
     if step_of(path) is not None:
         if not path.exists():
-            found = ", ".join(each.name for each in list_checkpoints(path.parent)) or "none"
+            present = ", ".join(each.name for each in list_checkpoints(path.parent)) or "none"
             raise CheckpointError(
                 f"There is no checkpoint at {path}.",
-                got=f"in {path.parent}: {found}",
+                got=f"in {path.parent}: {present}",
                 fix="name a listed checkpoint, or the run directory for its newest checkpoint",
             )
         check(path)

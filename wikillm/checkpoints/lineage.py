@@ -121,8 +121,8 @@ def next_ancestry(folder: Path, step: int, parent: Ancestry | None) -> Ancestry:
     """
     # Checkpoints with an unreadable manifest are ignored: they are never used.
     known, _ = _read_all(folder)
-    found = [ancestry.position.sequence for ancestry in known.values()]
-    position = Position(max([*found, parent.position.sequence if parent else 0]) + 1, step)
+    sequences = [ancestry.position.sequence for ancestry in known.values()]
+    position = Position(max([*sequences, parent.position.sequence if parent else 0]) + 1, step)
     if parent is None:
         return Ancestry(position)
     present = [old for old in parent.ancestors if (folder / checkpoint_name(old.step)).is_dir()]

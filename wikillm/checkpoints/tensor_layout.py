@@ -183,12 +183,12 @@ def _tensors(path: Path, header: bytes) -> list[tuple[str, tuple[int, ...], int]
     try:
         described = json.loads(header[8:])
         described.pop("__metadata__", None)
-        found = sorted(
+        entries = sorted(
             (*entry["data_offsets"], name, tuple(entry["shape"]), entry["dtype"])
             for name, entry in described.items()
         )
         expected = 0
-        for start, stop, name, shape, dtype in found:
+        for start, stop, name, shape, dtype in entries:
             if dtype != "F32" or start != expected or stop - start != prod(shape) * ITEM:
                 raise ValueError(f"{name}: {dtype} {list(shape)} at [{start}, {stop})")
             expected = stop
@@ -196,4 +196,4 @@ def _tensors(path: Path, header: bytes) -> list[tuple[str, tuple[int, ...], int]
             raise ValueError(f"{path.stat().st_size} bytes instead of {len(header) + expected}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"The header of {path} is damaged.", got=str(error)) from None
-    return [(name, shape, len(header) + start) for start, _, name, shape, _ in found]
+    return [(name, shape, len(header) + start) for start, _, name, shape, _ in entries]

@@ -41,27 +41,27 @@ class LossExperiment:
 
 
 def _missing_for_triton(hidden: int, vocab: int, device_type: str) -> list[str]:
-    found = [] if device_type == "cuda" else [f"it needs a GPU, and the device is {device_type}"]
+    reasons = [] if device_type == "cuda" else [f"it needs a GPU, and the device is {device_type}"]
     if importlib.util.find_spec("triton") is None:
-        found.append("Triton is not installed; it comes with torch's CUDA builds")
-    return found
+        reasons.append("Triton is not installed; it comes with torch's CUDA builds")
+    return reasons
 
 
 def _missing_for_float8(hidden: int, vocab: int, device_type: str) -> list[str]:
     sizes = {"model.hidden_size": hidden, "model.vocab_size": vocab}
-    found = [
+    reasons = [
         f"{name} {size} is not a multiple of {MULTIPLE}"
         for name, size in sizes.items()
         if size % MULTIPLE
     ]
     if device_type not in ("cpu", "cuda"):
-        found.append(f"torch has no 8-bit products for device {device_type}")
+        reasons.append(f"torch has no 8-bit products for device {device_type}")
     elif device_type == "cuda":
         major, minor = torch.cuda.get_device_capability()
         if (major, minor) < _FLOAT8_SINCE:
             name = torch.cuda.get_device_name()
-            found.append(f"{name} has compute capability {major}.{minor}, 8-bit floats need 8.9")
-    return found
+            reasons.append(f"{name} has compute capability {major}.{minor}, 8-bit floats need 8.9")
+    return reasons
 
 
 def _triton_chunk_loss(*args: Any, **kwargs: Any) -> Any:

@@ -119,11 +119,11 @@ def _check_folder(folder: Path) -> None:
         names = {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        found = sorted(
+        pickled = sorted(
             path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth")
         )
         got = f"{folder}: no {', '.join(missing)}" + (
-            f"; pickled weights are never read: {found[0]}" if found else ""
+            f"; pickled weights are never read: {pickled[0]}" if pickled else ""
         )
         fix = "save it with model.save_pretrained(FOLDER), which writes safetensors"
         raise ConfigError("model.init_from has no safetensors weights.", got=got, fix=fix)

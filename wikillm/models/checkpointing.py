@@ -75,13 +75,13 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
 
 def _forward(options: dict[str, Any]) -> Callable[..., Any]:
     def forward(layer: nn.Module, hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        own = own_forward(layer)
+        own_call = own_forward(layer)
         is_training = (
             layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
         )
         if not is_training:
-            return own(hidden_BTH, *args, **kwargs)
-        return checkpoint(partial(own, **kwargs), hidden_BTH, *args, **options)
+            return own_call(hidden_BTH, *args, **kwargs)
+        return checkpoint(partial(own_call, **kwargs), hidden_BTH, *args, **options)
 
     return forward
 

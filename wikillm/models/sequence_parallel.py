@@ -67,13 +67,13 @@ def _attentions(model: PreTrainedModel) -> list[Any]:
 def _make_group(size: int) -> dist.ProcessGroup:
     """This rank's group. Every rank must create all groups, in the same order."""
     rank = dist.get_rank()
-    own = None
+    own_group = None
     for first in range(0, dist.get_world_size(), size):
         group = dist.new_group(list(range(first, first + size)))
         if first <= rank < first + size:
-            own = group
-    assert own is not None, f"groups of {size} leave rank {rank} out"
-    return own
+            own_group = group
+    assert own_group is not None, f"groups of {size} leave rank {rank} out"
+    return own_group
 
 
 def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,8 +72,8 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
 
 def refused_name(error: BaseException) -> str | None:
     """The class or function that made `torch.load` refuse a file; None for any other error."""
-    found = _NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    return (found[1] or found[2]) if found else None
+    match = _NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return (match[1] or match[2]) if match else None
 
 
 def _reason(message: str) -> str:
@@ -85,11 +85,11 @@ def _reason(message: str) -> str:
 
 def _classes() -> list[Any]:
     """The classes of `KNOWN` that the installed DeepSpeed has."""
-    found = []
+    classes = []
     for path in KNOWN:
         module, _, name = path.rpartition(".")
         try:
-            found.append(getattr(importlib.import_module(module), name))
+            classes.append(getattr(importlib.import_module(module), name))
         except (ImportError, AttributeError):
             continue
-    return found
+    return classes

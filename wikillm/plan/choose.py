@@ -154,11 +154,11 @@ def rank_candidates(
         train: recipes that do not work with these settings are left out.
         switches: the run's strategy without a recipe.
     """
-    found = [
+    candidates = [
         _best_micro(workload, machine, strategy, pinned.micro, mfu)
         for strategy in _strategies(train, workload.model, machine, switches, pinned)
     ]
-    fitting = [candidate for candidate in found if candidate.fits]
+    fitting = [candidate for candidate in candidates if candidate.fits]
     # Within a tier, times up to SAME_TIME of the best count as equal.
     best: dict[int, float] = {}
     for candidate in fitting:
@@ -174,7 +174,7 @@ def rank_candidates(
         recomputes = CHECKPOINTING.index(strategy.checkpointing)
         return tier, time, recomputes, stage, -strategy.micro
 
-    misfits = (candidate for candidate in found if not candidate.fits)
+    misfits = (candidate for candidate in candidates if not candidate.fits)
     return sorted(fitting, key=rank) + sorted(misfits, key=lambda misfit: misfit.memory.total)
 
 

@@ -116,8 +116,8 @@ def find_gpu(name: str) -> Gpu:
 
     Raises ConfigError, which suggests the nearest name.
     """
-    found = _short_name(name)
-    if found is None:
+    short_name = _short_name(name)
+    if short_name is None:
         wanted, size = _compact(name)
         spelled = {_compact(known)[0]: known for known in reversed(GPU_NAMES)}
         near = did_you_mean(wanted, spelled)
@@ -130,18 +130,18 @@ def find_gpu(name: str) -> Gpu:
             f"any other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
             fix=fix,
         )
-    model, memory, inside, between, host, bandwidth = _GPUS[found]
+    model, memory, inside, between, host, bandwidth = _GPUS[short_name]
     peak = peak_flops(model)
     assert peak is not None, f"{model} has no peak in flops.py"
     return Gpu(
-        found,
+        short_name,
         int(memory * GIB),
         peak,
         inside * 1e9,
         between * 1e9,
         host * 1e9,
-        has_bf16=found not in _NO_BF16,
-        note=_NOTES.get(found, ""),
+        has_bf16=short_name not in _NO_BF16,
+        note=_NOTES.get(short_name, ""),
         memory_bandwidth=bandwidth * 1e9,
     )
 

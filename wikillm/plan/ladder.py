@@ -76,13 +76,13 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
             fix="more tokens per run, or sizes that are further apart",
         )
     errors = np.empty(GRID)
-    found = np.empty(GRID)
+    predictions = np.empty(GRID)
     exponents = np.empty(GRID)
     spreads = np.empty(GRID)
     floors = np.linspace(0, losses.min(), GRID, endpoint=False)
     for number, floor in enumerate(floors):
         line = _line(cost, losses, floor, flops)
-        errors[number], found[number], exponents[number], spreads[number] = line
+        errors[number], predictions[number], exponents[number], spreads[number] = line
     best = int(np.argmin(errors))
     # Two parameters of the line and E are fitted; a perfect fit of three runs has no scatter.
     freedom = max(1, len(rungs) - 3)
@@ -91,14 +91,14 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
     slack = np.maximum(0, CHI_SQUARE_95 * variance - (errors - errors[best]))
     reach = np.sqrt(slack * (1 + spreads**2))
     is_allowed = slack > 0
-    lows = [float((found - reach)[is_allowed].min())]
-    highs = [float((found + reach)[is_allowed].max())]
+    lows = [float((predictions - reach)[is_allowed].min())]
+    highs = [float((predictions + reach)[is_allowed].max())]
     # The second form. A larger run is not expected to be worse than the best small run.
     bent, spread = _bent(cost, losses, flops)
     reach_bent = math.sqrt(CHI_SQUARE_95 * variance * (1 + spread**2))
     highest = float(losses.min()) + 1.96 * math.sqrt(variance)
     return Prediction(
-        loss=float(found[best]),
+        loss=float(predictions[best]),
         low=max(0.0, min(*lows, bent - reach_bent)),
         high=min(highest, max(*highs, bent + reach_bent)),
         irreducible=float(floors[best]),
@@ -116,8 +116,8 @@ def _line(
     (slope, start), covariance = _polynomial(cost, losses - floor, 1)
     fitted = floor + np.exp(start + slope * (cost - cost.mean()))
     predicted = floor + math.exp(start + slope * (math.log(flops) - cost.mean()))
-    at = np.array([math.log(flops) - cost.mean(), 1.0])
-    spread = (predicted - floor) * math.sqrt(at @ covariance @ at)
+    regressors = np.array([math.log(flops) - cost.mean(), 1.0])
+    spread = (predicted - floor) * math.sqrt(regressors @ covariance @ regressors)
     return float(((losses - fitted) ** 2).sum()), predicted, float(-slope), spread
 
 
@@ -125,9 +125,9 @@ def _bent(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
     """(predicted loss, its spread) for log L as a quadratic in log C."""
     terms, covariance = _polynomial(cost, losses, 2)
     distance = math.log(flops) - cost.mean()
-    at = np.array([distance**2, distance, 1.0])
-    predicted = math.exp(float(np.clip(at @ terms, -50, 50)))
-    return predicted, predicted * math.sqrt(at @ covariance @ at)
+    regressors = np.array([distance**2, distance, 1.0])
+    predicted = math.exp(float(np.clip(regressors @ terms, -50, 50)))
+    return predicted, predicted * math.sqrt(regressors @ covariance @ regressors)
 
 
 def _polynomial(cost: Array, losses: Array, degree: int) -> tuple[Array, Array]:

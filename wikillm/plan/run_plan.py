@@ -175,8 +175,8 @@ def _split(
     except ConfigError:  # `check_recipe` refuses the DeepSpeed JSON with a more detailed error
         return batch, None
     workload = Workload(model, vocab_size, train.sequence_length)
-    most = sequences_that_fit(workload, strategy, gpu.memory, batch.micro)
-    smaller = split_batch(train, resolved.origins, world_size, most)
+    fitting = sequences_that_fit(workload, strategy, gpu.memory, batch.micro)
+    smaller = split_batch(train, resolved.origins, world_size, fitting)
     if smaller.micro == batch.micro:
         return batch, None
     room = f"by the planner's estimate a larger one does not fit into {gpu.memory / 2**30:.3g} GiB"

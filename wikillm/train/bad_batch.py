@@ -67,9 +67,9 @@ def describe_micro_batch(trainer: WikiTrainer, step: int, micro_step: int) -> Ba
     """
     losses = dict(trainer.losses)[step]
     samples = trainer.samples_of(step, micro_step)
-    found: list[SourcePosition] = []
+    documents: list[SourcePosition] = []
     with suppress(WikiLLMError, OSError):
-        found = documents_of(trainer.context.corpus, trainer.data.order, samples)
+        documents = documents_of(trainer.context.corpus, trainer.data.order, samples)
     return BadMicroBatch(
         rank=trainer.context.world.rank,
         host=socket.gethostname(),
@@ -77,7 +77,7 @@ def describe_micro_batch(trainer: WikiTrainer, step: int, micro_step: int) -> Ba
         micro_step=micro_step,
         loss=float(losses[micro_step]) * len(losses),  # the losses of a step add up to its mean
         samples=(samples.start, samples.stop),
-        documents=tuple(found),
+        documents=tuple(documents),
     )
 
 

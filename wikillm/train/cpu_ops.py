@@ -108,9 +108,9 @@ def _use_own_folder() -> None:
     from torch.utils import cpp_extension
 
     # Versions of ninja hash a command differently, and would rebuild each other's op.
-    own = str(Path(sys.executable).parent)
-    if os.environ.get("PATH", "").split(os.pathsep)[0] != own:
-        os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
+    own_bin = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != own_bin:
+        os.environ["PATH"] = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])
     versions = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
     name = f"wikillm-{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
     if not os.environ.get("TORCH_EXTENSIONS_DIR"):  # an empty value would mean the current folder

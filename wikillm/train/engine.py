@@ -73,10 +73,12 @@ def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> Tr
     if resume == "never" or train.precision != "auto" or torch.cuda.is_available():
         return train
     with contextlib.suppress(CheckpointError):  # verified, and refused, when it is loaded
-        found = find_complete(checkpoints if resume == "auto" else Path(resume), lambda _: None)
-        then = read_state(found).get("precision")
-        if then in ("bf16", "fp32"):  # anything else is refused with the checkpoint
-            train = train.model_copy(update={"precision": then})
+        checkpoint = find_complete(
+            checkpoints if resume == "auto" else Path(resume), lambda _: None
+        )
+        recorded = read_state(checkpoint).get("precision")
+        if recorded in ("bf16", "fp32"):  # anything else is refused with the checkpoint
+            train = train.model_copy(update={"precision": recorded})
     return train
 
 

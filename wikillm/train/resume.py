@@ -135,15 +135,17 @@ def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) ->
     if resume == "never":
         return None
     if resume == "auto":
-        found = latest_complete(checkpoints, check)
+        checkpoint = latest_complete(checkpoints, check)
     else:
-        found = find_complete(Path(resume), check)
-    if found is None:
+        checkpoint = find_complete(Path(resume), check)
+    if checkpoint is None:
         return None
-    state = read_state(found)
-    is_ours = found.parent.resolve() == checkpoints.resolve()
-    origin = read_ancestry(found) if is_ours else None
-    return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state, origin)
+    state = read_state(checkpoint)
+    is_ours = checkpoint.parent.resolve() == checkpoints.resolve()
+    origin = read_ancestry(checkpoint) if is_ours else None
+    return ResumePoint(
+        checkpoint, int(state["step"]), int(state["consumed_samples"]), state, origin
+    )
 
 
 def agree_on_resume_point(
@@ -182,10 +184,10 @@ def _damage_on_all_ranks(
     verified.clear()  # drop the bytes of the previous candidate
     try:
         manifest = read_manifest(checkpoint)
-        found = damage(checkpoint, manifest, rank=world.rank, ranks=world.size, kept=verified)
+        findings = damage(checkpoint, manifest, rank=world.rank, ranks=world.size, kept=verified)
     except CheckpointError as error:
-        found = [error.got or error.what]
-    shares: list[Any] = group.gather(found)
+        findings = [error.got or error.what]
+    shares: list[Any] = group.gather(findings)
     return [line for share in shares for line in share]
 
 

@@ -97,9 +97,9 @@ class RunDir:
             )
         foreign = []
         if folder.is_dir() and not self.identity.exists():
-            own = {*_OWN_NAMES.split(), _name_below(folder, store)}
+            own_names = {*_OWN_NAMES.split(), _name_below(folder, store)}
             names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-            foreign = [n for n in names if n not in own and not n.endswith(_LAUNCHER_FILES)]
+            foreign = [n for n in names if n not in own_names and not n.endswith(_LAUNCHER_FILES)]
         if foreign:
             more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
             raise ConfigError(
@@ -133,12 +133,12 @@ class RunDir:
                 fix=f"stop it: wikillm stop {shlex.quote(str(self.path))}\n"
                 "or wait for it, or choose another directory: run.dir=FOLDER",
             )
-        found = list_checkpoints(self.checkpoints)
-        if not resume and (found or self.metrics.exists()):
+        checkpoints = list_checkpoints(self.checkpoints)
+        if not resume and (checkpoints or self.metrics.exists()):
             lock.release()
             raise ConfigError(
                 f"{self.path} holds an earlier run.",
-                got=f"{len(found)} checkpoints and {self.metrics.name}",
+                got=f"{len(checkpoints)} checkpoints and {self.metrics.name}",
                 fix=f"resume it: --resume auto\nor start another one: run.dir={self.path}-2",
             )
         self._remove_last_start(lock)
@@ -204,8 +204,8 @@ class RunDir:
 
     def _read_identity(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.identity.read_text(encoding="utf-8"))
-            return {"id": str(found["id"]), "tracker": str(found["tracker"]), **found}
+            identity = json.loads(self.identity.read_text(encoding="utf-8"))
+            return {"id": str(identity["id"]), "tracker": str(identity["tracker"]), **identity}
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self.identity} does not say which run this is.",
@@ -271,7 +271,7 @@ def _git_revision() -> str | None:
     options = ["--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
     command = ["git", "-C", str(source), "describe", *options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return completed.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -82,8 +82,8 @@ def read_skips(run: Path) -> tuple[SkipWindow, ...]:
     if not path.exists():
         return ()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["skips"]
-        return tuple(SkipWindow(int(w["first"]), int(w["stop"]), str(w["reason"])) for w in found)
+        windows = json.loads(path.read_text(encoding="utf-8"))["skips"]
+        return tuple(SkipWindow(int(w["first"]), int(w["stop"]), str(w["reason"])) for w in windows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} does not say which samples the run skips.",

@@ -322,24 +322,24 @@ class WikiTrainer(Trainer):
         Returns {} after a stop request.
         """
         metrics: dict[str, float] = {}
-        found = self.data.held_out_losses(
+        by_stream = self.data.held_out_losses(
             self.model_wrapped, self.args.device, self.context.group, self.should_stop_evaluating
         )
-        if found is None:
+        if by_stream is None:
             self.held_out = None
             self.held_out_of = {}
         else:
-            metrics = self._combine(found)
+            metrics = self._combine(by_stream)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
-    def _combine(self, found: dict[str, HeldOutLoss]) -> dict[str, float]:
-        results = list(found.values())
+    def _combine(self, by_stream: dict[str, HeldOutLoss]) -> dict[str, float]:
+        results = list(by_stream.values())
         self.held_out_step = self.state.global_step
         self.held_out = total = combined(results) if len(results) > 1 else results[0]
-        self.held_out_of = {name: result for name, result in found.items() if name}
+        self.held_out_of = {name: result for name, result in by_stream.items() if name}
         return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
 
     def should_stop_evaluating(self) -> bool:

@@ -104,7 +104,7 @@ class SelfCheckCallback(TrainerCallback):
         numbers = trainer.samples_of(trainer.first_step, 0)
         data.wait_for(numbers.stop)
         batches = ([samples.batch(numbers)], [samples.batch([number]) for number in numbers])
-        found = [
+        results = [
             held_out_loss(
                 trainer.model_wrapped,
                 each,
@@ -114,7 +114,7 @@ class SelfCheckCallback(TrainerCallback):
             )
             for each in batches
         ]
-        at_once, by_row = (result.loss if result else math.nan for result in found)
+        at_once, by_row = (result.loss if result else math.nan for result in results)
         if not abs(at_once - by_row) <= _ROWS[self.context.engine.precision] * by_row:
             raise MachineError(
                 "The loss of a sequence depends on the other sequences of its micro-batch.",

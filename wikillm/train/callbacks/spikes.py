@@ -79,12 +79,12 @@ class SpikeCallback(TrainerCallback):
         world = self.trainer.context.world.size
         first = self._next
         self._next += sums.numel()
-        found = []
+        spikes = []
         for step, loss in enumerate(group.sum(*sums.tolist()), start=first):
             if (spike := self.detector.judge(step, loss / world)) is not None:
-                found.append(spike)
-        if found:
-            self._act(found)
+                spikes.append(spike)
+        if spikes:
+            self._act(spikes)
 
     def _act(self, spikes: list[LossSpike]) -> None:
         """Report the spikes of one check together; with train.spikes=skip, skip them."""
@@ -121,8 +121,8 @@ class SpikeCallback(TrainerCallback):
         """The micro-batch with the highest loss of a step, over all ranks. (all ranks)"""
         losses = dict(self.trainer.losses)[step].tolist()
         own = describe_micro_batch(self.trainer, step, losses.index(max(losses)))
-        found: list[Any] = self.trainer.context.group.gather(own)
-        worst: BadMicroBatch = max(found, key=lambda each: each.loss)
+        candidates: list[Any] = self.trainer.context.group.gather(own)
+        worst: BadMicroBatch = max(candidates, key=lambda each: each.loss)
         return worst
 
     def _skip(self, first: int, last: int, what: str) -> None:

@@ -125,10 +125,10 @@ class StopCallback(TrainerCallback):
         if self.stopped_by is not None:
             return
         # Every rank reports the reason of the lowest rank that has one, or its own.
-        own = self.trainer.context.signals.received
-        reasons = dict(enumerate(self.trainer.context.group.gather(own)))
+        own_reason = self.trainer.context.signals.received
+        reasons = dict(enumerate(self.trainer.context.group.gather(own_reason)))
         first = min((rank for rank, reason in reasons.items() if reason), default=0)
-        self.stopped_by = own or f"{reasons[first] or 'a signal'} (rank {first})"
+        self.stopped_by = own_reason or f"{reasons[first] or 'a signal'} (rank {first})"
         action = "its checkpoint is being written" if saved else "saving a checkpoint"
         say(f"stopping: {self.stopped_by}; {action} at step {state.global_step}")
         control.should_save = not saved
@@ -149,11 +149,11 @@ class StopCallback(TrainerCallback):
         gathered: list[Any] = context.group.gather(not_finite(self.trainer))
         found: list[BadMicroBatch] = [each for of_rank in gathered for each in of_rank]
         # On a GPU a bad loss is found one step later, so report the first step that has one.
-        at = min((each.step + 1 for each in found), default=step)
-        bad = [each for each in found if each.step + 1 == at]
+        bad_step = min((each.step + 1 for each in found), default=step)
+        bad = [each for each in found if each.step + 1 == bad_step]
         total = self.trainer.data.shape.accumulation * context.world.size
         if context.world.is_main:
-            record = {"step": at, "micro_batches": [each.to_json() for each in bad]}
+            record = {"step": bad_step, "micro_batches": [each.to_json() for each in bad]}
             with suppress(OSError):
                 write_json(self._run / DIVERGED, record)
         if not bad:
@@ -164,7 +164,7 @@ class StopCallback(TrainerCallback):
             got = "\n".join(each.text() for each in bad[:SHOWN])
             got += f"\n{len(bad)} of {total} micro-batches: {self._run / DIVERGED}"
         return DivergedError(
-            f"The loss or the gradient is NaN or infinite at step {at}.",
+            f"The loss or the gradient is NaN or infinite at step {bad_step}.",
             got=got,
             fix=self._advice(rate),
         )

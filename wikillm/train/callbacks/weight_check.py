@@ -47,12 +47,12 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
 
 def replicated(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters and buffers that every rank holds whole, by name."""
-    found = {
+    tensors = {
         name: parameter
         for name, parameter in model.named_parameters()
         if getattr(parameter, "ds_persist", True)
     }
-    return {**found, **dict(model.named_buffers())}
+    return {**tensors, **dict(model.named_buffers())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ class WeightCheckCallback(TrainerCallback):
         if len(set(self.group.gather(digest))) == 1:
             self.equal_at = step
             return
-        found: list[Any] = self.group.gather(RankSums(socket.gethostname(), tuple(sums)))
-        raise self._corrupted(step, dict(enumerate(found)), list(tensors))
+        rank_sums: list[Any] = self.group.gather(RankSums(socket.gethostname(), tuple(sums)))
+        raise self._corrupted(step, dict(enumerate(rank_sums)), list(tensors))
 
     def _corrupted(
         self, step: int, ranks: Mapping[int, RankSums], names: Sequence[str]

@@ -60,8 +60,8 @@ def loss_scaler_of(optimizer: Any, scaler: torch.amp.GradScaler | None) -> Any:
     config = getattr(optimizer, "loss_scale_config", None)
     if config is not None:
         return config if config.dynamic_loss_scale else None
-    found = getattr(optimizer, "loss_scaler", None)
-    return found if getattr(found, "dynamic", False) else None
+    own_scaler = getattr(optimizer, "loss_scaler", None)
+    return own_scaler if getattr(own_scaler, "dynamic", False) else None
 
 
 def scaler_counters(scaler: Any) -> dict[str, Any]:

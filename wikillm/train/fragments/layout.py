@@ -191,12 +191,12 @@ def zero12_layout(names: Mapping[int, str], zero: Any) -> Layout:
         flat = group["params"][0]
         momentum = _whole_momentum(zero.params_in_partition[index]) if group.get("use_muon") else {}
         for parameter in parameters:
-            found = parameter._hp_mapping
+            mapping = parameter._hp_mapping
             slots[names[id(parameter)]] = Slot(
                 tensor=flat,
-                offset=found.hp_fragment_address.start if found else 0,
-                start=found.lp_fragment_address.start if found else 0,
-                count=found.lp_fragment_address.numel if found else 0,
+                offset=mapping.hp_fragment_address.start if mapping else 0,
+                start=mapping.lp_fragment_address.start if mapping else 0,
+                count=mapping.lp_fragment_address.numel if mapping else 0,
                 group=group,
                 whole_momentum=momentum.get(id(parameter)),
             )
@@ -213,12 +213,12 @@ def zero12_layout(names: Mapping[int, str], zero: Any) -> Layout:
 def _whole_momentum(parameters: list[Any]) -> dict[int, WholeMomentum]:
     """Places in Muon's momentum, by id, of the matrices of which this rank has a part."""
     numel = sum(parameter.numel() for parameter in parameters)
-    found = {}
+    places = {}
     offset = 0
     for parameter in parameters:
-        found[id(parameter)] = WholeMomentum(offset, numel)
+        places[id(parameter)] = WholeMomentum(offset, numel)
         offset += parameter.numel()
-    return found
+    return places
 
 
 def zero3_layout(names: Mapping[int, str], zero: Any) -> Layout:

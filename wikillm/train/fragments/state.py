@@ -141,14 +141,14 @@ class TrainingState:
 
     def counters(self) -> dict[str, Any]:
         """Step counts and the loss scale as JSON values; the same on all ranks."""
-        found: dict[str, Any] = {"optimizer_step": counts.optimizer_step(self._states())}
+        counters_now: dict[str, Any] = {"optimizer_step": counts.optimizer_step(self._states())}
         if self._engine is not None:
-            found["deepspeed"] = counts.engine_counters(self._engine)
+            counters_now["deepspeed"] = counts.engine_counters(self._engine)
         if self._scaler is not None:
-            found["loss_scaler"] = counts.scaler_counters(self._scaler)
+            counters_now["loss_scaler"] = counts.scaler_counters(self._scaler)
         if self._scheduler is not None:
-            found["scheduler"] = {"last_epoch": self._scheduler.last_epoch}
-        return found
+            counters_now["scheduler"] = {"last_epoch": self._scheduler.last_epoch}
+        return counters_now
 
     @torch.no_grad()
     def load(self, read: Read, counters: Mapping[str, Any]) -> None:
