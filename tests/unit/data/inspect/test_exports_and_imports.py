@@ -166,7 +166,7 @@ def test_ids_and_files_that_do_not_fit_are_refused(store, tmp_path):
     assert "cannot be read" in refused("megatron", "absent.bin")
     (tmp_path / "x.ds").write_bytes(bytes(10))
     (tmp_path / "x.ds.index").write_bytes(struct.pack("<2Q", 2, 4))
-    assert "indexes 4 tokens" in refused("datatrove", "x.ds")
+    assert "lists 4 tokens" in refused("datatrove", "x.ds")
     (tmp_path / "x.ds.index").write_bytes(b"123")
     assert "not a multiple of 8" in refused("datatrove", "x.ds")
     (tmp_path / "x.ds").write_bytes(b"")
