@@ -21,7 +21,7 @@ GROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`found`: what is there, `why`: what follows from it, `fix`: what to type."""
+    """`found`: the finding, `why`: its consequence, `fix`: what to do about it."""
 
     level: Level
     found: str

@@ -1,4 +1,4 @@
-"""Examines this machine, or all nodes of a hostfile, in under a minute: request to verdicts."""
+"""Examines this machine, or all nodes of a hostfile: from a request to verdicts in a minute."""
 
 from __future__ import annotations
 

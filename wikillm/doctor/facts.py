@@ -1,4 +1,4 @@
-"""Facts about a node: plain values, gathered there, sent as JSON, judged on the first machine.
+"""Facts about a node: plain values, gathered there, sent as JSON, judged where the command runs.
 
 Sizes are bytes, times are seconds. A section that could not be gathered is None, and `errors` says
 why. Values of environment variables that name a secret are left out.

@@ -167,7 +167,7 @@ def _try(address: str, port: int, token: str) -> str:
 def main() -> None:
     """Answer until standard input ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints goes to standard error, not between the answers
+    os.dup2(2, 1)  # output of libraries goes to standard error, not between the answers
     server = NodeServer()
     try:
         for line in sys.stdin:

@@ -11,7 +11,7 @@ from wikillm.doctor.software import INSTALL
 from wikillm.supervise.network import is_loopback
 
 SLOW_BANDWIDTH = 100e6
-"""Bytes/s: what a link of 1 Gbit/s gives."""
+"""Bytes/s that a link of 1 Gbit/s reaches."""
 
 
 SAME_FOLDER = "--workdir FOLDER, the same on all nodes"
@@ -164,7 +164,7 @@ def master_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
 
 @check("network")
 def connections(cluster: ClusterFacts, needs: Needs) -> Verdict:
-    """Every node reaches every other one, on the master's port and on a high one."""
+    """Every node reaches every other node, on the master's port and on a high port."""
     if not cluster.connections:
         return skip("not tried")
     broken = [f"{a} -> {b}: {error}" for (a, b), error in cluster.connections.items() if error]

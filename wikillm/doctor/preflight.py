@@ -1,7 +1,7 @@
-"""What `wikillm train` checks before it opens the data: a few local checks, in milliseconds.
+"""The checks of `wikillm train` before it opens the data: few, local, in milliseconds.
 
-Only what would certainly end the run is refused, by the same judgement that `wikillm doctor` shows.
-What the start of a run checks itself (shared memory on CPU, run directory, store) is not repeated.
+Only faults that would certainly end the run are refused, by the checks of `wikillm doctor`. Faults
+that a start finds itself (shared memory on CPU, run directory, store) are not checked here.
 """
 
 from __future__ import annotations

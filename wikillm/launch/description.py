@@ -14,7 +14,7 @@ DEFAULT_PORT = 29500
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A run and where it goes.
+    """A run and the machines for it.
 
     Attributes:
         words: arguments of `train.py`.

@@ -218,7 +218,7 @@ def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> La
 
 
 def unreachable(launch: Launch) -> tuple[str, ...]:
-    """Nodes of the hostfile that do not answer over ssh; () if none answers, or without one."""
+    """Nodes of the hostfile without an answer over ssh; () if none answers or without a file."""
     if launch.hostfile is None:
         return ()
     names = [host.name for host in read_hostfile(launch.hostfile)]

@@ -28,8 +28,8 @@ from wikillm.launch.script import quoted
 _PREPARE = "wikillm-prepare"
 SECONDS_TO_SAVE = 120
 SECONDS_TO_FOLLOW = 90
-"""Seconds from the first exit of a rank until srun kills the others. They normally exit
-together, so srun's code, the highest of theirs, is 75 and not that of a killed rank."""
+"""Seconds from the first exit of a rank until srun kills the others. The ranks normally
+exit together, so srun's code, the highest of all, is 75 and not that of a killed rank."""
 _PATH = 'if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi'
 _RANK = """\
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"

@@ -50,7 +50,7 @@ def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str 
 def follow(
     api: SwanLabApi, identifier: str, *, every: float, on_change: Callable[[Task], None]
 ) -> Task:
-    """Poll the task each `every` seconds until it has ended. Returns its last state.
+    """Poll the task every `every` seconds until it has ended. Returns its last state.
 
     Raises MachineError when the service stops answering; the task itself continues.
     """

@@ -168,7 +168,7 @@ class _Reader:
         return entry
 
     def volume(self) -> dict[str, str]:
-        """The given ones of `name` and `id` of the volume."""
+        """The `name` and `id` of the volume, where given."""
         fix = "volumes: [{name: wiki, id: ID}]"
         volumes = self._list("spec.volumes", fix)
         if not volumes:

@@ -43,7 +43,7 @@ TARGETS: dict[str, Callable[[Launch], Rendering]] = {
 
 
 def render(target: str, launch: Launch) -> Rendering:
-    """Render for `target`. Raises ConfigError if it is unknown, or an option is missing."""
+    """Render `launch` for `target`. Raises ConfigError if that is unknown or lacks an option."""
     if target not in TARGETS:
         fix = did_you_mean(target, TARGETS) or "one of: " + ", ".join(TARGETS)
         raise ConfigError(f"There is no target {target!r}.", fix=fix)

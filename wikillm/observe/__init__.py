@@ -1,1 +1,1 @@
-"""What a run measures, and where it goes. Needs torch only for the memory of a GPU."""
+"""Measures a run and records the values. Only the memory of a GPU needs torch."""

@@ -188,7 +188,7 @@ class LiveView:
 
 
 class _Console(Console):
-    """Leaves the cursor as it is."""
+    """A console that leaves the cursor visible."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return False

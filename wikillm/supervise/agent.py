@@ -39,7 +39,7 @@ from wikillm.supervise.wire import Message, Wire
 
 EXIT_SECONDS = 10.0  # from the request to exit until the rank is killed
 ACKNOWLEDGE_SECONDS = 3.0
-"""The same while the rank has not acknowledged: it is suspended, or a library blocks it."""
+"""Seconds to the kill without an acknowledgement: the rank is suspended, or a library blocks it."""
 STACKS_SECONDS = 0.5  # for a rank that does not respond to write its stacks
 COLLECT_SECONDS = 0.5  # until the kernel reports how a process ended
 
@@ -241,7 +241,7 @@ class Agent:
             print_end(code, reason)
 
     def _how_it_ended(self) -> str | None:
-        """How the rank ended. Its socket closes a moment before it is a zombie, so this waits."""
+        """How the rank ended. Its socket closes just before the process is a zombie, so wait."""
         deadline = time.monotonic() + COLLECT_SECONDS
         while True:
             how = end_of(self.pid, self._pidfd)

@@ -97,7 +97,7 @@ class Alerts:
         claim: str | None = None,
         wait: float = 0.0,
     ) -> None:
-        """Start the process that sends, and wait for it at most `wait` seconds. Never raises."""
+        """Start the process that sends, and wait at most `wait` seconds for it. Never raises."""
         if not self.wants(event):
             return
         message = {

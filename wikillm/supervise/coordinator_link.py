@@ -96,7 +96,9 @@ class CoordinatorLink:
             return None
         if self._gone is not None:
             is_late = now - self._gone > GONE_WAITS
-            return f"The connection to {where} was closed: it is gone." if is_late else None
+            return (
+                f"The connection to {where} was closed: that process is gone." if is_late else None
+            )
         if silence > self._limits.lost + self._interval:
             return (
                 f"{self._host} reports: No heartbeat from {where} for {silence:.0f} s: "

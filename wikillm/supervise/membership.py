@@ -20,11 +20,11 @@ AGREED = (ExitCode.CORRUPTED, ExitCode.DIVERGED, ExitCode.STOPPED)
 FAILED_WAITS = 5.0
 """Seconds from a rank's error to the end of the others, which may raise the same error."""
 STOPPED_WAITS = 0.5
-"""The same after a stop before training, when the ranks have nothing to agree on."""
+"""Seconds after a stop before training, when the ranks have nothing to agree on."""
 DIED_WAITS = 2.5
 """Seconds from a silent death to the end; meanwhile another rank may report the reason."""
 KILLED_WAITS = 0.5
-"""The same if the kernel reported how the process ended."""
+"""Seconds from a death to the end if the kernel reported how the process ended."""
 OTHER_SECRET = (
     "with a different secret: run.dir is not the same folder on all nodes, WIKILLM_RUN_SECRET "
     "differs, or it is another run."
@@ -223,7 +223,7 @@ class Membership:
         )
 
     def _stalled(self, now: float) -> End | None:
-        """Ends the run when ranks stall; names those that block the others."""
+        """The verdict when ranks stall. It names the ranks that block the others."""
         running = {rank: member for rank, member in self.ranks.items() if not member.exited}
         late = {
             rank: member

@@ -62,7 +62,7 @@ class Process:
         return cls(socket.gethostname(), pid, _started(pid), _boot())
 
     def is_here(self) -> bool:
-        """Whether it is of this machine and boot. Containers share a boot; host names differ."""
+        """Whether it belongs to this machine and boot. Containers share a boot, not a host name."""
         return self.boot == _boot() and self.host == socket.gethostname()
 
     def is_alive(self) -> bool:

@@ -90,7 +90,7 @@ class FileRequests:
         self.wants_save = False
 
     def remove_old(self) -> None:
-        """Remove what earlier starts left behind. (the owner of the run directory)"""
+        """Remove request files of earlier starts. (the owner of the run directory)"""
         for name, old in self._old.items():
             if old is not None and file_identity(self._run / name) == old:
                 self._remove(name)

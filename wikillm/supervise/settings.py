@@ -1,4 +1,4 @@
-"""How a run is supervised, and the first message to its agents, which says so."""
+"""The settings of supervision, and the first message to each agent, which contains them."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class Supervisor:
             raise
 
     def wait_for_reason(self, error: StoppedError) -> None:
-        """Wait for a verdict to end this rank, if it may have been stopped because another died."""
+        """Wait for a verdict: this rank may have been stopped because another rank died."""
         is_first = error.is_alone and not self._waited_for_reason
         if is_first and self.is_active and self.world.size > 1:
             self._waited_for_reason = True

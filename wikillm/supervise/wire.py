@@ -161,10 +161,14 @@ class SealedWire(Wire):
         return parse(body)
 
     def _agree_on_keys(self, line: bytes) -> Message | None:
-        theirs = (parse(line) or {}).get("nonce")
-        if not isinstance(theirs, str) or not _NONCE.fullmatch(theirs) or theirs == self._nonce:
+        peer_nonce = (parse(line) or {}).get("nonce")
+        if (
+            not isinstance(peer_nonce, str)
+            or not _NONCE.fullmatch(peer_nonce)
+            or peer_nonce == self._nonce
+        ):
             return None
-        nonces = (self._nonce, theirs) if self._is_coordinator else (theirs, self._nonce)
+        nonces = (self._nonce, peer_nonce) if self._is_coordinator else (peer_nonce, self._nonce)
         labels = ("from the hub", "to the hub")
         texts = ["\0".join((label, self._context, *nonces)).encode() for label in labels]
         keys = [hmac.digest(self._secret, text, hashlib.sha256) for text in texts]
