@@ -235,7 +235,7 @@ def add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.
     narrow_CV = grad_CV.to(hidden_CH.dtype)
     # On a GPU, mm has a float32 output for narrow factors since torch 2.8; addmm's was fixed later.
     wide: Any = {"out_dtype": total_VH.dtype} if total_VH.is_cuda else {}
-    # Tiles of the vocabulary keep the product beside the sum small.
+    # Multiply in tiles of the vocabulary, so that the temporary product stays small.
     for first in range(0, total_VH.shape[0], _TILE):
         tile = slice(first, first + _TILE)
         # add_ on the view: `total[tile] += ...` would also copy the result onto itself.

@@ -94,7 +94,7 @@ def _norm_forward(backend: str) -> Callable[..., torch.Tensor]:
         if not (norm.training and torch.is_grad_enabled()):
             own: torch.Tensor = own_forward(norm)(x)
             return own
-        rows = x.reshape(-1, x.shape[-1])  # one shape, whatever the leading dimensions
+        rows = x.reshape(-1, x.shape[-1])  # the same shape for any leading dimensions
         out: torch.Tensor = _compiled(_norm, backend)(rows, norm.weight, norm.variance_epsilon)
         return out.view(x.shape)
 

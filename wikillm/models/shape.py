@@ -22,7 +22,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] =
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
 }
-"""By the value of model.architecture."""
+"""Configuration and model class by the value of model.architecture."""
 
 
 def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedConfig:

@@ -34,7 +34,7 @@ SAME_TIME = 1.02
 MOST_RANKS = 4096
 """Largest machine that a proposal names."""
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full_but_attention", "full")
-"""In the order of recomputation, the least first."""
+"""Kinds of checkpointing, the one with the least recomputation first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is trained: the model, the sequences and their number. `strategy` has how it is trained.
+"""What is trained: the model, the sequences and their number. See `strategy` for how.
 
 No data is needed: the number of training tokens is given, or follows from the horizon, or is
 assumed to be 20 per parameter (Hoffmann et al., arXiv:2203.15556); a note says which.

@@ -83,7 +83,7 @@ class Replayed:
 
     @property
     def verdict(self) -> str:
-        """`tokens`, `data` or `hardware or nondeterminism`."""
+        """Cause of the logged values: `tokens`, `data` or `hardware or nondeterminism`."""
         if not self.same_tokens:
             return "tokens"
         again = self.passes[0]
@@ -139,14 +139,14 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     facts = history.segments[-1].order
     corpus = corpus_of_run(run, facts)
     order = corpus.order(facts["sequence_length"], facts["seed"])
-    then = [each for each in history.segments if each.step < step][-1]
+    segment = [each for each in history.segments if each.step < step][-1]
     return Replayed(
         line=line,
         checkpoint=checkpoint.name if checkpoint else None,
         logged=replay.logged,
         passes=replay.passes,
         same_tokens=all(digests[each.step] == each.digest for each in found.steps),
-        is_exact=world.size == then.world,
+        is_exact=world.size == segment.world,
         documents=documents_of(corpus, order, range(line.first, line.stop)),
     )
 

@@ -23,7 +23,7 @@ ALLOWED = "applied with --allow-change"
 REFUSED = "refused"
 """The checkpoint is valid only with its own value."""
 IRRELEVANT = "irrelevant"
-"""Changes neither what a checkpoint holds nor what a step computes; this start's value counts."""
+"""The key changes neither a checkpoint nor the result of a step; this start's value applies."""
 
 
 def _keys(names: str) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             run.seed train.sequence_length train.document_mask train.optimizer train.precision
             train.ema_decay train.ema_start
         """),
-        # The order of the samples, and what a token store is built from.
+        # The order of the samples, and the inputs of a token store.
         *_keys("""
             data.window_shards data.packing data.path data.mixture data.format data.text_key
             data.tokenizer data.shard_bytes data.val_fraction data.max_text_bytes

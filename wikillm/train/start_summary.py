@@ -1,6 +1,4 @@
-"""The summary at the start of a run: model, engine, batch, horizon, sources, and every adjusted
-setting.
-"""
+"""Logs the summary at the start of a run: model, engine, batch, horizon, adjusted settings."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from wikillm.train.engine import Engine
 
 
 def _reason(train: TrainSection, engine: Engine) -> str:
-    """Why a CPU trains in bf16."""
+    """The reason, for the log, why a CPU trains in bf16; "" elsewhere."""
     if train.precision != "auto" or engine.precision != "bf16" or torch.cuda.is_available():
         return ""
     return f" ({bf16_gain():.1f} times float32's products here; train.precision=fp32 overrides)"
@@ -44,7 +42,7 @@ def log_start_summary(planned: PlannedRun) -> None:
         f" x {plan.sequence_length} tokens"
     )
     say(_horizon(plan))
-    # Of a mixture, what each source contributes until the horizon.
+    # For a mixture, the share of each source until the horizon.
     order = planned.corpus.order(plan.sequence_length, cfg.run.seed)
     for use in order.used(plan.total_tokens // plan.sequence_length):
         say(f"source     {source_line(use)}")

@@ -160,7 +160,7 @@ class WikiTrainer(Trainer):
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load by HF (DeepSpeed has loaded its own state), then reapply this start's settings."""
+        """Let HF load (DeepSpeed has loaded its own state), then reapply this start's settings."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._reapply_settings()
@@ -171,14 +171,14 @@ class WikiTrainer(Trainer):
         self.state.compute_steps(self.args, self.args.max_steps)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load format 1's weights by HF; `_prepare_for_training` restores other formats."""
+        """Let HF load weights of format 1; `_prepare_for_training` restores other formats."""
         if not is_portable(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
-        """Prepare by HF, then restore a checkpoint with global tensors, from any engine."""
+        """Let HF prepare, then restore a checkpoint with global tensors, written by any engine."""
         point = self.context.point
         is_global = point is not None and is_portable(point.checkpoint)
         hf_loads = None if is_global else resume_from_checkpoint
@@ -276,7 +276,7 @@ class WikiTrainer(Trainer):
         return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip by HF; DeepSpeed clips by itself, and accelerate would wait for its norm."""
+        """Let HF clip, unless DeepSpeed has clipped: accelerate would wait for its norm."""
         if self.is_deepspeed_enabled:
             return model.get_global_grad_norm()
         return super()._clip_grad_norm(model)
@@ -312,7 +312,7 @@ class WikiTrainer(Trainer):
         self.saver.save(self.state.global_step, specs, fragments, small)
 
     def store_flos(self) -> None:
-        """Multiply by the ranks, whose counts are equal; HF would sum them with a collective."""
+        """Multiply the count by the ranks, as all have the same; HF would sum with a collective."""
         self.state.total_flos += self.current_flos * self.accelerator.num_processes
         self.current_flos = 0
 

@@ -27,7 +27,7 @@ from wikillm.train.pinned import DeferredFlag
 from wikillm.train.trainer import WikiTrainer
 
 DIVERGED = "diverged.json"
-"""In the run directory: the micro-batches whose loss was not finite."""
+"""File in the run directory that lists the micro-batches whose loss was not finite."""
 
 
 class SkipCounter:

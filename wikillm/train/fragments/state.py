@@ -37,7 +37,7 @@ class Fragment:
 
     Attributes:
         start: first element, in the flattened tensor.
-        values: 1-D float32, a view of the live state where it is stored as float32.
+        values: 1-D float32; a view of the live state if that is float32, else a copy.
     """
 
     spec: TensorSpec
