@@ -97,7 +97,7 @@ def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered(rolled_ba
         damage(rolled_back.folder / f"checkpoint-{step}")
     with pytest.raises(CheckpointError, match="current branch") as caught:
         latest_complete(rolled_back.folder)
-    assert "abandoned: checkpoint-8" in (caught.value.fix or "")
+    assert "abandoned checkpoint: checkpoint-8" in (caught.value.fix or "")
 
 
 @pytest.mark.parametrize(
