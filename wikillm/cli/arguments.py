@@ -31,9 +31,9 @@ def _checked(
 
 
 any_integer = _checked(int, lambda value: abs(value) < 2**63, "a whole number of at most 63 bits")
-"""What `type=int` means in every command: torch and numpy take no larger integers."""
+"""Replaces `type=int` in every command: torch and numpy take no larger integers."""
 any_number = _checked(float, lambda value: abs(value) < float("inf"), "a finite number")
-"""What `type=float` means in every command."""
+"""Replaces `type=float` in every command."""
 positive = _checked(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
 index = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 on")
 not_negative = _checked(float, lambda value: 0 <= value < float("inf"), "a number from 0 on")

@@ -144,7 +144,7 @@ def resolve_eval_config(args: argparse.Namespace) -> Resolved:
     if not names_text and args.config is None:
         raise ConfigError(
             "There is no text to evaluate on.",
-            got=f"{model} is neither a run directory nor a checkpoint in one",
+            got=f"{model} is neither a run directory nor a checkpoint of a run",
             fix=f"wikillm eval {model} --text FILE",
         )
     if not names_tokenizer and (model / "tokenizer.json").is_file():

@@ -234,7 +234,7 @@ def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
     if run is None:
         if args.name is not None:
             raise ConfigError(
-                "--name writes into a run directory, and the model is not in one.",
+                "--name writes into a run directory, but the model is not in a run directory.",
                 got=str(folder),
                 fix="--out FILE",
             )

@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="a run directory, a checkpoint in one, or (with --push) an exported folder",
+        help="a run directory, a checkpoint of a run, or (with --push) an exported folder",
     )
     parser.add_argument("--to", metavar="DIR", help="folder to write. Default: exports/NAME-STEP")
     dtype = "float32, bfloat16 or float16. Default: the type of the training"
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     dry = "show what would be written, and write nothing"
     parser.add_argument("--dry-run", action="store_true", help=dry)
-    add_json(parser, "print a JSON object instead of lines; with --push a second one")
+    add_json(parser, "print a JSON object instead of lines; --push prints a second JSON object")
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ EPILOG = """
 examples:
   wikillm generate exports/wiki-zh-120m-500 --prompt "中国的首都是"
   wikillm generate runs/demo --prompt "The history of" --temperature 0
-Without --prompt, or with an empty one, the model starts a new text.
+Without --prompt, or with an empty prompt, the model starts a new text.
 """
 
 

@@ -186,7 +186,7 @@ def _command(args: argparse.Namespace, words: list[str]) -> str:
 
 
 def _port(*, is_started_here: bool) -> int:
-    """The default port, or a free one if the run starts here and the default is in use."""
+    """The default port; a free port if the run starts here and the default port is in use."""
     import socket
 
     from wikillm.core.world import free_port

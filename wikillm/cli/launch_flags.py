@@ -78,7 +78,7 @@ MACHINE_FLAGS = (
         targets=("torchrun", "hostfile"),
     ),
     MachineFlag(
-        "master_port", "default 29500; --go takes a free one if it is in use", "PORT", port
+        "master_port", "default 29500; --go takes a free port if 29500 is in use", "PORT", port
     ),
     MachineFlag(
         "node_rank", "torchrun: number of this node, from 0", "N", index, None, ("torchrun",)

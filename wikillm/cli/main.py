@@ -41,7 +41,7 @@ COMMANDS = {
     "report": "Write one page about a run: settings, data, curves, samples, faults, cost.",
     "audit": "Prove from files which tokens a run was trained on, or name the first wrong step.",
     "replay": "Recompute a step of a run, to check that its loss follows from its data.",
-    "stop": "Stop a run on all its nodes: with a checkpoint, or with --now without one.",
+    "stop": "Stop a run on all its nodes after saving a checkpoint; --now saves none.",
     "eval": "Score a model: validation loss, bits per byte of any text, multiple-choice tasks.",
     "generate": "Complete a text with a trained or exported model.",
     "chat": "Talk to a trained or exported model in the terminal.",
@@ -52,7 +52,7 @@ COMMANDS = {
     "completion": "Print a completion script for bash or zsh.",
     "demo": "Go from a Wikipedia dump to a trained, exported model, in minutes.",
 }
-"""What each command does, here so that `--help` need not import the commands."""
+"""{command: description}, kept here so that `--help` need not import the commands."""
 TAKES_CONFIG = frozenset(
     ["alerts", "config", "doctor", "eval", "ladder", "launch", "plan", "prepare", "train"]
 )

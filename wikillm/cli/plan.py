@@ -233,7 +233,7 @@ def _run_all(args: argparse.Namespace) -> int:
     names = preset_names("models")
     by_size = sorted(names, key=lambda name: load_preset("models", name).parameters or 0)
     rows: list[dict[str, Any]] = []
-    # Each model is planned with its run preset; a model without one, with the default run.
+    # Each model is planned with its run preset, or else with the default run.
     for name in by_size:
         run_name = f"pretrain-{name}"
         known = run_name in preset_names("runs")

@@ -42,7 +42,7 @@ def add_run_config_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     config = "a run preset, or a YAML file with sections. Default: wiki-zh-120m"
     group.add_argument("--config", metavar="NAME|FILE", help=config)
-    deepspeed = "a DeepSpeed JSON, or a shipped one such as zero2"
+    deepspeed = "a DeepSpeed JSON, or the name of a shipped recipe such as zero2"
     group.add_argument("--deepspeed", metavar="FILE|NAME", help=deepspeed)
     group.add_argument("--help-all", action=_HelpAll, nargs=0, help="list all keys, and exit")
     parser.usage = (

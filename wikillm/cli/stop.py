@@ -1,4 +1,4 @@
-"""`wikillm stop RUN`: stop a run on all its nodes, after a checkpoint or (`--now`) without one."""
+"""`wikillm stop RUN`: stop a run on all its nodes after saving a checkpoint; `--now` saves none."""
 
 from __future__ import annotations
 

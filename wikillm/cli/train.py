@@ -111,7 +111,7 @@ def _pretrain(
 ) -> int:
     from wikillm.core.held_output import held_output
 
-    with held_output():  # keeps what libraries print, for the rank's log once that is open
+    with held_output():  # keeps the output of libraries until the rank's log is open
         with timed("starting   importing torch, transformers and DeepSpeed"):
             from wikillm.train.run import pretrain
 

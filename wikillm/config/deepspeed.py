@@ -73,7 +73,8 @@ def lookup(block: Mapping[str, Any], key: str, default: Any = None) -> Any:
 
 
 def shipped_folder() -> Path:
-    """The folder of the shipped recipes: in the package of a wheel, beside it in a checkout."""
+    """The folder of the shipped recipes: inside the package of a wheel, next to the package in a
+    checkout."""
     package = Path(__file__).resolve().parent.parent
     folders = [package / "ds_configs", package.parent / "ds_configs"]
     for folder in folders:
@@ -105,7 +106,7 @@ def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
     stem = path.name.removesuffix(".json")
     if stem in names and path.parent.name in ("", "ds_configs"):
         return shipped_folder() / f"{stem}.json", True
-    got = f"no file {path.absolute()}, and no shipped recipe of that name"
+    got = f"{path.absolute()} does not exist, and {path_or_name} is no name of a shipped recipe"
     if path.is_dir():
         got = f"{path} is a folder"
     near = stem if stem in names else did_you_mean(stem, names)

@@ -190,7 +190,7 @@ INSTEAD: Mapping[str, str] = {
     "zero_optimization.cpu_offload": _OFFLOAD.format("offload_optimizer"),
     "zero_optimization.cpu_offload_param": _OFFLOAD.format("offload_param"),
 }
-"""What to write instead of keys that DeepSpeed or Hugging Face no longer read."""
+"""{key that DeepSpeed or Hugging Face no longer read: fix}."""
 
 _LOADER = "DeepSpeed's data loader is not used"
 _NO_EXPERTS = "the models here have no experts"

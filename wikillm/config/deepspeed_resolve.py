@@ -152,8 +152,8 @@ def _use_optimizer_block(
             adam = "CPU" if offloads else "fused"
             notes.append(f"the {kind} block builds DeepSpeed's {adam} Adam once, in minutes")
     notes.append(
-        f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one list of "
-        "parameters, so norms and biases decay too (remove the block to exempt them)"
+        f"the JSON's {kind} block replaces Hugging Face's AdamW. DeepSpeed gets all parameters in "
+        "one list, so norms and biases decay too (remove the block to exempt them)"
     )
 
 

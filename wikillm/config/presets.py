@@ -41,7 +41,7 @@ def preset_names(axis: Axis) -> tuple[str, ...]:
 
 @functools.cache
 def load_preset(axis: Axis, name: str) -> Preset:
-    """Read one preset. Raises ConfigError with the nearest name if there is none."""
+    """Read a preset. Raises ConfigError with the nearest name if `name` is unknown."""
     if name not in preset_names(axis):
         near = did_you_mean(name, preset_names(axis))
         fix = f"did you mean {near}?" if near else "one of: " + ", ".join(preset_names(axis))

@@ -39,11 +39,11 @@ class AlertsSection(Section):
     dingtalk: Variable = None
     """Environment variable with the hook URL of a DingTalk robot."""
     dingtalk_secret: Variable = None
-    """Environment variable with that robot's signing secret (SEC...), if it has one."""
+    """Environment variable with the signing secret (SEC...) of the DingTalk robot, if any."""
     lark: Variable = None
     """Environment variable with the hook URL of a Lark (Feishu) robot."""
     lark_secret: Variable = None
-    """Environment variable with that robot's signing secret, if it has one."""
+    """Environment variable with the signing secret of the Lark robot, if any."""
     wecom: Variable = None
     """Environment variable with the hook URL of a WeCom robot."""
     slack: Variable = None

@@ -20,13 +20,13 @@ class MixtureSource(Section):
     weight: float
     """Share of the samples, relative to the other weights; weights below 1 must sum to 1."""
     path: Paths = ()
-    """As data.path."""
+    """Sources, as in data.path."""
     store: str | None = None
-    """As data.store."""
+    """Token store, as in data.store."""
     format: Format | None = None
-    """As data.format."""
+    """Format, as in data.format."""
     text_key: str | None = None
-    """As data.text_key."""
+    """Key or column of the text, as in data.text_key."""
 
 
 def _read_mixture(value: Any) -> Any:
@@ -134,8 +134,8 @@ class DataSection(Section):
     """Drop duplicates of earlier documents: exact, or minhash for near duplicates too (needs
     wikillm[wiki]). Reads the sources twice."""
     dedup_similarity: float = Field(default=0.8, ge=0.7, le=1)
-    """For minhash: Jaccard similarity of the 5-grams (words or hanzi) from which two documents are
-    duplicates."""
+    """For minhash: two documents are duplicates if the Jaccard similarity of their 5-grams (words
+    or hanzi) is at least this."""
     drop_list: str | None = None
     """List of duplicates to drop, written by `wikillm prepare --drop-list-only FILE` for the same
     sources."""

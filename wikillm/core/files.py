@@ -1,8 +1,7 @@
 """Files that are either complete or absent: atomic writes, durable renames, digests.
 
 A file or folder is staged next to its final name, fsynced, then renamed, and the parent folder is
-fsynced. After a crash at any moment a reader sees the old state or the new state, never a partial
-one.
+fsynced. After a crash at any moment, a reader sees the complete old or the complete new state.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Rename within one folder and fsync that folder, so that the new name survives a crash."""
+    """Rename within a folder and fsync the folder, so that the new name survives a crash."""
     os.replace(source, target)
     fsync_path(target.parent)
 

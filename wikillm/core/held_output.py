@@ -41,7 +41,7 @@ class _Held:
         os.close(append)
 
     def _fork_guard(self) -> tuple[int, int]:
-        """A process that prints the held text if this one ends without `release`."""
+        """Fork a process that prints the held text if this process ends without `release`."""
         waits, pulse = os.pipe()
         all_signals = signal.valid_signals()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, all_signals)

@@ -57,7 +57,7 @@ def format_size(size: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """72.4 -> "1m12s"; below a minute one decimal."""
+    """72.4 -> "1m12s"; below a minute with one decimal: "7.2s"."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, secs = divmod(round(seconds), 60)

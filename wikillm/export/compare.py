@@ -69,6 +69,6 @@ def refuse_other_tokenizer(
         )
 
 
-def ids_that_differ(one: TextTokenizer, other: TextTokenizer, texts: Sequence[str]) -> int:
+def ids_that_differ(first: TextTokenizer, second: TextTokenizer, texts: Sequence[str]) -> int:
     """The number of `texts` for which the two tokenizers give different ids."""
-    return sum(one.encode(text) != other.encode(text) for text in texts)
+    return sum(first.encode(text) != second.encode(text) for text in texts)

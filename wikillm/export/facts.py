@@ -80,7 +80,7 @@ def trained_tokenizer(checkpoint: Path) -> Path | None:
     if recorded is not None and sha256_file(file) != recorded:
         raise CheckpointError(
             "The run's tokenizer.json was changed after the training.",
-            got=f"{file}: its sha256 is not the one in {run}/data.json",
+            got=f"{file}: its sha256 differs from the sha256 in {run}/data.json",
             fix=f"restore it from the token store: cp STORE/tokenizer/tokenizer.json {place}/",
         )
     return place

@@ -41,7 +41,7 @@ def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> We
             opened.
         trust: allow the checkpoint's pickles to run code (--trust-checkpoint).
 
-    Raises CheckpointError for a damaged checkpoint, or one without weights.
+    Raises CheckpointError for a damaged checkpoint, or a checkpoint without weights.
     """
     files = weight_files(checkpoint)
     if files:

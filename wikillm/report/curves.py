@@ -28,7 +28,7 @@ class Spike:
         usual: median of the losses before it.
         action: what the run did about it.
         documents: documents of its worst micro-batch.
-        is_current: whether its step is part of the final run, not one that was trained again.
+        is_current: False if the step was trained again later.
     """
 
     step: int
