@@ -82,7 +82,7 @@ class TextLosses:
 
 
 def start_id(tokenizer: Tokenizer, eos_id: int) -> int:
-    """The token before a text: the one that the tokenizer's template puts there, else EOS."""
+    """The token before a text, which the tokenizer's template adds; EOS if it adds none."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     return eos_id if whole[: len(plain)] == plain else int(whole[0])

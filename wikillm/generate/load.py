@@ -39,7 +39,7 @@ class LoadedModel:
         """Further ids that end a text, from generation_config.json: the end of a turn in chats."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
         ends = named if isinstance(named, list) else []
-        return tuple(int(each) for each in ends if each != self.eos_id)
+        return tuple(int(end) for end in ends if end != self.eos_id)
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -236,6 +236,6 @@ def _problem(path: str, body: bytes) -> str | None:
     if path == "/v1/chat/completions":
         messages = request.get("messages")
         rows = messages if isinstance(messages, list) else []
-        if not rows or not all(isinstance(each, dict) and "role" in each for each in rows):
+        if not rows or not all(isinstance(row, dict) and "role" in row for row in rows):
             return "`messages` is not a list of messages with role and content."
     return None

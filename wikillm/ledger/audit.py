@@ -115,7 +115,7 @@ def audit_run(
     found.wrong += _check_checkpoints(found, run, history)
     if with_tokens:
         found.wrong += _compare_tokens(found, run, history, steps, stores)
-    found.wrong.sort(key=lambda each: each.step)
+    found.wrong.sort(key=lambda wrong: wrong.step)
     return found
 
 
@@ -126,29 +126,29 @@ def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iter
         text = "the segments have different orders of the samples"
         yield WrongStep(steps[0].step, "record", text)
     windows = {window.first: window for window in history.skipped}
-    at = found.first
-    expected = found.first_step
+    position = found.first
+    next_step = found.first_step
     for line in steps:
-        if line.step > expected:
-            missing = f"no record of steps {expected:,} to {line.step - 1:,}"
-            yield WrongStep(expected, "record", f"{missing}: lines or a whole ledger are missing")
-            at = line.first
-        elif line.step < expected or line.stop <= line.first:
+        if line.step > next_step:
+            missing = f"no record of steps {next_step:,} to {line.step - 1:,}"
+            yield WrongStep(next_step, "record", f"{missing}: lines or a whole ledger are missing")
+            position = line.first
+        elif line.step < next_step or line.stop <= line.first:
             yield WrongStep(line.step, "record", "it is recorded twice, or without samples")
-        while at in windows and at < line.first:
-            found.skipped.append(windows[at])
-            at = windows[at].stop
-        if line.first > at:
-            text = f"samples {at:,} to {line.first - 1:,} were not trained"
+        while position in windows and position < line.first:
+            found.skipped.append(windows[position])
+            position = windows[position].stop
+        if line.first > position:
+            text = f"samples {position:,} to {line.first - 1:,} were not trained"
             yield WrongStep(line.step, "lost", text)
-        elif line.first < at:
-            text = f"samples {line.first:,} to {min(at, line.stop) - 1:,} were trained again"
+        elif line.first < position:
+            text = f"samples {line.first:,} to {min(position, line.stop) - 1:,} were trained again"
             yield WrongStep(line.step, "repeated", text)
-        at = line.stop
-        expected = line.step + 1
-    if expected <= found.last_step:
-        text = f"no record of steps {expected:,} to {found.last_step:,}"
-        yield WrongStep(expected, "record", text)
+        position = line.stop
+        next_step = line.step + 1
+    if next_step <= found.last_step:
+        text = f"no record of steps {next_step:,} to {found.last_step:,}"
+        yield WrongStep(next_step, "record", text)
 
 
 def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[WrongStep]:

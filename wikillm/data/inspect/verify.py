@@ -1,7 +1,7 @@
 """Verify a finished store: sizes, every sha256, and the content of the files.
 
-Equal sha256 only shows that a file is the one in the manifest. So `verify` also checks that all ids
-are in the vocabulary and that every document ends with EOS.
+An equal sha256 only shows that a file did not change. So `verify` also checks that all ids are in
+the vocabulary and that every document ends with EOS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def verify(store: Store) -> dict[str, Any]:
         digests += [(store.dir / name, digest) for name, _, digest in shard_files(shard)]
     for path, digest in digests:
         if sha256_file(path) != digest:
-            raise damaged(store.dir, f"{path}: its sha256 is not the one in the manifest")
+            raise damaged(store.dir, f"{path}: its sha256 differs from the manifest")
     for shard in store.manifest.shards:
         for name in shard.splits:
             _check_documents(store, shard, name)

@@ -1,7 +1,7 @@
 """Find the tokens of the n-th sample, a pure function of seed, number of tokens, length and n.
 
 Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t
-and what comes before it. A block is T consecutive targets; every target is in exactly one block of
+and the tokens before it. A block is T consecutive targets; every target is in exactly one block of
 an epoch. Each epoch has its own phase (where the cutting starts; the stream is a ring) and its own
 permutation of the blocks.
 

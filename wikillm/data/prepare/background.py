@@ -1,4 +1,4 @@
-"""The process that builds a token store while another one trains on its finished part.
+"""The process that builds a token store while another process trains on its finished part.
 
 The builder is not a rank and is in no process group. Its parent sends a `BuildPlan` over a pipe.
 The builder waits for the lock (one builder at a time, on any number of nodes), builds, and answers

@@ -101,7 +101,7 @@ def dedup_facts(cfg: DataSection) -> dict[str, Any]:
 
 
 def _made_from(plan: BuildPlan, dedup: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that decide a drop-list; shard_bytes is one only with data.max_text_bytes."""
+    """The facts that decide a drop-list; they include shard_bytes with data.max_text_bytes."""
     ignored = {*_DECIDES_NO_DUPLICATE, *(() if plan.max_text_bytes else ("shard_bytes",))}
     facts = {name: value for name, value in plan.facts.items() if name not in ignored}
     return {**facts, "data.dedup": dict(dedup)}

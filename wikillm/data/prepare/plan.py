@@ -30,7 +30,7 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """The settings that decide a store's content (`facts`), and those of how it is built.
+    """The settings that decide a store's content (`facts`), and the settings of its build.
 
     Attributes:
         is_read: a run trains on the finished shards, so they must not change any more.

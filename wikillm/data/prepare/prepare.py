@@ -156,7 +156,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
     base = area / f".{_settings_key(cfg, sources)}"
     with exclusive(base, "preparing the data", is_main):
-        digests, tokenizer = _find(cfg, sources, beside(base, ".found.json"))
+        digests, tokenizer = _digests_and_tokenizer(cfg, sources, beside(base, ".found.json"))
         plan = _plan(cfg, sources, digests, tokenizer, area, filters)
         return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
@@ -178,13 +178,13 @@ def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _find(
+def _digests_and_tokenizer(
     cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path
 ) -> tuple[list[str], TokenizerChoice]:
     """Digests of the sources, and the tokenizer. `cache` is the file that keeps them for later."""
     known = read_object(cache)
     digests = known.get("digests")
-    if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
+    if not isinstance(digests, list) or [type(d) for d in digests] != [str] * len(sources):
         known = {}
         digests = _digests(sources)
     # With `auto`, a download that failed is not repeated for the same corpus. The key name is old.

@@ -45,7 +45,7 @@ def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
         copy_tokenizer(plan.tokenizer.folder, folder)
         return load_tokenizer(folder)
     wanted = plan.tokenizer.vocabulary
-    assert wanted is not None, "a tokenizer without a folder is one to be trained"
+    assert wanted is not None, "a tokenizer without a folder has a size to train"
     _train(training_texts(plan), wanted, folder)
     trained = load_tokenizer(folder)
     if trained.length < wanted:
@@ -121,7 +121,7 @@ def mixture_tokenizer(
 
 
 def _facts_of_text(plan: BuildPlan) -> dict[str, object]:
-    """The facts that decide the text of a source: all but those of its tokens and its split."""
+    """The facts that decide the text of a source: all except the facts of tokens and split."""
     ignored = ("data.tokenizer", "data.val_fraction", "eos")
     return {name: fact for name, fact in plan.facts.items() if name not in ignored}
 

@@ -93,7 +93,7 @@ class GrowingCorpus(Corpus):
         return described(self.dir, self._manifest_now(), self.is_complete)
 
     def _manifest_now(self) -> Manifest:
-        """The manifest; during the build, one for the shards that are known now."""
+        """The manifest; during the build, a manifest of the shards that are known now."""
         if self._finished is not None:
             return self._finished
         return describe_shards(self.plan, load_tokenizer(self.tokenizer_dir), self.shards, None)
@@ -212,9 +212,9 @@ class GrowingOrder:
         return stop <= self._order.blocks_of_first_epoch or self.corpus.is_complete
 
     def covered_with(self, stop: int) -> int | None:
-        """End of the samples that exist on every rank once those before `stop` do.
+        """End of the samples that exist on every rank if the samples before `stop` exist.
 
-        None means all samples.
+        None means that all samples exist.
         """
         if stop > self._order.blocks_of_first_epoch:
             return None

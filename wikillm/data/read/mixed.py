@@ -93,8 +93,8 @@ def _joined_manifest(mixture: Sequence[WeightedStore]) -> Manifest:
     facts: dict[str, Any] = {
         "mixture_version": MIXTURE_VERSION,
         "data.mixture": [
-            {"name": one.name, "count": one.count, "store": one.store.manifest.fingerprint}
-            for one in mixture
+            {"name": source.name, "count": source.count, "store": source.store.manifest.fingerprint}
+            for source in mixture
         ],
     }
     fraction = max(manifest.facts["data.val_fraction"] for manifest in manifests)

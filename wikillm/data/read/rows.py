@@ -55,7 +55,7 @@ def document_positions(input_ids_BT: Ints, eos_id: int, joins: list[tuple[int, i
     """Position of each input within its document, B x T.
 
     Args:
-        joins: (row, column) of inputs that do not follow the one before them in the stream.
+        joins: (row, column) of inputs that do not continue the stream from the input before.
     """
     starts_BT = np.zeros(input_ids_BT.shape, dtype=bool)
     starts_BT[:, 1:] = input_ids_BT[:, :-1] == eos_id

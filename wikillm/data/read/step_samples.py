@@ -29,7 +29,7 @@ class StepSamples:
         batch: number of sequences in the global batch of a step.
         first_step: number of optimizer steps done at the start.
         position: the next sample at the start.
-        windows: windows to skip; those that end at or before `position` are already behind.
+        windows: windows to skip; windows that end at or before `position` have no effect.
 
     Attributes:
         skipped: the skipped samples, keyed by the step (from 0) that follows them.

@@ -229,7 +229,7 @@ class TokenStream:
         return mapped
 
     def _compare(self, path: Path, mapped: npt.NDArray[Any], wanted: str) -> None:
-        """Raise DataError unless the sha256 of a mapped file is the one in the manifest."""
+        """Raise DataError unless a mapped file has the sha256 in the manifest."""
         found = hashlib.sha256(mapped.view(np.uint8).data).hexdigest()
         if found != wanted:
             what = f"{path}: its sha256 is {found}, the manifest has {wanted}"

@@ -31,7 +31,7 @@ def read_chat_template(folder: Path) -> str | None:
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     found = read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # [{"name": "default", "template": "..."}, ...]
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default")
     return found if isinstance(found, str) and found else None
 
@@ -69,7 +69,7 @@ def render_chat(
 def check_chat_template(template: str, vocabulary: Mapping[str, int], eos_token: str) -> str:
     """Check a template against a tokenizer; return the token that ends an answer.
 
-    That token is the one after the answer in the rendered text, or `eos_token` if none follows.
+    It is the token after the answer in the rendered text, or `eos_token` if no token follows.
 
     Raises ConfigError when the template fails or uses special tokens that are not in the
     vocabulary: the text would be encoded as ordinary tokens, which the model has no reason to know.
