@@ -19,19 +19,21 @@ from wikillm.config.deepspeed_keys import (
     AUTO,
     BLOCKS,
     CHOICES,
-    CUDA_ONLY,
     INSTEAD,
     NOT_USED,
     RANGES,
     TOP_LEVEL,
+    ZERO3_CUDA_FEATURES,
     Kind,
 )
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
 
 
 def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) -> None:
-    """Raises one ConfigError with every problem of `file`, and with `facts` also of its use in the
-    run."""
+    """Raise one ConfigError that lists every problem of the file.
+
+    With `facts`, it also lists where the file contradicts the run.
+    """
     problems = _FileProblems(file)
     _check_keys(problems, "", file.json, TOP_LEVEL)
     _check_blocks_present(problems)
@@ -52,9 +54,9 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
 def is_off(value: Any) -> bool:
     """Whether a setting or block has no effect: absent, false, 0, 1 as a size, {} or disabled."""
     if isinstance(value, Mapping):
-        is_one_gpu = value in ({"autotp_size": 0}, {"autotp_size": 1})
-        return not value or value.get("enabled") is False or is_one_gpu
-    return value in (None, False, 0, 1) and value is not True
+        is_autotp_off = value in ({"autotp_size": 0}, {"autotp_size": 1})  # of tensor_parallel
+        return not value or value.get("enabled") is False or is_autotp_off
+    return value in (None, False, 0, 1) and value is not True  # True == 1 in Python
 
 
 class _FileProblems(Problems):
@@ -165,7 +167,7 @@ def _check_zero(problems: _FileProblems) -> None:
     for name, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         _check_offload(problems, name, lowest, stage)
     if stage != 3:
-        for path, feature in CUDA_ONLY.items():
+        for path, feature in ZERO3_CUDA_FEATURES.items():
             if not is_off(file.get(path)):
                 what = f"{feature} needs ZeRO stage 3."
                 problems.at(path, what, '"stage": 3, or remove the key', f", stage {stage}")
@@ -183,8 +185,9 @@ def _check_offload(problems: _FileProblems, name: str, lowest: int, stage: int) 
         "super_offload": device == "cpu" and bool(block.get("super_offload")),
     }
     for key in [key for key, is_wrong in unsupported.items() if is_wrong]:
-        what = f"Checkpoints cannot hold the state of this {name}: not all of it is in host memory."
-        problems.at(f"{path}.{key}", what, f'"{name}": {{"device": "cpu"}}, or more ranks')
+        what = f"Checkpoints cannot hold this {name}: part of its state is not in host memory."
+        fix = f'"{name}": {{"device": "cpu"}}; with more ranks, each needs less memory'
+        problems.at(f"{path}.{key}", what, fix)
     if device == "cpu" and stage < lowest:
         problems.at(
             path,
@@ -205,6 +208,7 @@ def _check_ineffective(problems: _FileProblems) -> None:
         what = f"{path}=false would update the weights at every micro-step."
         problems.at(path, what, "remove it")
     optimizer = file.json.get("optimizer")
+    # Without a block the run builds its own optimizer. `_check_against_run` refuses Muon's block.
     kind = str(optimizer.get("type") or "none") if isinstance(optimizer, Mapping) else "AdamW"
     if kind.lower() not in ("adam", "adamw", "muon"):
         what = f"The optimizer block names {kind}, but only Adam and AdamW can be checkpointed."
@@ -268,8 +272,8 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
     if str(kind).lower() == "muon" or (kind is not None and optimizer == "muon"):
         problems.at(
             "optimizer.type",
-            "A Muon run builds its optimizer from train.*, which exempts norms and biases from "
-            "weight decay.",
+            "A Muon run builds its own optimizer from train.*, without weight decay on norms and "
+            "biases; a block in the JSON would replace it.",
             "remove the block; train.optimizer=muon train.max_grad_norm=0",
             f", train.optimizer={optimizer}",
         )
@@ -283,7 +287,7 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
             f", {facts.world_size} ranks",
         )
     if facts.has_gpu is False:
-        for path, feature in CUDA_ONLY.items():
+        for path, feature in ZERO3_CUDA_FEATURES.items():
             if not is_off(file.get(path)):
                 what = f"{feature} has no CPU kernels, and there is no GPU."
                 problems.at(path, what, "--deepspeed zero3")

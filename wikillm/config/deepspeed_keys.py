@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 def _keys(**names: str) -> dict[str, Kind]:
-    """{key: kind}; each argument lists the keys of one kind."""
+    """`_keys(bool="a b", int="c")` is {"a": Kind.BOOL, "b": Kind.BOOL, "c": Kind.INT}."""
     return {key: Kind[kind.upper()] for kind, text in names.items() for key in text.split()}
 
 
@@ -173,8 +173,8 @@ AUTO = frozenset(
         "zero_optimization.zero_hpz_partition_size",
     ]
 )
-"""Keys that may be "auto". For other keys accelerate raises, or DeepSpeed silently uses its
-default."""
+"""Keys for which "auto" works. At any other key, accelerate raises an error or DeepSpeed silently
+uses its default."""
 
 _OFFLOAD = 'write "{}": {{"device": "cpu", "pin_memory": true}}'
 INSTEAD: Mapping[str, str] = {
@@ -190,7 +190,7 @@ INSTEAD: Mapping[str, str] = {
     "zero_optimization.cpu_offload": _OFFLOAD.format("offload_optimizer"),
     "zero_optimization.cpu_offload_param": _OFFLOAD.format("offload_param"),
 }
-"""{key that DeepSpeed or Hugging Face no longer read: fix}."""
+"""Keys that are refused as unknown, and what to write instead."""
 
 _LOADER = "DeepSpeed's data loader is not used"
 _NO_EXPERTS = "the models here have no experts"
@@ -219,10 +219,10 @@ NOT_USED: Mapping[str, str] = {
     "weight_quantization": "it is for inference",
     "zero_optimization.zenflow": _UNEXPLAINED,
 }
-"""Keys that have no effect or do not work in WikiLLM, and why. They are refused unless they are
-off."""
+"""Keys that have no effect or do not work in WikiLLM, each with the reason or with the setting to
+use. They are refused unless they are off."""
 
-CUDA_ONLY: Mapping[str, str] = {
+ZERO3_CUDA_FEATURES: Mapping[str, str] = {
     "zero_optimization.zero_hpz_partition_size": "hpZ",
     "zero_optimization.zero_quantized_weights": "qwZ",
     "zero_optimization.zero_quantized_nontrainable_weights": "quantised frozen weights",

@@ -1,10 +1,10 @@
 """Environment variables of other launchers and libraries that would change a run silently.
 
 `accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*. Hugging
-Face's Trainer uses them as defaults: a run could train in bf16 and report fp32. A variable that
-contradicts the configuration is refused by name. All other variables of these families are removed
-before a library reads them. torch's variables that change numbers or disable compilation are
-refused, never removed.
+Face's Trainer uses them as defaults: a run could train in bf16 and report fp32. Of the variables
+with these prefixes, one that contradicts the configuration is refused by name. The others are
+removed before a library reads them, except those in HARMLESS. torch's variables that change numbers
+or disable compilation are refused, never removed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ HARMLESS = frozenset(
     for name in ("CPU_AFFINITY", "DEBUG_MODE", "DISABLE_RICH", "ENABLE_RICH", "LOG_LEVEL")
 )
 """Variables that only concern messages and the placement of processes; they stay."""
+# "1": an accumulation of 1 micro-step, or one process, is none.
 _OFF = frozenset({"", "0", "1", "no", "none", "false", "off", "auto"})
 _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 
@@ -65,7 +66,7 @@ def clean_environment(environ: MutableMapping[str, str], needs: RunNeeds) -> Non
         is_launchers = name.startswith(FAMILIES)
         origin = "   (`accelerate launch` sets it from its flags and its config file)"
         problems.add(
-            f"The environment variable {name} {rule.does}, against the run's configuration.",
+            f"The environment variable {name} {rule.does}; the configuration says otherwise.",
             got=f"{name}={value}{origin if is_launchers else ''}",
             fix=f"unset {name}; {rule.instead.format(value=value)}",
         )

@@ -1,9 +1,9 @@
-"""Builds DeepSpeed's shared-memory op for CPUs once, by one process, with a log line.
+"""Build DeepSpeed's shared-memory op for CPUs, remove stale locks of it, and check /dev/shm.
 
 DeepSpeed compiles the op inside `init_distributed`, silently and on all ranks at once. A killed
-build leaves a lock file, for which the next run waits without end. So the op is built before that:
-one process per machine builds under an flock, the others wait and log the builder, and lock files
-of killed builds are removed.
+build leaves a lock file, for which the next run waits without end. So the op is built before
+`init_distributed`: one process per machine builds under an flock, the others wait and log the
+builder, and lock files of killed builds are removed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ BUFFER_BYTES = 70 * 10**6  # 69,206,024 measured with deepspeed 0.19.8
 _BUFFER = "deepspeed_allreduce_buffer"
 """Prefix of the buffers' file names; user, MASTER_ADDR, MASTER_PORT and rank follow
 (csrc/cpu/comm/shm.cpp)."""
-_JUST_MADE = 5.0  # seconds within which the ranks of a start map each other's buffers
+_JUST_MADE = 5.0  # seconds after which the ranks of a start have opened each other's buffers
 _LOCAL_IDLE_SECONDS = 2.0  # much longer than the time between creating a lock and opening it
-_NETWORK_IDLE_SECONDS = 600.0  # a running build touches some file more often than this
+_NETWORK_IDLE_SECONDS = 600.0  # a running build writes to a file more often than this
 
 
 def build_cpu_op() -> None:
@@ -101,13 +101,14 @@ def _use_own_folder() -> None:
     """Give each environment its own build, unless the user has named a folder.
 
     The compiler flags contain the environment's paths, so two environments that share a folder
-    would rebuild each time they alternate.
+    would rebuild the op whenever the other one was used last.
     """
     import deepspeed
     import torch
     from torch.utils import cpp_extension
 
-    # Versions of ninja hash a command differently, and would rebuild each other's op.
+    # This environment's ninja comes first: another version hashes commands differently and would
+    # rebuild the op.
     own_bin = str(Path(sys.executable).parent)
     if os.environ.get("PATH", "").split(os.pathsep)[0] != own_bin:
         os.environ["PATH"] = os.pathsep.join([own_bin, os.environ.get("PATH", os.defpath)])

@@ -1,8 +1,9 @@
 """Split text into training and validation by content hash; refuse a split that is too small.
 
-A document is held out when its 64-bit content hash is below the share. So equal texts are always in
-the same split, and stay in it when data is added. The tokens that a share holds out are counted in
-the store's index, so the share that an error proposes is large enough.
+A document is held out when its 64-bit content hash, divided by 2^64, is below the share. So equal
+texts are always in the same split, and stay in it when data is added. The share that an error
+proposes is computed from the hashes and lengths in the store's index, so it holds out enough
+tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
 def refuse_few_held_out(
     folder: Path, share: float, train: TokenStream, val: TokenStream, cfg: DataSection
 ) -> None:
-    """Raise DataError for too few held-out tokens, whose loss would be noise. Keeps the store.
+    """Raise DataError if too few tokens are held out. The store is not deleted.
+
+    The loss on so few tokens would be mostly noise.
 
     Args:
         folder: folder of the store.
@@ -81,7 +84,8 @@ def _fix(train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
         ways.insert(0, f"data.min_val_tokens={val.n_tokens}")
     share = _share_for(train, val, cfg.min_val_tokens)
     settings = []
-    if share is None and not val.n_tokens:  # propose to hold out at least one token
+    # The wanted number is out of reach and nothing is held out: propose to hold out one token.
+    if share is None and not val.n_tokens:
         share = _share_for(train, val, 1)
         settings = ["data.min_val_tokens=1"]
     is_built_here = cfg.path or any(source.path for source in cfg.mixture)
