@@ -85,7 +85,7 @@ def ways_of(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     def ours() -> float:
         found = held_out_loss(model, batches, bytes_per_token=1.0, device=device)
-        assert found is not None, "nobody asked it to stop"
+        assert found is not None, "the evaluation ended early"
         return found.loss
 
     return {"stock": lambda: stock.evaluate()["eval_loss"], "wikillm": ours}

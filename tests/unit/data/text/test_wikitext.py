@@ -113,7 +113,7 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         # content that is not shown
         *((f"甲<{tag}>{{{{x}} -{{y}}- [[z]] <!-- </{tag}>乙", "甲乙") for tag in CUT),
         ("甲<section begin=a />乙<templatestyles src='x.css'/>丙", "甲乙丙"),
-        # characters that entities stand for are text
+        # characters written as entities are text
         ("&lt;br&gt;标签 &#91;&#91;x&#93;&#93; &lt;ref&gt;y", "<br>标签 [[x]] <ref>y"),
         ("&#123;&#123;a&#125;&#125; &#39;&#39;z", "{{a}} ''z"),
         ("a{{!}}b ''Eagle''{{'}}s", "a|b Eagle's"),
