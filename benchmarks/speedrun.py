@@ -37,7 +37,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[0] = str(REPO)  # instead of this folder: see kernels.py
 
 from benchmarks.record import circumstances, report
-from wikillm.config.dial import adamw_rate
+from wikillm.config.size_laws import adamw_rate
 
 CHUNK = 512
 """Tokens per sequence, of the baseline and of the evaluation."""

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.export.card import ExportFacts
 from wikillm.export.folder import export_model
-from wikillm.export.probe import probe_texts
+from wikillm.export.probe_texts import probe_texts
 
 pytestmark = pytest.mark.deep
 REPOSITORY = Path(__file__).parents[2]

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer
-from wikillm.export import plain
+from wikillm.export import plain_transformers
 from wikillm.export.card import ExportFacts
 from wikillm.export.compare import compare_tokens
 from wikillm.export.folder import export_model
-from wikillm.export.probe import PROMPT, probe_ids, probe_texts
+from wikillm.export.probe_texts import PROMPT, probe_ids, probe_texts
 from wikillm.export.weights import read_weights, trained_logits
 
 pytestmark = [
@@ -106,7 +106,7 @@ PROGRAM = """\
 import runpy, sys
 main = runpy.run_path(sys.argv[1])["main"]
 for place in sys.argv[2:]:
-    sys.argv = ["plain.py", place + "/request", place + "/answer"]
+    sys.argv = ["plain_transformers.py", place + "/request", place + "/answer"]
     main()
 """
 
@@ -137,7 +137,7 @@ def answers(
         "CUDA_VISIBLE_DEVICES": "",
     }
     places = [str(base / kind) for kind in exports]
-    command = [sys.executable, "-P", "-c", PROGRAM, str(plain.__file__), *places]
+    command = [sys.executable, "-P", "-c", PROGRAM, str(plain_transformers.__file__), *places]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=base)
     assert done.returncode == 0, done.stderr
     return base

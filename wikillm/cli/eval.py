@@ -186,7 +186,7 @@ def check_tokenizer(model: Path, corpus: Corpus) -> None:
 def _trained_with(folder: Path) -> str | None:
     """sha256 of the training tokenizer, as recorded in an exported folder."""
     from wikillm.core.files import read_object
-    from wikillm.export.target import MARK
+    from wikillm.export.target_folder import MARK
 
     found = read_object(folder / MARK).get("tokenizer")
     return found if isinstance(found, str) else None

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.checkpoints.latest import find_complete
     from wikillm.export.facts import find_tokenizer, held_out_texts, read_facts, trained_tokenizer
     from wikillm.export.push import check_token, parse_repository
-    from wikillm.export.target import MARK, check_target
+    from wikillm.export.target_folder import MARK, check_target
 
     _check_flags(args)
     repository = parse_repository(args.push) if args.push else None

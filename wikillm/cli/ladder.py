@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
     """(configuration of the run of a depth, rows of its embedding)."""
-    from wikillm.config.dial import horizon
+    from wikillm.config.size_laws import horizon
     from wikillm.plan.workload import describe_workload
 
     given = list(args.rest)

@@ -173,7 +173,7 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
 
     Raises ConfigError when not even one layer fits, or the run sets a model in another way.
     """
-    from wikillm.config.dial import DEEPEST
+    from wikillm.config.size_laws import DEEPEST
 
     given = list(args.rest)
 

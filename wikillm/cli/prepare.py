@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.inspect.summary import summary_json, summary_of
     from wikillm.data.read.open import open_corpus
     from wikillm.data.text.attribution import ATTRIBUTION_NAME
-    from wikillm.export.predict import predict_export
+    from wikillm.export.check_before_training import predict_export
 
     # Settings for dumps precede the user's arguments, so that the user's values win.
     said = _take_dumps(args) if args.wiki else []

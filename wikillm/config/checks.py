@@ -19,8 +19,8 @@ from wikillm.core.errors import ConfigError, Problems
 HORIZON = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
 BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
 TEXT = ("data.path", "data.mixture")
-DIAL = ("model.depth", "model.size")
-GROUPS = (HORIZON, BATCH, TEXT, DIAL)
+SIZE = ("model.depth", "model.size")
+GROUPS = (HORIZON, BATCH, TEXT, SIZE)
 """Groups of keys that exclude each other: a key set in a higher layer unsets the others of its
 group."""
 

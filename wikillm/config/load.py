@@ -17,7 +17,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from wikillm.config.checks import GROUPS, check, check_init_from
-from wikillm.config.dial import dial_settings
 from wikillm.config.flags import parse_arguments
 from wikillm.config.init_from import shape_settings
 from wikillm.config.keys import REMOVED, RENAMED, WAS_REMOVED, all_keys, nested, section_names
@@ -25,6 +24,7 @@ from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
 from wikillm.config.resolved import Resolved, to_yaml
 from wikillm.config.schema import RunConfig
+from wikillm.config.size_laws import size_settings
 from wikillm.config.trainer_names import advise
 from wikillm.config.yaml_file import Entry, read_yaml
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
@@ -61,7 +61,7 @@ def load(
     named = [_named_preset("models", "model.preset", chosen, problems)]
     named.append(_named_preset("data", "data.preset", chosen, problems))
     named[1] = _without_foreign_licence(named[1], chosen)
-    laws = dial_settings(chosen, problems)
+    laws = size_settings(chosen, problems)
     if laws and config is None:
         # The default preset's run name contains 120m, which would be wrong for this model.
         depth = next(law for law in laws if law.key == "model.num_hidden_layers")

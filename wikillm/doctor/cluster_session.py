@@ -98,7 +98,7 @@ class ClusterSession:
         self._each(tuple(self.open), listen)
         found: dict[tuple[str, str], str] = {}
 
-        def dial(name: str) -> None:
+        def connect(name: str) -> None:
             targets = [
                 (peer, addresses[peer], port, f"{token} {peer}")
                 for peer in self._peers(name)
@@ -108,7 +108,7 @@ class ClusterSession:
             for peer, error in self._ask(name, "connect", STEP, targets=targets).items():
                 found[(name, peer)] = error
 
-        self._each(tuple(ports), dial)
+        self._each(tuple(ports), connect)
         return found
 
     def reduce(self, cluster: ClusterFacts, addresses: Mapping[str, str]) -> Bandwidth | str:

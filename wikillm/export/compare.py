@@ -11,7 +11,8 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 
 def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Sequence[str]) -> None:
-    """Raises DataError if `answer` (from `plain.tokenize`) differs from the training tokenizer.
+    """Raises DataError if `answer` (of `plain_transformers.tokenize`)
+    differs from the training tokenizer.
 
     Training reads special tokens in a text as ordinary characters. A plain call reads them as
     special tokens, as chat templates need. Therefore texts with special tokens are compared only in

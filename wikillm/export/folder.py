@@ -7,7 +7,8 @@
 Plain transformers loads the folder; nothing in it needs WikiLLM. Before the rename, a process
 without WikiLLM opens the folder and must compute the training tokenizer's ids and the trained
 model's logits (`prove`). A Qwen2 model with a tokenizer of another kind is written as Llama (see
-`carry`). An existing folder is replaced only if it is an earlier export without other files.
+`tokenizer_files`). An existing folder is replaced only if it is an earlier export without other
+files.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, writ
 from wikillm.data.tokenizer.chat_template import check_chat_template
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.export.card import ExportFacts, card_files
-from wikillm.export.carry import model_type_for, tokenizer_files
 from wikillm.export.compare import refuse_other_tokenizer
-from wikillm.export.probe import probe_ids, probe_texts
+from wikillm.export.probe_texts import probe_ids, probe_texts
 from wikillm.export.prove import Proof, prove_folder
-from wikillm.export.target import MARK, check_target
+from wikillm.export.target_folder import MARK, check_target
+from wikillm.export.tokenizer_files import model_type_for, tokenizer_files
 from wikillm.export.weights import (
     Weights,
     as_llama,

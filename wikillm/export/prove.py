@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from wikillm.core.errors import CheckpointError, DataError, MachineError
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
-from wikillm.export import plain
+from wikillm.export import plain_transformers
 from wikillm.export.compare import compare_tokens
-from wikillm.export.probe import PROMPT
+from wikillm.export.probe_texts import PROMPT
 
 # Tolerances relative to the largest logit: other numbers of threads sum in another order.
 TOLERANCE = 1e-4
@@ -83,7 +83,13 @@ def _ask(request: Mapping[str, Any], request_path: Path, answer_path: Path) -> d
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environ["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, "-P", plain.__file__, str(request_path), str(answer_path)]
+    command = [
+        sys.executable,
+        "-P",
+        plain_transformers.__file__,
+        str(request_path),
+        str(answer_path),
+    ]
     done = subprocess.run(
         command, env=environ, capture_output=True, text=True, errors="replace", check=False
     )

@@ -24,7 +24,7 @@ from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import files_below, sha256_file
 from wikillm.data.fetch.datasets import modelscope_client
 from wikillm.export.card import UNKNOWN
-from wikillm.export.target import MARK
+from wikillm.export.target_folder import MARK
 from wikillm.observe.redact import environment_secrets, redact_text
 
 MESSAGE = "Upload a model exported by WikiLLM"

@@ -4,7 +4,7 @@ The rules are the old client's, not gitignore's. In every folder d, the matches 
 left out: `data` matches every `data` at any depth, `a/b` every b in an a, and `**` is one level.
 Names with a leading dot and empty folders are never packed; the manifest always is. Symbolic links
 are left out with a warning, since their target may be anywhere, and so are files whose names say
-that they are keys or passwords (`remote/private.py`).
+that they are keys or passwords (`remote/private_files.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wikillm.core.files import STAGING_SUFFIX, rename_durably
 from wikillm.core.units import format_size
 from wikillm.launch.swanlab_manifest import SwanLabManifest
 from wikillm.observe.redact import environment_secrets, holds_token
-from wikillm.remote.private import is_private
+from wikillm.remote.private_files import is_private
 
 BIG_FILE = 10 * 2**20
 MOST_SCANNED = 2 * 2**20

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from wikillm.remote.hosts import bracketed_host
-from wikillm.remote.private import PRIVATE
+from wikillm.remote.private_files import PRIVATE
 
 _OPTIONS = (
     "BatchMode=yes",

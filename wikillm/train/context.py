@@ -10,7 +10,7 @@ from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
-from wikillm.observe.peak import PeakMemory
+from wikillm.observe.peak_memory import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.checkpoint import checkpoint_bytes
 from wikillm.plan.run_plan import Plan

@@ -25,10 +25,10 @@ from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
 from wikillm.data.read.open import open_corpus
 from wikillm.evals.questions import read_tasks
-from wikillm.export.predict import predict_export
+from wikillm.export.check_before_training import predict_export
 from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
-from wikillm.observe.peak import PeakMemory
+from wikillm.observe.peak_memory import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan, make_plan
 from wikillm.supervise.facts import facts_of_this_node

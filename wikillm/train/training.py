@@ -16,13 +16,13 @@ from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
+from wikillm.train.callbacks.disk_space import DiskSpaceCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.eval_tasks import EvalTasksCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.replay import ReplayCallback
 from wikillm.train.callbacks.report import ReportCallback
-from wikillm.train.callbacks.room import RoomCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.callbacks.self_check import SelfCheckCallback
 from wikillm.train.callbacks.spikes import SpikeCallback
@@ -203,7 +203,7 @@ def _callbacks(
     # After the vote that may ask for a checkpoint, so that differing weights are not saved.
     if train.weight_check_steps:
         yield WeightCheckCallback(train.weight_check_steps, context.group)
-    yield RoomCallback(context, trainer.saver)
+    yield DiskSpaceCallback(context, trainer.saver)
     yield trainer.ledger
     if train.spikes != "off":
         yield SpikeCallback(trainer, report)

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.config.dial import adamw_rate
 from wikillm.config.keys import all_keys
 from wikillm.config.load import load
 from wikillm.config.presets import AXES, Axis, load_preset, preset_names
+from wikillm.config.size_laws import adamw_rate
 from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
 
 EVERY = [(axis, name) for axis in AXES for name in preset_names(axis)]
-DIALLED = (
+SET_BY_DEPTH = (
     *("muon_learning_rate", "max_grad_norm", "weight_decay", "warmup_steps"),
     *("lr_scheduler_type", "lr_decay_share", "lr_decay_type"),
 )
@@ -67,7 +67,7 @@ def test_a_near_name_is_offered() -> None:
     assert refused.value.fix == "did you mean pretrain-7b?"
 
 
-def test_presets_with_muon_follow_the_laws_of_the_dial() -> None:
+def test_presets_with_muon_follow_the_laws_of_size() -> None:
     """Rates are written out in each file, so that `config show` and a reader find them there."""
     runs = [name for name in preset_names("runs") if name.startswith(("pretrain-", "wiki-zh"))]
     with_muon = {name for name in runs if load(name).config.train.optimizer == "muon"}
@@ -78,6 +78,6 @@ def test_presets_with_muon_follow_the_laws_of_the_dial() -> None:
         counted = count_parameters(model, 151_936)
         tokens = train.max_tokens or 500_000_000  # an epoch of the Chinese Wikipedia
         assert train.learning_rate == adamw_rate(counted.matmul - counted.embedding, tokens), name
-        dial = load("demo", ["model.depth=3"]).config.train
-        for key in DIALLED:
-            assert getattr(train, key) == getattr(dial, key), (name, key)
+        by_depth = load("demo", ["model.depth=3"]).config.train
+        for key in SET_BY_DEPTH:
+            assert getattr(train, key) == getattr(by_depth, key), (name, key)

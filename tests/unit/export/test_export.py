@@ -19,7 +19,7 @@ from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import sha256_file
 from wikillm.export.card import ExportFacts, languages_of, render_card
 from wikillm.export.folder import Exported, export_model
-from wikillm.export.target import MARK
+from wikillm.export.target_folder import MARK
 from wikillm.export.weights import check_written, read_weights, weight_files, write_weights
 
 FACTS = ExportFacts(

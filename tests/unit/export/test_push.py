@@ -15,7 +15,7 @@ from wikillm.cli.main import main
 from wikillm.core.errors import CheckpointError, ConfigError, ExitCode, MachineError, WikiLLMError
 from wikillm.core.files import write_json
 from wikillm.export.push import parse_repository, push_folder
-from wikillm.export.target import MARK
+from wikillm.export.target_folder import MARK
 
 TOKEN = "hf_" + "x" * 30
 pytestmark = pytest.mark.filterwarnings("ignore:Environment variable MODELSCOPE_DOMAIN")

@@ -80,7 +80,7 @@ def test_finished_runs_are_read_and_not_repeated(
     assert found["prediction"]["low"] < found["prediction"]["loss"] < 4.8
     assert found["largest_from_the_others"]["loss"] == pytest.approx(4.8, abs=0.15)
     smallest = found["runs"][0]
-    # 2 x (layers + embedding): a quarter of the layers' matrices is exact in test_dial.
+    # 2 x (layers + embedding): a quarter of the layers' matrices is exact in test_size_laws.
     assert smallest["tokens"] == 2 * smallest["parameters"] - 2 * (2 * 2 * 128 + 2 * 256 + 128)
 
 

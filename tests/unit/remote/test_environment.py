@@ -17,7 +17,7 @@ from wikillm.remote.environment import (
     is_forwarded,
     write_environment_file,
 )
-from wikillm.remote.private import PRIVATE, is_private
+from wikillm.remote.private_files import PRIVATE, is_private
 from wikillm.remote.ssh import rsync_argv, ssh_argv
 
 VALUES = {

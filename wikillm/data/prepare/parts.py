@@ -20,8 +20,8 @@ from wikillm.core.files import write_json
 from wikillm.core.lock import FileLock
 from wikillm.data.prepare.build import finished_shards, set_up
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.sources.cuts import find_cuts
 from wikillm.data.sources.read import Cursor, RawShard
+from wikillm.data.sources.shard_starts import find_cuts
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.tokenizer.encoders import BackendDiffers, choose_backend, refuse_backend
 from wikillm.data.workers.exclusive import beside, exclusive

@@ -101,7 +101,7 @@ def depth_of(parameters: int, rows: int) -> int:
     return min(range(1, DEEPEST + 1), key=distance)
 
 
-def dial_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
+def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
     """The settings that follow from `model.depth` or `model.size`; none if neither is set.
 
     Args:

@@ -1,6 +1,6 @@
 """Open a model folder with plain transformers. Imports nothing from WikiLLM. Also a program:
 
-    python -P plain.py REQUEST ANSWER        two JSON files; logits go to ANSWER.safetensors
+    python -P plain_transformers.py REQUEST ANSWER   two JSON files; logits go to ANSWER.safetensors
 
 REQUEST has the keys folder, texts, and for the model ids (one row) and prompt. The model runs on
 the CPU, in its stored type.

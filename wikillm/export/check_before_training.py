@@ -10,10 +10,10 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say, warn
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
-from wikillm.export import plain
-from wikillm.export.carry import is_qwen2_kind, model_type_for, tokenizer_files
+from wikillm.export import plain_transformers
 from wikillm.export.compare import compare_tokens, ids_that_differ
-from wikillm.export.probe import probe_texts
+from wikillm.export.probe_texts import probe_texts
+from wikillm.export.tokenizer_files import is_qwen2_kind, model_type_for, tokenizer_files
 
 _POSITIONS = 2048  # positions of the trial model folder; they do not affect ids
 
@@ -53,7 +53,7 @@ def _try(tokenizer_dir: Path, architecture: str) -> None:
         for name, text in files.items():
             write_atomic(Path(folder) / name, text)
         write_json(Path(folder) / "config.json", {"model_type": model_type})
-        compare_tokens(plain.tokenize(folder, texts), trained, texts)
+        compare_tokens(plain_transformers.tokenize(folder, texts), trained, texts)
 
 
 def _compare_with_start(tokenizer_dir: Path, start: Path) -> None:

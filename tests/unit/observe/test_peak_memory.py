@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wikillm.observe.peak import PeakMemory
+from wikillm.observe.peak_memory import PeakMemory
 
 SIZE = 96 << 20
 

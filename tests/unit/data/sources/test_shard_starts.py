@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wikillm.data.sources.cuts import find_cuts
 from wikillm.data.sources.read import Cursor, read_shards
+from wikillm.data.sources.shard_starts import find_cuts
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.types import SourceFile
 

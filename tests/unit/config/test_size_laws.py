@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.config.dial import adamw_rate, batch_tokens, body, depth_of, horizon
 from wikillm.config.load import load
 from wikillm.config.resolved import to_yaml
+from wikillm.config.size_laws import adamw_rate, batch_tokens, body, depth_of, horizon
 from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
 

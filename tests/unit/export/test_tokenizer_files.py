@@ -18,11 +18,11 @@ from wikillm.core.files import write_json
 from wikillm.data.tokenizer.chat_template import read_chat_template
 from wikillm.data.tokenizer.encoders import choose_backend
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer, prompt_tokenizer
-from wikillm.export import plain
-from wikillm.export.carry import model_type_for, tokenizer_files
+from wikillm.export import plain_transformers
+from wikillm.export.check_before_training import predict_export
 from wikillm.export.compare import compare_tokens
-from wikillm.export.predict import predict_export
-from wikillm.export.probe import FIXED, probe_texts
+from wikillm.export.probe_texts import FIXED, probe_texts
+from wikillm.export.tokenizer_files import model_type_for, tokenizer_files
 from wikillm.export.weights import as_llama, skeleton, trained_logits
 from wikillm.models.shape import ARCHITECTURES
 
@@ -62,7 +62,7 @@ def test_ids_are_those_of_training(
     changes = architecture == "qwen2" and kind not in OF_QWEN2S_KIND
     assert model_type == ("llama" if changes else architecture)
     folder = write_folder(tmp_path / "m", files, model_type)
-    compare_tokens(plain.tokenize(str(folder), texts), trained, texts)
+    compare_tokens(plain_transformers.tokenize(str(folder), texts), trained, texts)
 
     auto = AutoTokenizer.from_pretrained(folder)
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -87,7 +87,7 @@ def test_qwen2s_model_type_would_give_other_ids(
     texts = probe_texts(trained)
     folder = write_folder(tmp_path / "m", tokenizer_files(stores[kind], max_length=64), "qwen2")
     with pytest.raises(DataError, match="would tokenize text differently") as caught:
-        compare_tokens(plain.tokenize(str(folder), texts), trained, texts)
+        compare_tokens(plain_transformers.tokenize(str(folder), texts), trained, texts)
     assert "Qwen2Tokenizer" in str(caught.value.got) and "data.tokenizer=qwen2" in str(
         caught.value.fix
     )

@@ -15,7 +15,7 @@ from wikillm.train.context import RunContext
 from wikillm.train.saver import CheckpointSaver
 
 
-class RoomCallback(TrainerCallback):
+class DiskSpaceCallback(TrainerCallback):
     """Before each save rank 0 checks the free space, and removes superfluous checkpoints if needed.
 
     A checkpoint that still does not fit is skipped with a warning, and training continues. If it is
