@@ -154,12 +154,17 @@ def make_room(folder: Path, size: int, keep: Keep) -> tuple[list[Path], int]:
     """
     removed: list[Path] = []
     if shutil.disk_usage(folder).free < size:
-        removed = rotate(folder, replace(keep, newest=max(1, keep.newest - 1)))
+        removed = rotate(folder, _before_a_save(keep))
     return removed, max(0, size - shutil.disk_usage(folder).free)
 
 
+def _before_a_save(keep: Keep) -> Keep:
+    """What stays on a disk without room for one more checkpoint than `keep` allows."""
+    return replace(keep, newest=max(1, keep.newest - 1))
+
+
 def bytes_freed_at_start(folder: Path, keep: Keep) -> int:
-    """Bytes that the next start frees before its first save: leftovers, and checkpoints that
-    `rotate` would remove."""
-    deleting = [*_leftovers(folder), *superfluous(folder, keep)]
+    """Bytes that the next start can free before its first save: leftovers, and checkpoints that
+    `make_room` would remove."""
+    deleting = [*_leftovers(folder), *superfluous(folder, _before_a_save(keep))]
     return sum(path.stat().st_size for each in deleting for path in files_below(each))

@@ -26,7 +26,7 @@ from wikillm import __version__
 from wikillm.cli.arguments import any_integer, any_number
 from wikillm.core.errors import ConfigError, ExitCode, MachineError, WikiLLMError, did_you_mean
 from wikillm.core.faults import as_refusal
-from wikillm.core.log import drop_output, make_output_safe
+from wikillm.core.log import drop_output, lost_output, make_output_safe
 
 COMMANDS = {
     "prepare": "Build the token store: documents, tokenizer, tokens.",
@@ -57,6 +57,9 @@ TAKES_CONFIG = frozenset(
     ["alerts", "config", "doctor", "eval", "ladder", "launch", "plan", "prepare", "train"]
 )
 """Commands whose unknown arguments are configuration; other commands refuse them."""
+
+OUTPUT_IS_EXTRA = frozenset(["launch", "train"])
+"""Commands whose result is a run; other commands fail if their output cannot be printed."""
 
 EPILOG = """\
 Presets, a YAML file and the command line describe a run; later ones override earlier ones:
@@ -158,7 +161,11 @@ def _dispatch(words: list[str]) -> int:
     if rest and name not in TAKES_CONFIG:
         _refuse(parser, rest)
     args.rest = rest
-    return int(module.run(args))
+    code = int(module.run(args))
+    lost = lost_output()
+    if code == ExitCode.DONE and lost is not None and name not in OUTPUT_IS_EXTRA:
+        raise lost
+    return code
 
 
 def _with_dashes(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
@@ -221,8 +228,10 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
 def _failed(error: Exception, debug: bool) -> int:
     """Report an exception that is not a WikiLLMError: an error of the output, the machine or a
     file, else a bug."""
-    is_output = isinstance(error, OSError) and not error.filename
-    if is_output and (lost := _output_failure()) is not None:
+    lost = lost_output()
+    if error is not lost:
+        lost = _output_failure() if isinstance(error, OSError) and not error.filename else None
+    if lost is not None:
         drop_output(1)
         if isinstance(lost, BrokenPipeError):
             return READER_GONE

@@ -94,6 +94,9 @@ _TEXTS: tuple[tuple[str, int], ...] = (
     (r"(?i)can't allocate memory|cannot allocate memory|out of memory", errno.ENOMEM),
     (r"can't start new thread", errno.EAGAIN),
     (r"Input/output error", errno.EIO),
+    # The dynamic linker: a file system mounted with noexec, or no address space for a library.
+    (r"failed to map segment from shared object: Operation not permitted", errno.EPERM),
+    (r"failed to map segment from shared object|static TLS block", errno.ENOMEM),
     # torch's zip writer reports its position in the file, not the cause of a failed write.
     (r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos", errno.ENOSPC),
 )

@@ -56,9 +56,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when the file is missing, damaged, or holds no object."""
+    """The JSON object in a file; empty when it is missing, damaged, no file, or holds no object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -72,7 +72,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 def cut_torn_line(path: Path) -> int:
     """Truncate a file after its last newline. Returns the number of bytes removed."""
-    if not path.exists():
+    if not path.is_file():  # a pipe or a device has no end
         return 0
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1

@@ -58,6 +58,14 @@ def drop_output(number: int) -> None:
         os.close(null)
 
 
+_lost_output: OSError | None = None
+
+
+def lost_output() -> OSError | None:
+    """Why `say` could not print; None if all its lines were printed."""
+    return _lost_output
+
+
 _show_status: Callable[[str], None] | None = None
 """Receives progress lines while a live view is on the terminal."""
 
@@ -131,6 +139,7 @@ def _stream(name: str) -> Any:
 def _write(name: str, stream: Any, text: str) -> None:
     """Write to a standard stream. If that fails, discard its output from here on, with a
     warning."""
+    global _lost_output
     try:
         stream.write(text)
         stream.flush()
@@ -139,6 +148,8 @@ def _write(name: str, stream: Any, text: str) -> None:
         if getattr(stream, "wrapped", stream) is getattr(sys, f"__{name}__"):
             drop_output(1 if name == "stdout" else 2)
         _discard(name)
+        if name == "stdout" and isinstance(error, OSError):
+            _lost_output = error
         if isinstance(error, BrokenPipeError):
             return
         reason = error.strerror if isinstance(error, OSError) else str(error)

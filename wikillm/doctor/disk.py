@@ -123,11 +123,11 @@ def checkpoint_room(facts: NodeFacts, needs: Needs) -> Verdict:
     if disk.checkpoints_go:
         freed = format_size(disk.checkpoints_go)
         found += f" and {freed} more after superfluous checkpoints are removed"
-    found += f", about {format_size(wanted)} for {needs.checkpoints_kept} checkpoints"
+    found += f", about {format_size(wanted)} to write for {needs.checkpoints_kept} checkpoints"
     if disk.checkpoints_stay:
-        found += f", of which {format_size(disk.checkpoints_stay)} exist"
+        found += f" beside {format_size(disk.checkpoints_stay)} that stay"
     if free < needs.least_checkpoint:
-        fix = _FEWER if disk.checkpoints_stay and needs.checkpoints_kept > 2 else _LARGER
+        fix = _FEWER if disk.checkpoints_stay and needs.checkpoints_kept > 3 else _LARGER
         return fail(
             found, f"not one fits: it needs at least {format_size(needs.least_checkpoint)}", fix
         )

@@ -13,6 +13,7 @@ only a last line that a kill cut short is removed at the next start.
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Iterable
@@ -116,7 +117,7 @@ class LedgerWriter:
         self._has_warned = False
         cut_torn_line(path)
         try:
-            self._known = History.of(read_ledger(path)) if path.exists() else History()
+            self._known = History.of(read_ledger(path)) if path.is_file() else History()
         except CheckpointError as error:
             renamed = _free_name(path)
             path.rename(renamed)
@@ -141,7 +142,9 @@ class LedgerWriter:
     def flush(self, *, durable: bool = False) -> None:
         """Write the added entries; with `durable`, wait until they are on the disk."""
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            # O_NONBLOCK: a pipe without a reader is an error, instead of a wait.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            fd = os.open(self.path, flags, 0o644)
             try:
                 self._write(fd)
                 if durable:
@@ -170,6 +173,8 @@ def read_ledger(path: Path) -> list[Entry]:
     Raises CheckpointError when the file is missing, or a line is damaged.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "Not a regular file")
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(

@@ -69,7 +69,7 @@ class JsonlSink:
             last = max((int(event.get(names.SEGMENT) or 0) for event in starts), default=-1)
             self.segment = last + 1
         except OSError as error:
-            self._warn_once(error)
+            self._warn_once(self._metrics, error)
         extra: dict[str, Any] = {"torn_bytes_removed": torn} if torn else {}
         plan = config.get("plan")
         if plan is not None:
@@ -102,7 +102,9 @@ class JsonlSink:
         text = json.dumps(stamped, ensure_ascii=False, allow_nan=False)
         line = text.encode(errors="replace") + b"\n"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            # O_NONBLOCK: a pipe without a reader is an error, instead of a wait.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            fd = os.open(path, flags, 0o644)
             try:
                 size = os.fstat(fd).st_size
                 if os.write(fd, line) != len(line):
@@ -111,13 +113,13 @@ class JsonlSink:
             finally:
                 os.close(fd)
         except OSError as error:
-            self._warn_once(error)
+            self._warn_once(path, error)
 
-    def _warn_once(self, error: OSError) -> None:
+    def _warn_once(self, path: Path, error: OSError) -> None:
         if not self._has_warned:
             self._has_warned = True
             warn(
-                f"{self._metrics} cannot be written ({error}); "
+                f"{path} cannot be written ({error.strerror or error}); "
                 "training continues, and records are lost until it can be written"
             )
 
@@ -138,7 +140,7 @@ def finite(values: Mapping[str, float | None]) -> dict[str, Any]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a file, in order. Lines that a crash left torn or zeroed are skipped."""
-    return list(_records(path.read_bytes())) if path.exists() else []
+    return list(_records(path.read_bytes())) if path.is_file() else []
 
 
 def _records(data: bytes) -> Iterator[dict[str, Any]]:
@@ -157,6 +159,8 @@ def read_new_records(path: Path, offset: int) -> tuple[list[dict[str, Any]], int
 
     A file that became shorter (a torn line was cut off) is read from its new end.
     """
+    if not path.is_file():
+        return [], offset
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

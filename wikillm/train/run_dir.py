@@ -150,8 +150,7 @@ class RunDir:
     def check_room(self, checkpoint: int, keep: Keep) -> None:
         """Refuse a disk without room for one more checkpoint. (rank 0)
 
-        Leftovers, and checkpoints above `keep`, count as free: they are removed before the first
-        save.
+        Leftovers, and checkpoints that `make_room` would remove, count as free.
 
         Args:
             checkpoint: size of one checkpoint in bytes.
@@ -163,7 +162,7 @@ class RunDir:
         to_come = bytes_freed_at_start(self.checkpoints, keep)
         if free + to_come >= checkpoint:
             return
-        kept = min(keep.newest, len(list_checkpoints(self.checkpoints)))
+        kept = min(max(1, keep.newest - 1), len(list_checkpoints(self.checkpoints)))
         fewer = f"train.save_total_limit={kept - 1}, or " if kept > 1 else ""
         more = ""
         if to_come:

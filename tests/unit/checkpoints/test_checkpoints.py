@@ -193,10 +193,11 @@ def test_bytes_freed_at_start_are_leftovers_and_superfluous_checkpoints(tmp_path
     sizes = [
         sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)
     ]
-    assert bytes_freed_at_start(tmp_path, Keep(3)) == 0
+    assert bytes_freed_at_start(tmp_path, Keep(4)) == 0
     (tmp_path / STAGING / "checkpoint-4").mkdir(parents=True)
     (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").write_bytes(bytes(12345))
-    assert bytes_freed_at_start(tmp_path, Keep(2)) == 12345 + sizes[0]
+    assert bytes_freed_at_start(tmp_path, Keep(3)) == 12345 + sizes[0], "as before each save"
+    assert bytes_freed_at_start(tmp_path, Keep(1)) == 12345 + sizes[0] + sizes[1]
 
 
 @pytest.mark.parametrize("wrong", [None, -1, 10**30, "7", True])

@@ -197,6 +197,36 @@ def test_output_that_cannot_be_written(
         assert "standard output cannot be written" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "output", "code"),
+    [("presets", "> /dev/full", 3), ("train", "> /dev/full", 0), ("presets", "| true", 141)],
+)
+def test_a_result_after_lost_progress_lines_is_lost_too(
+    command: str, output: str, code: int
+) -> None:
+    """`say` discards the output that it cannot print. Only a run is complete without it."""
+    script = f"""
+import time, wikillm.cli.presets, wikillm.cli.train
+from wikillm.cli.main import program
+from wikillm.core.log import say
+
+def run(args):
+    time.sleep(0.5)
+    say("progress")
+    print("the result")
+    return 0
+
+wikillm.cli.{command}.run = run
+program(["{command}"])
+"""
+    shell = f'"$0" -c "$1" {output}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", shell, sys.executable, script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    assert ("standard output cannot be written" in done.stderr) == (code == 3), done.stderr
+
+
 ODD_NUMBERS = {
     "eval --batch-size": ["0", "-1", "99999999999999999999", "1.5", ""],
     "generate --seed": ["99999999999999999999", "9" * 5000],

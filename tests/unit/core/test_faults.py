@@ -67,6 +67,7 @@ TEXTS = {
     "torch's store": "The server socket has failed to listen on any local network address. "
     "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
     "threads": "can't start new thread",
+    "the linker": "libtorch_cpu.so: failed to map segment from shared object",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_damaged_ledger_is_named_and_set_aside(
     assert (tmp_path / "ledger.damaged-1.jsonl").read_bytes() == damaged
     assert [step.step for step in History.of(read_ledger(path)).steps] == [5, 6]
     assert "a new ledger begins" in caplog.text and "no record of steps 1 to 4" in caplog.text
+
+
+def test_a_pipe_or_a_device_in_the_place_of_the_ledger_does_not_stop_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("pipe", "/dev/full"):
+        path = tmp_path / f"{Path(target).name}.jsonl"
+        path.symlink_to(target)
+        writer = LedgerWriter(path)
+        writer.add(line(1))
+        writer.flush()
+        assert "cannot be written" in capsys.readouterr().err
+        with pytest.raises(CheckpointError, match="no ledger"):
+            read_ledger(path)
 
 
 def test_a_disk_that_takes_no_lines_loses_none(

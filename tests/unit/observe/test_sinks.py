@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.observe.sinks import JsonlSink, Sample, finite, read_metrics, read_records
+from wikillm.observe.sinks import (
+    JsonlSink,
+    Sample,
+    finite,
+    read_metrics,
+    read_new_records,
+    read_records,
+)
 
 
 def lines(path: Path) -> list[dict]:
@@ -93,15 +101,20 @@ def test_a_damaged_tail_is_skipped(tmp_path: Path, tail: bytes) -> None:
     assert kinds == ["start", "start"]
 
 
-@pytest.mark.parametrize("target", ["/dev/full", "/dev/null/file"])
+@pytest.mark.parametrize("target", ["/dev/full", "/dev/null/file", "pipe"])
 def test_a_file_that_cannot_be_written_does_not_stop_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
+    """A device has no end, and a pipe without a reader blocks whoever opens it."""
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "metrics.jsonl").symlink_to(target)
     sink = JsonlSink(tmp_path)
+    sink.start({})
     sink.log(1, {"loss": 1.0})
     sink.log(2, {"loss": 1.0})
-    assert capsys.readouterr().err.count("cannot be written") == 1
+    assert capsys.readouterr().err.count("metrics.jsonl cannot be written") == 1
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert read_new_records(tmp_path / "metrics.jsonl", 0) == ([], 0)
 
 
 def test_a_folder_that_is_a_file_does_not_stop_training(

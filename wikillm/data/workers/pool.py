@@ -15,7 +15,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from wikillm.core.errors import MachineError, WikiLLMError
+from wikillm.core.errors import MachineError
+from wikillm.core.faults import as_refusal
 from wikillm.data.workers.process import start_child, stop_child
 
 # Results per worker that may wait for an earlier result; then a slow task stalls the others.
@@ -39,8 +40,8 @@ def run_jobs(
         on_work: called in this process with each report of the job.
         on_wait: called about twice a second while nothing is ready.
 
-    Raises the job's WikiLLMError, RuntimeError with the worker's traceback for any other exception,
-    and MachineError when a worker is killed.
+    Raises the job's WikiLLMError (an error of the machine is one too), RuntimeError with the
+    worker's traceback for any other exception, and MachineError when a worker is killed.
     """
     if workers == 1:
         for task in tasks:
@@ -149,17 +150,9 @@ def main(descriptor: int) -> int:
                 answer = ("done", job(task, lambda work: pipe.send(("work", work))))
             except _GONE:
                 raise
-            except WikiLLMError as error:
-                answer = ("refused", error)
-            except OSError as error:
-                refusal = MachineError(
-                    "A worker process could not continue.",
-                    got=f"{error.strerror}: {error.filename or 'while a shard was written'}",
-                    fix="free disk space, then start again: it resumes at the first missing shard",
-                )
-                answer = ("refused", refusal)
-            except Exception:
-                answer = ("bug", traceback.format_exc())
+            except Exception as error:
+                refusal = as_refusal(error)
+                answer = ("refused", refusal) if refusal else ("bug", traceback.format_exc())
             del task  # frees its memory before the next task is received
             pipe.send(answer)
     except _GONE:
