@@ -17,7 +17,7 @@ from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, step_of
 from wikillm.checkpoints.tensor_digests import RANKS, verify_tensors
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
-from wikillm.core.files import files_below, fsync_path, sha256_file, write_json
+from wikillm.core.files import files_below, fsync_path, read_regular, sha256_file, write_json
 
 FORMAT_VERSION = 2
 _KNOWN_VERSIONS = (1, 2)
@@ -61,7 +61,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Read the manifest and check its structure. Raises CheckpointError if that fails."""
     path = checkpoint / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(path))
         files = manifest["files"]
         well_formed = _has_counts(manifest) and all(
             isinstance(entry["size"], int) and _has_digest(entry) for entry in files.values()
@@ -196,6 +196,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def _read_object(checkpoint: Path, name: str) -> dict[str, Any]:
     try:
-        return dict(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+        return dict(json.loads(read_regular(checkpoint / name)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} has no readable {name}.", got=repr(error)) from None

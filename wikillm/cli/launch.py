@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,15 +173,14 @@ def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
 
 def _command(args: argparse.Namespace, words: list[str]) -> str:
     """This command as one line without secrets, for the header of every script."""
-    from wikillm.observe.redact import environment_secrets, redact_text
+    from wikillm.launch.script import command_line
 
     shown = ["wikillm", "launch", args.target]
     for flag in MACHINE_FLAGS:
         value = getattr(args, flag.name)
         if value != flag.default:
             shown += [flag.flag, str(value)]
-    text = shlex.join([*shown, *words, *args.rest, "--print"])
-    return redact_text(text.replace("\n", "\\n").replace("\r", "\\r"), environment_secrets())
+    return command_line([*shown, *words, *args.rest, "--print"])
 
 
 def _port(*, is_started_here: bool) -> int:

@@ -41,6 +41,7 @@ ALIASES: dict[str, str] = {
 
 SWITCHES = ("bf16", "fp16")
 """Two booleans of Hugging Face that correspond to one key, train.precision."""
+_PREFIX = re.compile("^(use|enable|with)[-_]")
 NOT_OFFERED = "leave it out: WikiLLM decides this itself"
 """Start of the advice for arguments without a substitute; any more specific advice is preferred."""
 
@@ -57,6 +58,7 @@ def advise(name: str, value: str = "") -> str:
     """The setting to write instead of an unknown key or flag with this value, or where to find
     it."""
     leaf = name.rsplit(".", 1)[-1]
+    bare = _PREFIX.sub("", leaf.lower())
     value = shlex.quote(value) if value else ""
     hugging_face = refused_names("hugging_face")
     if leaf in SWITCHES:
@@ -65,11 +67,13 @@ def advise(name: str, value: str = "") -> str:
         return f"{ALIASES[leaf]}={value or '...'}"
     if leaf in hugging_face and not hugging_face[leaf].startswith(NOT_OFFERED):
         return hugging_face[leaf]
+    if (other := _advise_other(leaf, value)) is not None:
+        return other
     same_leaf = [key for key in all_keys() if key.endswith(f".{leaf}")]
     if len(same_leaf) == 1:
         return f"{same_leaf[0]}={value or '...'}"
-    if (other := _advise_other(leaf, value)) is not None:
-        return other
+    if bare in ALIASES:
+        return f"{ALIASES[bare]}={value or '...'}"
     if leaf in hugging_face:
         return hugging_face[leaf]
     return _advise_nearest(name, leaf, value) or "`wikillm train --help-all` lists all keys"
@@ -82,13 +86,10 @@ def _advise_nearest(name: str, leaf: str, value: str) -> str | None:
     if "." in name and (near := did_you_mean(name, dotted)) is not None:
         return f"did you mean {near}?"
     ours = {key.leaf: key.name for key in all_keys().values()} | ALIASES
-    near = did_you_mean(leaf, [*ours, *refused_names("others")])
+    near = did_you_mean(leaf, [*ours, *refused_names("others")], cutoff=0.75)
     if near in ours:
         return f"did you mean {ours[near]}?"
-    if near is not None:
-        return _advise_other(near, value)
-    near = did_you_mean(name, dotted)
-    return f"did you mean {near}?" if near else None
+    return advise(near, value) if near else None
 
 
 def _advise_other(name: str, value: str) -> str | None:
@@ -96,6 +97,6 @@ def _advise_other(name: str, value: str) -> str | None:
     `use_`, `enable_` or `with_` do not matter."""
     advice_for = {name.replace("_", ""): text for name, text in refused_names("others").items()}
     plain = re.sub("[-_]", "", name.lower())
-    bare = re.sub("^(use|enable|with)[-_]|[-_]", "", name.lower())
+    bare = re.sub("[-_]", "", _PREFIX.sub("", name.lower()))
     advice = advice_for.get(bare) or advice_for.get(plain)
     return advice.replace("{}", value or "N") if advice else None

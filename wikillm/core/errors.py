@@ -109,9 +109,9 @@ class StoppedError(WikiLLMError):
     is_alone = False
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """The known name most similar to `word`, or None if no name is similar."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name most similar to `word`, or None if no similarity reaches `cutoff` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
 class Problems:

@@ -6,15 +6,19 @@ fsynced. After a crash at any moment, a reader sees the complete old or the comp
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 STAGING_SUFFIX = ".staging"
+MOST_BYTES = 1 << 30
+"""Limit of a file that is read as a whole; logs and ledgers of long runs stay far below."""
 _NETWORK = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs", "9p")
 """Prefixes of the names of network file systems in /proc/mounts."""
 
@@ -55,10 +59,31 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises OSError. In a folder that others can write, a pipe would block its reader for ever, and a
+    link to a device would never end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file of at most `MOST_BYTES`. Raises OSError."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise OSError(errno.EFBIG, "too large for a record", str(path))
+        return file.read()
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty when it is missing, damaged, no file, or holds no object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -74,7 +99,7 @@ def cut_torn_line(path: Path) -> int:
     """Truncate a file after its last newline. Returns the number of bytes removed."""
     if not path.is_file():  # a pipe or a device has no end
         return 0
-    data = path.read_bytes()
+    data = read_regular(path)
     end = data.rfind(b"\n") + 1
     if end < len(data):
         os.truncate(path, end)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from wikillm.core.files import read_regular
+
 
 class FileLock:
     """An flock. `with FileLock(path):` waits for the lock; `try_acquire` does not wait.
@@ -61,7 +63,7 @@ class FileLock:
     def holder(self) -> str:
         """The process that holds the lock, for a message: `pid 4242 on node-3`."""
         try:
-            found = json.loads(self.path.read_text())
+            found = json.loads(read_regular(self.path))
             return f"pid {found['pid']} on {found['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"

@@ -18,7 +18,7 @@ from typing import Any
 
 from wikillm import __version__
 from wikillm.checkpoints.layout import MANIFEST, step_of
-from wikillm.core.files import sha256_file, write_json
+from wikillm.core.files import read_regular, sha256_file, write_json
 
 FOLDER = "evals"
 MOST_SOURCES = 20
@@ -68,7 +68,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(read_regular(path))
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(record, dict) and record.get("format_version") == _FORMAT_VERSION:

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from wikillm.core.errors import ConfigError
+from wikillm.observe.redact import environment_secrets, redact_text
+
 WIDTH = 110
+_UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters, and what ends a line of YAML beside a line feed."""
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as one line without secrets, for a comment in a script.
+
+    Raises ConfigError for words that a script or a YAML file cannot hold as they were typed.
+    """
+    text = shlex.join(words)
+    if found := _UNWRITABLE.search(text):
+        raise ConfigError(
+            "A script cannot hold this character.",
+            got=f"U+{ord(found[0]):04X} in {next(word for word in words if found[0] in word)!r}",
+            fix="rename the file, or write the value into a YAML file: --config FILE",
+        )
+    return redact_text(text.replace("\n", "\\n"), environment_secrets())
 
 
 def quoted(argv: Sequence[str], *, tail: str = "") -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from wikillm.core.errors import ExitCode
 from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.restart import FINAL
-from wikillm.launch.script import quoted
+from wikillm.launch.script import command_line, quoted
 
 _PREPARE = "wikillm-prepare"
 SECONDS_TO_SAVE = 120
@@ -144,7 +144,7 @@ def prepare_array(array: PrepareArray, command: Sequence[str]) -> str:
         options,
         array.partition,
         array.account,
-        f"# Written by: {shlex.join(command)} > {file}",
+        f"# Written by: {command_line(command)} > {file}",
         "# Submit it twice, in the folder of the checkout:",
         f"#   parts=$(sbatch --parsable --array=0-{array.tasks - 1} {file})",
         f'#   sbatch --dependency="afterok:$parts" {file}',

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.files import read_regular
 from wikillm.data.fetch.cache import Cache
 from wikillm.data.fetch.remote import scheme_of
 from wikillm.data.read.corpus import Corpus, StoredCorpus, WeightedStore, proportions
@@ -62,8 +63,12 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
 def _data_record(run: Path) -> dict[str, Any]:
     path = run / "data.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        record = dict(json.loads(read_regular(path)))
+        for source in record.get("mixture") or [{"name": "", "count": 0, **record}]:
+            if [type(source[key]) for key in ("name", "store", "count")] != [str, str, int]:
+                raise TypeError(f"a source is {source!r}")
+        return record
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         what = "The run's record of its token store cannot be read."
         raise DataError(what, got=f"{path}: {error}") from None
 

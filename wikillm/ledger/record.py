@@ -13,7 +13,6 @@ only a last line that a kill cut short is removed at the next start.
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from wikillm.core.errors import CheckpointError
-from wikillm.core.files import cut_torn_line, fsync_path
+from wikillm.core.files import cut_torn_line, fsync_path, read_regular
 from wikillm.core.log import warn
 
 NAME = "ledger.jsonl"
@@ -173,9 +172,7 @@ def read_ledger(path: Path) -> list[Entry]:
     Raises CheckpointError when the file is missing, or a line is damaged.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "Not a regular file")
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise CheckpointError(
             f"There is no ledger at {path}.",

@@ -15,16 +15,38 @@ from typing import Any
 
 HIDDEN = "***"
 _SECRET_WORDS = re.compile(
-    r"token|secrets?|passwords?|passwd|passphrase|credentials?|auth|authorization|apikey|cookies?"
+    r"(?:auth|access|api|bot|hf|refresh)?token|\w*(?:secrets?|passwords?|passwd|passphrase|apikey)"
+    r"|credentials?|auth|authorization|cookies?|jwt|webhook"
 )
+_LAST_WORDS = frozenset({"pass", "pwd", "pat", "dsn"})
+"""Secret at the end of a name, after another word: `SMTP_PASS`; `PWD` is a folder."""
 _BEFORE_KEY = frozenset({"api", "access", "secret", "private"})
 _NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_USER_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.\-]*://)[^/\s@]*@")
+_USER_IN_URL = re.compile(  # a password may hold `@`, and after a user's name `/`
+    r"(?P<scheme>[A-Za-z][\w+.\-]{0,30}://)"
+    r"(?:[^/\s\"'<>]{0,300}|[^/\s@:\"'<>]{0,99}:(?!\d+/)[^\s@\"'<>]{0,300})@"
+)
+_HOOK = re.compile(
+    r"(?P<address>https://(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/\d+/"
+    r"|open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/v2/hook/))[^\s\"'<>]+"
+)
+"""Addresses whose path is the secret: Slack, Discord, Feishu."""
+_NAMED = re.compile(
+    r"""(?<![\w.])(?P<before>(?P<name>[A-Za-z][\w.\-]{0,80})(?:=|["']\s?:\s?)"""
+    r"""|--(?P<flag>[A-Za-z][\w.\-]{0,80})\s+(?!-))"""
+    r"""(?:"[^"]{6,200}"|'[^']{6,200}'|[^\s"'&;,<>(){}\[\]]{6,})"""
+)
+"""`API_KEY=value`, `"password": "value"`, `--api-key value`."""
+_AUTHORIZATION = re.compile(
+    r"(?i)\b(?P<scheme>bearer|authorization\W{1,4}basic) +(?=[\w\-./+=~]*[\d=])[\w\-./+=~]{10,}"
+)
 _SECRET_IN_QUERY = re.compile(
     r"(?i)(?P<name>[?&;](?:[\w\-]*(?:token|key|secret|password|signature))=)[^&\s\"'<>]+"
 )
-_QUERY = re.compile(r"(?P<address>\b[A-Za-z][\w+.\-]*://[^\s?#\"'<>`]*)\?(?P<query>[^\s#\"'<>`]*)")
+_QUERY = re.compile(
+    r"(?P<address>\b[A-Za-z][\w+.\-]{0,30}://[^\s?#\"'<>`]{0,2000})\?(?P<query>[^\s#\"'<>`]*)"
+)
 _SIGNED = re.compile(
     r"(?i)(?:^|[&;])(?:x-(?:amz|goog|oss|cos|ms|bce|obs|tos)-|q-(?:sign|ak|key|url|header)"
     r"|sig=|sign=|signature=|hmac="
@@ -34,15 +56,23 @@ _SIGNED = re.compile(
 )
 _KNOWN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|"
-    r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w\-]{15,}|npm_[A-Za-z0-9]{30,}|pypi-[\w\-]{30,}|"
-    r"xox[abeoprs]-[A-Za-z0-9\-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|LTAI[0-9A-Za-z]{12,}|AKID[0-9A-Za-z]{20,}|"
-    r"AIza[\w\-]{30,}|ms-[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|ms-[0-9a-fA-F]{32,}|"
-    r"eyJ[\w\-]{8,}\.eyJ[\w\-]{8,}\.[\w\-]*"
+    r"(?:hf_|api_org_|gsk_|xai-|pplx-|r8_|KGAT_|gh[pousr]_|npm_|rubygems_|do[opr]_v1_|dapi|whsec_"
+    r"|shp(?:at|ca|pa|ss)_|[sr]k_(?:live|test)_|lin_api_|ntn_|NRAK-|AGE-SECRET-KEY-|AK(?:ID|LT))"
+    r"[A-Za-z0-9]{16,}"
+    r"|sk-[\w\-]{20,}|(?:github_pat_|hf_oauth_|pypi-|nvapi-|tgp_v1_|wandb_v\d_|pcsk_"
+    r"|gl(?:pat|dt|rt|ptt|cbt|oas|soat|ft|imt|agent|sa)[-_]|lsv2_[ps][tk]_|dckr_(?:pat|oat)_|figd_|ATATT3|GOCSPX-|hv[sbr]\.|ya29\.|1//0|xapp-"
+    r"|bce-v3/ALTAK-\w+/)(?=[\w\-.=]*[\dA-Z])[\w\-.=]{15,}"
+    r"|xox[a-z]-[A-Za-z0-9\-]{10,}|A(?:KI|SI|BI|CC)A[0-9A-Z]{16}|LTAI[0-9A-Za-z]{12,}"
+    r"|AIza[\w\-]{30,}|ms-[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|ms-[0-9a-fA-F]{32,}"
+    r"|(?:key-|SK)[0-9a-f]{32}|[0-9a-f]{32}\.[A-Za-z0-9]{16}|SG\.[\w\-]{16,}\.[\w\-]{16,}"
+    r"|[A-Za-z0-9]{14}\.atlasv1\.[\w\-=]{32,}|\d{8,10}:AA[\w\-]{32,}"
+    r"|[MNO][\w\-]{23,27}\.[\w\-]{6}\.[\w\-]{27,}|eyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-.]*"
     r")(?![A-Za-z0-9])"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-"""Hugging Face, OpenAI, Stripe, GitHub, GitLab, npm, PyPI, Slack, AWS, Aliyun, Tencent, Google,
-ModelScope, JWT."""
+"""Model hubs and services (Hugging Face, ModelScope, OpenAI, Anthropic, Groq, xAI, NVIDIA, Zhipu),
+code hosts and registries, clouds (AWS, Google, Aliyun, Tencent, Volcengine, Baidu, DigitalOcean,
+Databricks), trackers, chat bots, mail, payment, secret stores; JWT; private keys in PEM."""
 _SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
 
 
@@ -54,7 +84,8 @@ def names_a_secret(key: str) -> bool:
     words = [word.lower() for word in _WORD.findall(last)]
     keys = [i for i, word in enumerate(words) if word in ("key", "keys")]
     is_key = any(i == len(words) - 1 or (i > 0 and words[i - 1] in _BEFORE_KEY) for i in keys)
-    return is_key or any(map(_SECRET_WORDS.fullmatch, words))
+    is_last = len(words) > 1 and words[-1] in _LAST_WORDS
+    return is_key or is_last or any(map(_SECRET_WORDS.fullmatch, words))
 
 
 def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -72,9 +103,16 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _HOOK.sub(rf"\g<address>{HIDDEN}", text)
     text = _QUERY.sub(_without_signature, text)
     text = _SECRET_IN_QUERY.sub(rf"\g<name>{HIDDEN}", text)
-    return _KNOWN_SHAPES.sub(HIDDEN, text)
+    text = _AUTHORIZATION.sub(rf"\g<scheme> {HIDDEN}", _KNOWN_SHAPES.sub(HIDDEN, text))
+    return _NAMED.sub(_without_value, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    is_secret = names_a_secret(found["name"] or found["flag"])
+    return f"{found['before']}{HIDDEN}" if is_secret else found[0]
 
 
 def _without_signature(found: re.Match[str]) -> str:

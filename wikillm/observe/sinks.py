@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from wikillm.core.files import cut_torn_line
+from wikillm.core.files import cut_torn_line, open_regular, read_regular
 from wikillm.core.log import warn
 from wikillm.observe import names
 
@@ -140,7 +140,7 @@ def finite(values: Mapping[str, float | None]) -> dict[str, Any]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a file, in order. Lines that a crash left torn or zeroed are skipped."""
-    return list(_records(path.read_bytes())) if path.is_file() else []
+    return list(_records(read_regular(path))) if path.is_file() else []
 
 
 def _records(data: bytes) -> Iterator[dict[str, Any]]:
@@ -162,7 +162,7 @@ def read_new_records(path: Path, offset: int) -> tuple[list[dict[str, Any]], int
     if not path.is_file():
         return [], offset
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(min(offset, size))
             data = file.read()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wikillm.core.files import read_regular
 from wikillm.core.units import format_count, format_size
 
 FILE_NAME = "outcome.json"
@@ -98,7 +99,7 @@ def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def _read(file: Path) -> Outcome:
-    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw = json.loads(read_regular(file))
     setup = raw["setup"]
     for name, kind in (("device", str), ("engine", str), ("ranks", int), ("parameters", int)):
         kind(setup[name])  # raises if a field that the table shows is missing

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
-from wikillm.core.files import read_object
+from wikillm.core.files import open_regular, read_object, read_regular
 from wikillm.observe import names
 from wikillm.observe.redact import without_queries
 from wikillm.observe.sinks import kept_records, read_records
@@ -212,7 +212,7 @@ def _warnings(logs: Path) -> list[LoggedWarning]:
 def _log_messages(path: Path) -> list[tuple[str, str, str]]:
     """(time, level, message) of each warning and error; a message can have several lines."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _LOG_TAIL))
             lines = file.read().decode(errors="replace").splitlines()
@@ -235,6 +235,6 @@ def _log_messages(path: Path) -> list[tuple[str, str, str]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(path).decode(errors="replace")
     except OSError:
         return ""

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
+from wikillm.core.files import read_regular
 from wikillm.supervise.heartbeat import RankProgress
 from wikillm.supervise.requests import leave_stop_mark, stop_file
 
@@ -223,9 +224,7 @@ def read_records(run: Path) -> list[RankRecord]:
     found = []
     for path in (run / "ranks").glob("rank_*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            if not path.is_file():
-                continue
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_regular(path))
             values["process"] = _typed(Process, values["process"])
             record = _typed(RankRecord, values)
             if path == record_path(run, record.rank):
@@ -306,7 +305,7 @@ class Recorder(threading.Thread):
 
     def _check_for_stop(self) -> None:
         try:
-            asked = json.loads(stop_path(self.run_dir).read_text(encoding="utf-8"))
+            asked = json.loads(read_regular(stop_path(self.run_dir)))
             at_once = bool(asked["now"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
-from wikillm.core.files import read_object
+from wikillm.core.files import open_regular, read_object
 from wikillm.supervise.records import RankRecord, read_records, stop_path
 from wikillm.supervise.requests import stop_file, waits_to_restart
 from wikillm.supervise.stop import is_running
@@ -95,7 +95,7 @@ def _is_shown(value: object, name: str) -> bool:
 def _last_line(path: Path) -> dict[str, Any] | None:
     """The last complete record; an incomplete line is skipped."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL))
             lines = file.read().splitlines()

@@ -29,7 +29,7 @@ from typing import Any
 from wikillm.checkpoints.layout import STAGING, list_checkpoints
 from wikillm.checkpoints.retention import Keep, bytes_freed_at_start, clear_leftovers
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError, StoppedError
-from wikillm.core.files import nearest_existing, write_json
+from wikillm.core.files import nearest_existing, read_regular, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.units import format_size
 from wikillm.core.world import World
@@ -203,7 +203,7 @@ class RunDir:
 
     def _read_identity(self) -> dict[str, Any]:
         try:
-            identity = json.loads(self.identity.read_text(encoding="utf-8"))
+            identity = json.loads(read_regular(self.identity))
             return {"id": str(identity["id"]), "tracker": str(identity["tracker"]), **identity}
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(

@@ -38,6 +38,11 @@ from wikillm.cli.main import main
             "is not one word",
         ),
         (["hostfile", "--hostfile", "/nonexistent/hosts", "--print"], "/nonexistent/hosts"),
+        (["multi", "data.tokenizer=x\x1b[2J", "--print"], "U+001B"),
+        (
+            ["k8s", "--gpus", "1", "--image", "a", "data.text_key=x\u2028spec: {}", "--print"],
+            "U+2028",  # ends a comment of YAML
+        ),
     ],
 )
 def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,6 +140,16 @@ NEIGHBOURS = {
     "--from_resume 1": "--resume auto",
     "--world_size 2": "torchrun --nproc_per_node N",
     "--lora_rank 8": "it has no fine-tuning",
+    "--bias false": "model.architecture",
+    "--norm-epsilon 1e-5": "model.rms_norm_eps=1e-5",
+    "--lr-warmup-samples 100": "train.warmup_steps=N, in steps",
+    "--tensor-model-parallel-size 2": "--deepspeed zero3 splits the model",
+    "--context-parallel-size 2": "train.sequence_parallel_size=2",
+    "--enable_activation_checkpointing true": "train.gradient_checkpointing=true",
+    "--packing true": "data.packing=best_fit",
+    "--text_column body": "data.text_key=body",
+    "--hf_token hf_x": "never put a token on a command line",
+    "--bf 16": "--help-all",  # similar to other names, but not the same word
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from wikillm.core import files
 from wikillm.core.files import (
     files_below,
+    read_object,
+    read_regular,
     sha256_file,
     write_atomic,
     write_json,
@@ -54,6 +57,25 @@ def test_sha256_over_piece_borders(tmp_path: Path, size: int) -> None:
     sizes: list[int] = []
     assert sha256_file(tmp_path / "f", sizes.append) == hashlib.sha256(content).hexdigest()
     assert sum(sizes) == size
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_a_planted_file_neither_blocks_its_reader_nor_fills_the_memory(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "exit.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with open(path, "wb") as file:
+            file.truncate(files.MOST_BYTES + 1)
+    assert read_object(path) == {}
+    with pytest.raises(OSError, match=r"exit\.json"):
+        read_regular(path)
 
 
 def test_files_below_is_sorted_and_has_only_files(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from harness.stand_ins import StandIns
 
 from wikillm.core.errors import ConfigError
 from wikillm.launch.description import Launch
+from wikillm.launch.slurm import PrepareArray, prepare_array
 from wikillm.launch.targets import TARGETS, render
 
 HOSTILE = (
@@ -49,6 +50,20 @@ def test_every_word_reaches_the_local_launcher_unchanged(target, tmp_path):
     (call,) = tools.calls()
     assert tuple(call["argv"]) == (*made.steps[0].argv[1:], "more words")
     assert tuple(call["argv"][-len(HOSTILE) - 1 : -1]) == HOSTILE
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_prepare_array_gets_every_word_and_its_comment_runs_nothing(tmp_path, monkeypatch):
+    """The comment has the command as typed: a line break in a file's name does not end it."""
+    monkeypatch.setenv("SWANLAB_API_KEY", "canary-canary")
+    words = (*HOSTILE, "data.path=x\ntouch pwned\n", "data.text_key=canary-canary")
+    tools = StandIns(tmp_path / "bin", "wikillm")
+    text = prepare_array(PrepareArray(words, 2, 1, 1.0), ("wikillm", "prepare", *words))
+    done = tools.bash(text, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tuple(tools.calls()[0]["argv"]) == ("prepare", *words)
+    comment = next(line for line in text.splitlines() if line.startswith("# Written by"))
+    assert "touch pwned" in comment and "canary" not in comment
     assert not list(tmp_path.rglob("pwned"))
 
 

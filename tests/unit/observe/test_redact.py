@@ -19,10 +19,11 @@ from wikillm.observe.redact import (
 SECRETS = """
     api_key apiKey APIKey SWANLAB_API_KEY password db.password hf_token token secret key auth
     aws_secret_access_key Authorization session-cookie aws_access_key_id ssh_keys
+    PGPASSWORD SMTP_PASS MYSQL_PWD GITLAB_PAT SENTRY_DSN authtoken SLACK_WEBHOOK
 """
 NO_SECRETS = """
     tokenizer data.tokenizer max_tokens global_batch_tokens text_key monkey keyboard eos_token
-    author num_key_value_heads key_value_cache
+    author num_key_value_heads key_value_cache PWD OLDPWD bypass max_train_tokens
 """
 
 
@@ -77,6 +78,27 @@ TOKENS = [
     "AKID" + "z8krbsJ5yKBZQpn74WFkmLPx3gnPhESA",
     "xoxb-" + "123456789012-abcdefGHIJKL",
     "pypi-" + "AgEIcHlwaS5vcmcCJDEyMzQ1Njc4LTEyMzQ",
+    "glpat-" + "AbCdEfGhIjKlMnOpQrStUv.01.0w1a2b3c4",
+    "glrt-" + "AbCdEfGhIjKlMnOpQrSt",
+    "hf_oauth_" + "AbCdEfGhIj1234.KlMnOp-QrSt",
+    "gsk_" + "AbCdEfGhIjKlMnOpQrStUvWxYz012345",
+    "xai-" + "AbCdEfGhIjKlMnOpQrStUvWxYz012345",
+    "nvapi-" + "AbCdEfGhIjKlMnOp-QrStUvWxYz012345",
+    "r8_" + "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789A",
+    "wandb_v1_" + "AbCdEfGhIjKlMnOp_QrStUvWxYz0123",
+    "0123456789abcdef" * 2 + ".AbCdEfGhIjKlMnOp",
+    "AKLT" + "AbCdEfGhIjKlMnOpQrStUvWxYz012345",
+    "bce-v3/ALTAK-" + "AbCdEfGhIjKlMnOp/0123456789abcdef0123",
+    "ABIA" + "IOSFODNN7EXAMPLE",
+    "GOCSPX-" + "AbCdEfGhIjKlMnOp-QrStUvWxYz01",
+    "ya29." + "a0AfB_byAbCdEfGhIjKlMnOpQrStUvWxYz",
+    "dop_v1_" + "0123456789abcdef" * 4,
+    "dapi" + "0123456789abcdef" * 2,
+    "dckr_pat_" + "AbCdEfGhIjKlMnOpQrStUvWx-01",
+    "hvs." + "CAESIJAbCdEfGhIjKlMnOpQrStUvWxYz01",
+    "SG." + "AbCdEfGhIjKlMnOpQrStUv.AbCdEfGhIjKlMnOpQrStUvWxYz0123456789-_abcde",
+    "110201543:" + "AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw0",
+    "xapp-" + "1-A012345678-1234567890123-abcdef0123456789",
 ]
 
 
@@ -113,6 +135,35 @@ def test_signed_addresses_lose_their_query(url: str) -> None:
             assert "canary" not in redact_text(text) and url.split("?")[0] in redact_text(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer canary0123456789.abc",
+        "{'Authorization': 'Basic Y2FuYXJ5OmNhbmFyeQ==canary'}",
+        "SWANLAB_API_KEY=canary-value srun",
+        "--api-key canary-value --x",
+        "--hub.password='canary value'",
+        '{"client_secret": "canary-value", "a": 1}',
+        "http://user:can@ary@proxy:3128/x",
+        "http://user:can/ary@proxy:3128/x",
+        "https://hooks.slack.com/services/T00/B00/canary",
+        "https://open.feishu.cn/open-apis/bot/v2/hook/canary-89ab",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3canary\n-----END OPENSSH PRIVATE KEY-----",
+    ],
+)
+def test_secrets_in_the_text_of_requests_commands_and_files(text: str) -> None:
+    shown = redact_text(text)
+    assert "canary" not in shown and "ary" not in shown and HIDDEN in shown
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "-a", "a://", "https://a:", "a://a:b/", "a=", "eyJaaaaaaaa."]
+)
+def test_long_text_is_read_once(part: str) -> None:
+    """A text of others cannot stall a run: twenty seconds before names and users were bounded."""
+    redact_text(part * (20_000 // len(part)))
+
+
 def test_records_of_a_run_hold_no_query_at_all() -> None:
     text = 'path: ["https://host/a.jsonl?page=2", "s3://b/k?versionId=1", "why? so"]  # x.yaml:3?'
     shown = 'path: ["https://host/a.jsonl?***", "s3://b/k?***", "why? so"]  # x.yaml:3?'
@@ -123,6 +174,10 @@ def test_records_of_a_run_hold_no_query_at_all() -> None:
 def test_ordinary_text_stays() -> None:
     text = "mail@example.org, see https://example.org/a@b and data/wiki.jsonl at 12:30"
     assert redact_text(text) == text
+    text = (
+        "https://example.org:8080/a@b/services/x key=5 token: fine basic configuration-of-2-nodes"
+    )
+    assert redact_text(text) == text and without_queries(text) == text
     text = "ms-marco, ms-12, task-force, eyJ, npm_config_cache, LTAI, AIzawl, https://a.org/?q=what"
     assert redact_text(text) == text and not holds_token(text)
 
