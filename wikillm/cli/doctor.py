@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,7 @@ from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from wikillm.config.resolved import Resolved
     from wikillm.doctor.examine import Examination
-    from wikillm.doctor.facts import NodeFacts
-    from wikillm.doctor.needs import Needs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         _print_list(as_json=args.json)
         return ExitCode.DONE
-    resolved = resolve_run_config(args)
-    examination = _examine_nodes(args, resolved) if args.hostfile else _examine_here(args, resolved)
+    examination = _examine(args)
     if args.json:
         print(json.dumps(to_json(examination), indent=2, ensure_ascii=False))
     else:
@@ -57,43 +55,45 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.MACHINE if examination.failed else ExitCode.DONE
 
 
-def _examine_here(args: argparse.Namespace, resolved: Resolved) -> Examination:
+def _examine(args: argparse.Namespace) -> Examination:
     from wikillm.doctor.examine import examine_here
-    from wikillm.doctor.needs import needs_of, request_of
-
-    # An invalid configuration is refused before the machine is examined.
-    needs_of(resolved, nodes=1, slots=args.gpus or 1)
-
-    def needs_for(facts: NodeFacts) -> Needs:
-        slots = args.gpus or max(1, facts.gpu_count)
-        return needs_of(resolved, nodes=1, slots=slots, has_gpu=facts.gpu_count > 0)
-
-    request = request_of(resolved, master=args.master_addr or "", master_port=args.master_port)
-    return examine_here(request, needs_for)
-
-
-def _examine_nodes(args: argparse.Namespace, resolved: Resolved) -> Examination:
-    from wikillm.doctor.examine import examine_nodes
-    from wikillm.doctor.needs import needs_of, request_of
+    from wikillm.doctor.gpus import count_gpus
+    from wikillm.doctor.needs import needs_of
+    from wikillm.doctor.ssh_session import examine_nodes
     from wikillm.observe.redact import names_a_secret
     from wikillm.remote.environment import forwarded
-    from wikillm.remote.hosts import read_hostfile
+    from wikillm.remote.hosts import Host, read_hostfile
 
-    hosts = read_hostfile(args.hostfile)
-    master = args.master_addr or hosts[0].name
+    resolved = resolve_run_config(args)
+    here = socket.gethostname()
+    if args.hostfile is None:
+        hosts: Sequence[Host] = [Host(here, args.gpus or max(1, count_gpus()))]
+    else:
+        hosts = read_hostfile(args.hostfile)
+    needs = needs_of(
+        resolved,
+        nodes=len(hosts),
+        slots=hosts[0].slots,
+        master=args.master_addr or hosts[0].name,
+        master_port=args.master_port,
+    )
+    if args.hostfile is None:
+        return examine_here(needs, here)
     return examine_nodes(
         {host.name: host.slots for host in hosts},
-        request_of(resolved, master=master, master_port=args.master_port),
-        needs_of(resolved, nodes=len(hosts), slots=hosts[0].slots),
+        needs,
         workdir=args.workdir or str(Path.cwd()),
         environment={n: value for n, value in forwarded().items() if not names_a_secret(n)},
     )
 
 
 def _print_list(*, as_json: bool) -> None:
-    from wikillm.doctor.questions import listed
+    from wikillm.doctor import nodes
+    from wikillm.doctor.checks import declared
+    from wikillm.doctor.examine import MODULES
 
-    rows = listed()
+    checks = declared(nodes, *MODULES)
+    rows = [(check.group, check.name, check.about) for check in checks]
     if as_json:
         print(json.dumps([{"group": g, "name": n, "about": a} for g, n, a in rows], indent=2))
         return

@@ -89,18 +89,17 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
 def check_machine(resolved: Resolved, world: World) -> None:
     """Raises MachineError if a check fails that would end the run. (only local rank 0 checks)"""
-    from wikillm.doctor.needs import needs_of, request_of
-    from wikillm.doctor.preflight import DRIVER, refuse_broken_machine
+    from wikillm.doctor.needs import needs_of
+    from wikillm.doctor.preflight import refuse_broken_machine
 
     if world.local_rank:
         return
-    has_gpu = DRIVER.exists()
     try:
-        needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size, has_gpu=has_gpu)
+        master = os.environ.get("MASTER_ADDR", "")
+        needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size, master=master)
     except ConfigError:  # refused later by the plan, which knows the size of the data
         return
-    master = os.environ.get("MASTER_ADDR", "")
-    refuse_broken_machine(request_of(resolved, master=master, master_port=0), needs)
+    refuse_broken_machine(needs)
 
 
 def _pretrain(

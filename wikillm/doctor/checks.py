@@ -1,16 +1,17 @@
-"""Defines a check: a pure function of facts, so that tests can judge recorded facts.
+"""Defines a check: a function that measures one thing and says whether it is fit for the run.
 
-Name, group and help sentence of a check are the function's name, the group it is declared in, and
-its docstring.
+The checks of a node take what the run needs; those of several nodes take what the nodes sent. A
+check's name is its function's name, its sentence is the docstring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, Literal
 
-from wikillm.doctor.needs import Needs
+from wikillm.core.log import logger
 
 Level = Literal["ok", "warn", "fail", "skip"]
 GROUPS = (
@@ -20,8 +21,11 @@ GROUPS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """`found`: the finding, `why`: its consequence, `fix`: what to do about it."""
+class Finding:
+    """`found`: the fact, `why`: its consequence, `fix`: what to do about it.
+
+    `node` is "" where a finding is about all nodes.
+    """
 
     level: Level
     found: str
@@ -32,45 +36,58 @@ class Verdict:
     node: str = ""
 
 
-def ok(found: str) -> Verdict:
-    return Verdict("ok", found)
+def ok(found: str) -> Finding:
+    return Finding("ok", found)
 
 
-def skip(found: str) -> Verdict:
+def skip(found: str) -> Finding:
     """The question does not arise, or cannot be answered; `found` says which."""
-    return Verdict("skip", found)
+    return Finding("skip", found)
 
 
-def warn(found: str, why: str, fix: str = "") -> Verdict:
+def warn(found: str, why: str, fix: str = "") -> Finding:
     """The run can work, but slower, or not for long."""
-    return Verdict("warn", found, why, fix)
+    return Finding("warn", found, why, fix)
 
 
-def fail(found: str, why: str, fix: str = "") -> Verdict:
+def fail(found: str, why: str, fix: str = "") -> Finding:
     """The run would not work."""
-    return Verdict("fail", found, why, fix)
+    return Finding("fail", found, why, fix)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check of one node, which reads the part `section` of its facts, or of all nodes."""
+    """`look` measures and judges; `about` is the sentence that `--list` shows."""
 
     name: str
     group: str
     about: str
-    look: Callable[[Any, Needs], Verdict]
-    section: str = ""
+    look: Callable[[Any], Finding]
 
-    def judge(self, facts: object, needs: Needs, node: str = "") -> Verdict:
-        if self.section and getattr(facts, self.section) is None:
-            found = skip(f"{self.section} is not known")
-        else:
-            found = self.look(facts, needs)
-        return replace(found, name=self.name, group=self.group, node=node)
+    def __call__(self, subject: object, node: str = "") -> Finding:
+        """The finding about `subject`. A check that breaks is a warning, not the end of all."""
+        try:
+            finding = self.look(subject)
+        except Exception as error:
+            logger.warning("check %s", self.name, exc_info=error)
+            finding = warn(f"{type(error).__name__}: {error}", "this could not be checked")
+        return self.names(finding, node)
+
+    def names(self, finding: Finding, node: str = "") -> Finding:
+        """`finding` as the answer of this check."""
+        return replace(finding, name=self.name, group=self.group, node=node)
 
 
-def check(group: str, section: str = "") -> Callable[[Callable[[Any, Needs], Verdict]], Check]:
-    """Declare a check of one node, or without a `section`, of all nodes."""
-    return lambda look: Check(
-        look.__name__.replace("_", "-"), group, look.__doc__ or "", look, section
-    )
+def check(group: str) -> Callable[[Callable[[Any], Finding]], Check]:
+    """Declare a check."""
+    return lambda look: Check(look.__name__.replace("_", "-"), group, look.__doc__ or "", look)
+
+
+def declared(*modules: ModuleType) -> tuple[Check, ...]:
+    """The checks in `modules`, in the order of GROUPS."""
+    return tuple(sorted(_members(modules), key=lambda check: GROUPS.index(check.group)))
+
+
+def _members(modules: tuple[ModuleType, ...]) -> Iterator[Check]:
+    for module in modules:
+        yield from (value for value in vars(module).values() if isinstance(value, Check))

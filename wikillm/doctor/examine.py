@@ -1,19 +1,20 @@
-"""Examines this machine, or all nodes of a hostfile: from a request to verdicts in a minute."""
+"""Runs all checks of this machine. On several nodes each node does, and sends its findings."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from wikillm.doctor.checks import Verdict
-from wikillm.doctor.cluster_session import ClusterSession
-from wikillm.doctor.facts import ClusterFacts, NodeFacts
-from wikillm.doctor.needs import Needs, Request
-from wikillm.doctor.network import addresses_of
-from wikillm.doctor.questions import gather, judge_cluster, judge_node
+from wikillm.doctor import compiler, disk, environment, gpus, host, network, servers, software
+from wikillm.doctor.checks import Check, Finding, declared, fail, skip
+from wikillm.doctor.needs import Needs
+from wikillm.doctor.probe import in_time
 
-SECONDS = 58.0
+SECONDS = 15.0
+MODULES = (software, gpus, host, compiler, disk, network, servers, environment)
+NODE_CHECKS = declared(*MODULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,55 +22,52 @@ class Examination:
     """The result of an examination that took `seconds`."""
 
     nodes: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...]
     seconds: float
 
     @property
     def failed(self) -> bool:
-        return any(verdict.level == "fail" for verdict in self.verdicts)
+        return any(finding.level == "fail" for finding in self.findings)
 
 
-def examine_here(request: Request, needs_for: Callable[[NodeFacts], Needs]) -> Examination:
-    """Examine this machine. `needs_for` derives the number of processes from the GPUs found."""
+def examine_here(needs: Needs, node: str) -> Examination:
+    """Examine this machine alone."""
     start = time.monotonic()
-    facts = gather(request)
-    name = facts.host.hostname if facts.host else "this machine"
-    verdicts = judge_node(name, facts, needs_for(facts))
-    return Examination((name,), tuple(verdicts), time.monotonic() - start)
+    findings = check_node(needs, node)
+    return Examination((node,), tuple(findings), time.monotonic() - start)
 
 
-def examine_nodes(
-    slots: Mapping[str, int],
-    request: Request,
-    needs: Needs,
-    *,
-    workdir: str,
-    environment: Mapping[str, str],
-) -> Examination:
-    """Examine all nodes over ssh.
+def check_node(
+    needs: Needs, node: str, checks: Sequence[Check] = NODE_CHECKS, seconds: float = SECONDS
+) -> list[Finding]:
+    """The findings of `checks` about this machine, all within about `seconds`."""
+    gpus.read_gpus()  # several groups ask for them
+    groups: dict[str, list[Check]] = {}
+    for check in checks:
+        # Servers are asked at the same time: each may take seconds.
+        group = check.name if check.group == "connectivity" else check.group
+        groups.setdefault(group, []).append(check)
+    found: dict[str, list[Finding]] = {group: [] for group in groups}
 
-    Args:
-        slots: processes of each host, in the order of the hostfile.
-        workdir: the checkout on the nodes.
-        environment: the variables that a run would get there.
-    """
-    start = time.monotonic()
-    names = tuple(slots)
-    session = ClusterSession(names, workdir, start + SECONDS)
-    try:
-        cluster = ClusterFacts(
-            names, slots, request.master, session.gather_facts(request, environment)
-        )
-        # Each step needs the previous one: names and addresses, then ports, then a collective.
-        if len(session.open) > 1:
-            cluster = replace(cluster, shared=session.share(request.run_dir))
-            addresses = addresses_of(cluster)
-            cluster = replace(cluster, connections=session.connect(addresses, request.master_port))
-            cluster = replace(cluster, all_reduce=session.reduce(cluster, addresses))
-        cluster = replace(cluster, unreachable=dict(session.unreachable))
-    finally:
-        session.close()
-    verdicts = judge_cluster(cluster, needs)
-    for name, facts in cluster.facts.items():
-        verdicts += judge_node(name, facts, replace(needs, slots=slots[name]))
-    return Examination(names, tuple(verdicts), time.monotonic() - start)
+    def work(group: str) -> None:
+        for check in groups[group]:
+            found[group].append(check(needs, node))
+
+    in_time({group: partial(work, group) for group in groups}, seconds)
+    findings: list[Finding] = []
+    for group, members in groups.items():
+        answered = found[group][:]
+        findings += answered
+        if unanswered := members[len(answered) :]:
+            findings += _without_answer(unanswered, node, seconds)
+    return findings
+
+
+def _without_answer(checks: Sequence[Check], node: str, seconds: float) -> list[Finding]:
+    """One failure for the check that hangs, such as on a dead mount; the next ones are skipped."""
+    first, *others = checks
+    found = f"no answer within {seconds:.0f} s"
+    fix = "look for a dead network mount, a name server or a driver that hangs"
+    hangs = fail(found, "the checks of this group that follow were not made", fix)
+    skipped = [other.names(skip(f"{first.name} gave no answer"), node) for other in others]
+    return [first.names(hangs, node), *skipped]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 from pathlib import Path
 
 import psutil
 
 from wikillm.core.memory import cgroup_memory
 from wikillm.core.units import format_size
-from wikillm.doctor.checks import Verdict, check, fail, ok, skip, warn
-from wikillm.doctor.facts import UNLIMITED, HostFacts, NodeFacts
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
+from wikillm.doctor.gpus import count_gpus
 from wikillm.doctor.needs import Needs
+from wikillm.doctor.network import infiniband_states
 from wikillm.doctor.probe import read
 
 SHARED_MEMORY = Path("/dev/shm")
+CPU_GROUPS = Path("/sys/fs/cgroup")
 LEAST_OPEN_FILES = 256
 WANTED_OPEN_FILES = 4096
 SHM_PER_CPU_RANK = 70 * 10**6
@@ -28,76 +29,41 @@ MEMORY_PER_RANK = 2 * 2**30
 """torch, transformers, DeepSpeed and a CUDA context in a process, rounded up."""
 
 
-def gather_host() -> HostFacts:
-    memory = psutil.virtual_memory()
-    limit, used = cgroup_memory()
-    has_shm = SHARED_MEMORY.is_dir()
-    return HostFacts(
-        hostname=socket.gethostname(),
-        identity=_identity(),
-        user=psutil.Process().username(),
-        cores=len(os.sched_getaffinity(0)),
-        cpu_quota=_cpu_quota(),
-        load=os.getloadavg()[0],
-        memory=memory.total,
-        memory_available=memory.available,
-        swap=psutil.swap_memory().total,
-        cgroup_limit=limit,
-        cgroup_used=used,
-        open_files=_limit(resource.RLIMIT_NOFILE),
-        locked_memory=_limit(resource.RLIMIT_MEMLOCK),
-        shm_free=shutil.disk_usage(SHARED_MEMORY).free if has_shm else None,
-    )
-
-
-def _cpu_quota() -> float | None:
-    """Number of cores that the cgroup grants; None if it has no limit."""
-    quota, _, period = read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not period:
-        quota = read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    is_limited = quota.isdecimal() and period.isdecimal()  # not "max" or -1
-    return int(quota) / int(period) if is_limited else None
-
-
-def _identity() -> str:
-    """Boot id and network namespace: equal only for two names of one machine or container."""
-    try:
-        network = os.readlink("/proc/self/ns/net")
-    except OSError:
-        network = ""
-    return f"{read('/proc/sys/kernel/random/boot_id')} {network}"
-
-
-def _limit(kind: int) -> int:
-    soft = resource.getrlimit(kind)[0]
-    return UNLIMITED if soft == resource.RLIM_INFINITY else soft
-
-
-@check("host", "host")
-def cores(facts: NodeFacts, needs: Needs) -> Verdict:
+@check("host")
+def cores(needs: Needs) -> Finding:
     """Every process has a core, and nothing else keeps the cores busy."""
-    host = facts.host
-    usable = float(host.cores if host.cpu_quota is None else min(host.cores, host.cpu_quota))
-    found = f"{usable:g} cores, load {host.load:.1f}, {needs.slots} processes"
+    here = len(os.sched_getaffinity(0))
+    usable = min(here, _cpu_quota())
+    load = os.getloadavg()[0]
+    found = f"{usable:g} cores, load {load:.1f}, {needs.slots} processes"
     if usable < needs.slots:
         why = "processes wait for each other at every step"
         return warn(found, why, "more cores (a container: --cpus; Slurm: --cpus-per-task)")
-    if host.load > host.cores:
+    if load > here:
         return warn(found, "other work slows the run down", "find it with `top`, and end it")
     return ok(found)
 
 
-@check("host", "host")
-def memory(facts: NodeFacts, needs: Needs) -> Verdict:
+def _cpu_quota() -> float:
+    """Number of cores that the control group grants; infinite without a limit."""
+    quota, _, period = read(CPU_GROUPS / "cpu.max").partition(" ")
+    if not period:
+        quota = read(CPU_GROUPS / "cpu/cpu.cfs_quota_us")
+        period = read(CPU_GROUPS / "cpu/cpu.cfs_period_us")
+    is_limited = quota.isdecimal() and period.isdecimal()  # not "max" or -1
+    return int(quota) / int(period) if is_limited else float("inf")
+
+
+@check("host")
+def memory(needs: Needs) -> Finding:
     """Offloaded states and the processes fit in the memory of the node or its container."""
-    host = facts.host
-    limit = host.cgroup_limit or host.memory
-    size = min(host.memory, limit)
-    free = min(host.memory_available, limit - (host.cgroup_used or 0))
+    here = psutil.virtual_memory()
+    limit, used = cgroup_memory()
+    size = min(here.total, limit or here.total)
+    free = min(here.available, size - (used or 0))
     need = needs.host_memory + needs.slots * MEMORY_PER_RANK
     found = f"{format_size(size)}, {format_size(free)} of it free; about {format_size(need)} needed"
-    if needs.host_memory > size + host.swap:
+    if needs.host_memory > size + psutil.swap_memory().total:
         why = f"{needs.recipe} keeps {format_size(needs.host_memory)} on the host"
         return fail(found, why, "a recipe without offload, or more nodes")
     if need > free:
@@ -106,10 +72,10 @@ def memory(facts: NodeFacts, needs: Needs) -> Verdict:
     return ok(found)
 
 
-@check("host", "host")
-def open_files(facts: NodeFacts, needs: Needs) -> Verdict:
+@check("host")
+def open_files(needs: Needs) -> Finding:
     """A process may open enough files and sockets."""
-    limit = facts.host.open_files
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     found = _limit_text(limit)
     if 0 <= limit < LEAST_OPEN_FILES:
         return fail(found, "shards, workers and sockets need more", "ulimit -n 65536")
@@ -118,33 +84,34 @@ def open_files(facts: NodeFacts, needs: Needs) -> Verdict:
     return ok(found)
 
 
-@check("host", "host")
-def locked_memory(facts: NodeFacts, needs: Needs) -> Verdict:
+@check("host")
+def locked_memory(needs: Needs) -> Finding:
     """Memory may be locked where InfiniBand needs it."""
-    if not (facts.network and facts.network.infiniband):
+    if not infiniband_states():
         return skip("no InfiniBand")
-    found = _limit_text(facts.host.locked_memory)
-    if facts.host.locked_memory == UNLIMITED:
-        return ok(found)
-    return fail(found, "RDMA cannot register its buffers: NCCL fails", "ulimit -l unlimited")
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ok(_limit_text(limit))
+    why = "RDMA cannot register its buffers: NCCL fails"
+    return fail(_limit_text(limit), why, "ulimit -l unlimited")
 
 
-@check("host", "host")
-def shared_memory(facts: NodeFacts, needs: Needs) -> Verdict:
+@check("host")
+def shared_memory(needs: Needs) -> Finding:
     """/dev/shm has room for the buffers of all processes."""
-    host = facts.host
-    if host.shm_free is None:
+    if not SHARED_MEMORY.is_dir():
         why = "processes exchange data through it"
         return warn("there is no /dev/shm", why, "mount -t tmpfs tmpfs /dev/shm")
-    per_rank = SHM_PER_GPU_RANK if facts.gpu_count else SHM_PER_CPU_RANK
-    uses_it = needs.slots > 1 or (bool(needs.recipe) and not facts.gpu_count)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    per_rank = SHM_PER_GPU_RANK if count_gpus() else SHM_PER_CPU_RANK
+    uses_it = needs.slots > 1 or (bool(needs.recipe) and not count_gpus())
     need = needs.slots * per_rank if uses_it else 0
-    found = f"{format_size(host.shm_free)} free, {format_size(need)} needed"
-    if host.shm_free < need:
+    found = f"{format_size(free)} free, {format_size(need)} needed"
+    if free < need:
         fix = "a container: --shm-size=1g; else: mount -o remount,size=1g /dev/shm"
         return fail(found, "processes die with SIGBUS, or NCCL refuses", fix)
     return ok(found)
 
 
 def _limit_text(value: int) -> str:
-    return "unlimited" if value == UNLIMITED else f"limit {value}"
+    return "unlimited" if value == resource.RLIM_INFINITY else f"limit {value}"

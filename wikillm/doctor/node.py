@@ -1,110 +1,93 @@
 """The doctor on a node: `python -m wikillm.doctor.node` answers requests, one JSON object per line.
 
-Started over ssh, it ends with its standard input, and then removes its listeners and files.
+Started over ssh, it ends with its standard input, and then removes its file. Its listeners end
+with the process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wikillm.core.files import nearest_existing
-from wikillm.doctor.needs import Request
-from wikillm.doctor.questions import gather
+from wikillm.core.world import free_port
+from wikillm.doctor.disk import existing_folder
+from wikillm.doctor.examine import check_node
+from wikillm.doctor.needs import Needs
+from wikillm.doctor.network import outer_card
+from wikillm.doctor.nodes import facts_to_compare
+from wikillm.doctor.probe import in_time
 
 MARK = "wikillm-doctor"
 CONNECT_SECONDS = 4.0
-LOOK_SECONDS = 5.0
-COMMANDS = ("hello", "facts", "write", "look", "listen", "connect", "all_reduce", "clean")
+FOLDER_SECONDS = 5.0
 ALL_REDUCE_SECONDS = 18.0
 MEASURED_SECONDS = 1.0
 
 
 class NodeServer:
-    """Answers requests by name. Changes nothing but its own files and ports."""
+    """Answers `examine`, `meet` and `reduce`, in this order."""
 
     def __init__(self) -> None:
+        self.commands = {"examine": self.examine, "meet": self.meet, "reduce": self.reduce}
         self._listeners: list[socket.socket] = []
-        self._files: list[Path] = []
+        self._written: list[Path] = []
 
-    def answer(self, command: str, arguments: dict[str, Any]) -> Any:
-        """The result of a command. Raises ValueError if it is unknown, OSError from the system."""
-        if command not in COMMANDS:
-            raise ValueError(f"no such command: {command}")
-        return getattr(self, command)(**arguments)
-
-    def hello(self, environment: dict[str, str]) -> None:
-        """Set the variables that a run would get here."""
-        os.environ.update(environment)
-
-    def facts(self, request: dict[str, Any]) -> dict[str, Any]:
-        request["data_path"] = tuple(request["data_path"])
-        return asdict(gather(Request(**request)))
-
-    def write(self, folder: str, file: str, text: str) -> None:
-        """Write a file beside the run directory."""
-        path = _existing(folder) / file
-        path.write_text(text, encoding="utf-8")
-        self._files.append(path)
-
-    def look(self, folder: str, names: dict[str, str]) -> list[str]:
-        """The files of `names` (file -> text) without that text; waits LOOK_SECONDS for them."""
-        end = time.monotonic() + LOOK_SECONDS
-        while True:
-            where = _existing(folder)
-            missing = [name for name, text in names.items() if _text(where / name) != text]
-            if not missing or time.monotonic() > end:
-                return missing
-            time.sleep(0.3)
-
-    def listen(self, ports: list[int], token: str) -> list[int]:
-        """Listen on `ports` (0: any) and send `token` to peers. Returns the ports, 0 if busy."""
-        found = []
-        for port in ports:
-            server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                server.bind(("", port))
-                server.listen(64)
-            except OSError:
-                server.close()
-                found.append(0)
-                continue
-            self._listeners.append(server)
-            threading.Thread(target=_serve, args=(server, token.encode()), daemon=True).start()
-            found.append(int(server.getsockname()[1]))
-        return found
-
-    def connect(self, targets: list[tuple[str, str, int, str]]) -> dict[str, str]:
-        """Node -> "" or its first error. A target is (node, address, port, expected token)."""
-        with ThreadPoolExecutor(32) as pool:
-            errors = list(pool.map(lambda target: _try(*target[1:]), targets))
-        found: dict[str, str] = {}
-        for (node, *_), error in zip(targets, errors, strict=True):
-            found[node] = found.get(node) or error
-        return found
-
-    def all_reduce(
-        self, rank: int, world: int, address: str, port: int, card: str
+    def examine(
+        self, needs: dict[str, Any], name: str, token: str, environment: dict[str, str]
     ) -> dict[str, Any]:
+        """Check this node. With several nodes also write a file and listen for the others.
+
+        Args:
+            name: this node, as the hostfile calls it.
+            token: in the names of the files of this examination.
+            environment: the variables that a run would get here.
+        """
+        os.environ.update(environment)
+        self.needs = Needs(**needs)
+        self.token = token
+        findings = check_node(self.needs, name)
+        answer = {
+            "findings": [asdict(finding) for finding in findings],
+            "facts": facts_to_compare(self.needs),
+        }
+        if self.needs.nodes > 1:
+            jobs = {"write": lambda: self._write(name)}
+            late = f"no answer within {FOLDER_SECONDS:.0f} s"
+            answer["write_error"] = in_time(jobs, FOLDER_SECONDS).get("write", late)
+            answer["ports"] = [*self._listen(self.needs.master_port), *self._listen(0)]
+            answer["free_port"] = free_port()
+        return answer
+
+    def meet(self, written: list[str], peers: list[tuple[str, str, list[int]]]) -> dict[str, Any]:
+        """Look for the files of the nodes `written`; connect to `peers`: (name, address, ports)."""
+        found = in_time({"look": lambda: self._look(written)}, FOLDER_SECONDS + 1)
+        with ThreadPoolExecutor(32) as pool:
+            errors = list(pool.map(lambda peer: _connect(*peer[1:]), peers))
+        names = [name for name, *_ in peers]
+        return {
+            "missing": found.get("look", written),
+            "errors": dict(zip(names, errors, strict=True)),
+        }
+
+    def reduce(self, rank: int, world: int, address: str, port: int) -> dict[str, Any]:
         """Run one rank of the measurement. Returns the result, on rank 0, or `error`."""
+        card = outer_card(self.needs)
         rendezvous = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
         own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **rendezvous, **place}
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "wikillm.measure.collective", str(MEASURED_SECONDS)],
-                env={"GLOO_SOCKET_IFNAME": card, **os.environ, **own},
+                env={"GLOO_SOCKET_IFNAME": card.name if card else "", **os.environ, **own},
                 capture_output=True,
                 text=True,
                 timeout=ALL_REDUCE_SECONDS,
@@ -117,51 +100,51 @@ class NodeServer:
             return {"error": lines[-1].strip() if lines else f"ended with {done.returncode}"}
         return dict(json.loads(done.stdout.splitlines()[-1])) if rank == 0 else {}
 
-    def clean(self) -> None:
-        """Close the listeners and remove the files."""
-        for server in self._listeners:
-            with contextlib.suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)
-            server.close()
-        for path in self._files:
+    def remove_file(self) -> None:
+        for path in self._written:
             path.unlink(missing_ok=True)
-        self._listeners.clear()
-        self._files.clear()
 
+    def _file_of(self, name: str) -> Path:
+        return existing_folder(self.needs.run_dir) / f".wikillm-doctor-{self.token}-{name}"
 
-def _existing(folder: str) -> Path:
-    path = Path(folder)
-    return path if path.is_dir() else nearest_existing(path)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _serve(server: socket.socket, token: bytes) -> None:
-    while True:
+    def _write(self, name: str) -> str:
+        """Write this node's file beside the run directory. Returns why that failed, or ""."""
+        path = self._file_of(name)
         try:
-            peer, _ = server.accept()
-        except OSError:
-            return
-        with contextlib.suppress(OSError), peer:
-            peer.sendall(token)
+            path.touch()
+        except OSError as error:
+            return f"{path.parent}: {error.strerror}"
+        self._written.append(path)
+        return ""
+
+    def _look(self, names: list[str]) -> list[str]:
+        """The nodes whose files cannot be read here; waits FOLDER_SECONDS for them."""
+        end = time.monotonic() + FOLDER_SECONDS
+        while True:
+            missing = [name for name in names if not os.access(self._file_of(name), os.R_OK)]
+            if not missing or time.monotonic() > end:
+                return missing
+            time.sleep(0.3)
+
+    def _listen(self, port: int) -> list[int]:
+        """The port (0: a free one) that now accepts connections; none if it is taken."""
+        with suppress(OSError):
+            # The kernel completes connections up to the backlog; nothing has to be exchanged.
+            self._listeners.append(socket.create_server(("", port), backlog=4096))
+            return [int(self._listeners[-1].getsockname()[1])]
+        return []
 
 
-def _try(address: str, port: int, token: str) -> str:
-    try:
-        with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as peer:
-            received = b""
-            while piece := peer.recv(256):
-                received += piece
-    except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        return f"port {port} at {address}: {reason}"
-    is_ours = received.decode(errors="replace") == token
-    return "" if is_ours else f"port {port} at {address}: another program answers there"
+def _connect(address: str, ports: list[int]) -> str:
+    """The first error of connections to `ports`, "" if all are open."""
+    for port in ports:
+        try:
+            socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            is_late = isinstance(error, TimeoutError)
+            reason = "no answer" if is_late else error.strerror or str(error)
+            return f"port {port} at {address}: {reason}"
+    return ""
 
 
 def main() -> None:
@@ -172,15 +155,16 @@ def main() -> None:
     try:
         for line in sys.stdin:
             asked = json.loads(line)
+            command = asked["command"]
+            answer: dict[str, Any]
             try:
-                value = server.answer(asked["command"], asked["arguments"])
-                answer: dict[str, Any] = {"value": value}
+                answer = {"value": server.commands[command](**asked["arguments"])}
             except Exception as error:  # reported to the other side
                 answer = {"error": f"{type(error).__name__}: {error}"}
-            channel.write(json.dumps({MARK: asked["number"], **answer}) + "\n")
+            channel.write(json.dumps({MARK: command, **answer}) + "\n")
             channel.flush()
     finally:
-        server.clean()
+        server.remove_file()
     os._exit(0)  # threads that hang in a dead mount would keep the process
 
 

@@ -1,55 +1,139 @@
-"""Do the nodes agree, and do they reach each other?"""
+"""Do the nodes agree, and do they reach each other?
+
+Each node measures `FACTS` and sends their values as text. The checks here compare them where the
+command runs.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import psutil
+
 from wikillm.core.units import format_size
-from wikillm.doctor.checks import Check, Level, Verdict, check, fail, ok, skip, warn
-from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFailure
+from wikillm.doctor.checks import Check, Finding, Level, check, fail, ok, skip, warn
+from wikillm.doctor.disk import digest_of_sources
+from wikillm.doctor.gpus import gpu_kinds
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.network import FASTER, MASTER_FIX, SLOWER
-from wikillm.doctor.software import INSTALL
-from wikillm.supervise.network import is_loopback
+from wikillm.doctor.network import FASTER, MASTER_FIX, SLOWER, outer_card, route_of
+from wikillm.doctor.probe import in_time, read
+from wikillm.doctor.software import CODE_FOLDER, digest_of_code, supported_ranges
+from wikillm.supervise.facts import installed_version
 
 SLOW_BANDWIDTH = 100e6
 """Bytes/s that a link of 1 Gbit/s reaches."""
+SECONDS = 12.0
+_PACKAGE = "package "
 
 
-SAME_FOLDER = "--workdir FOLDER, the same on all nodes"
-_UNREACHED = {
-    "timeout": ("the node does not answer", "is it on, is its name right? ssh {node}"),
-    "key": ("no login without a password", "ssh-copy-id {node}"),
-    "changed-key": (
-        "its host key is not the known one",
-        "if it was reinstalled: ssh-keygen -R {node}, then ssh {node} once",
-    ),
-    "folder": ("the checkout is not at the same path", SAME_FOLDER),
-    "python": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
-    "other": ("no facts about this node", "ssh {node}"),
+def _mtu(needs: Needs) -> str | None:
+    card = outer_card(needs)
+    return str(card.mtu) if card else None
+
+
+def _machine(needs: Needs) -> str:
+    """Boot and network namespace: equal only for two names of one machine or container."""
+    network = os.readlink("/proc/self/ns/net")
+    return f"{read('/proc/sys/kernel/random/boot_id')} {network}"
+
+
+def _master(needs: Needs) -> str | None:
+    route = route_of(needs)
+    return route.master if route else None
+
+
+def _own_address(needs: Needs) -> str | None:
+    """The source address of this node's packets to the master."""
+    route = route_of(needs)
+    return route.address if route else None
+
+
+FACTS: dict[str, Callable[[Needs], str | None]] = {
+    "python": lambda needs: platform.python_version(),
+    "code": lambda needs: digest_of_code(),
+    "folder": lambda needs: str(CODE_FOLDER),
+    "user": lambda needs: psutil.Process().username(),
+    "sources": digest_of_sources,
+    "gpus": lambda needs: gpu_kinds(),
+    "mtu": _mtu,
+    "machine": _machine,
+    "master": _master,
+    "address": _own_address,
 }
-"""`NodeFailure.kind` -> what follows from it, and the fix."""
 
 
-def _answer(answer: tuple[str, NodeFailure | None], needs: Needs) -> Verdict:
-    node, lost = answer
-    if lost is None:
-        return ok("answers")
-    why, fix = _UNREACHED[lost.kind]
-    return fail(lost.text, why, fix.format(node=node))
+def facts_to_compare(needs: Needs) -> dict[str, str]:
+    """The values of FACTS and the versions of the packages on this node, without unknown ones."""
+    measured = in_time({name: partial(look, needs) for name, look in FACTS.items()}, SECONDS)
+    known = {name: value for name, value in measured.items() if value is not None}
+    versions = {name: installed_version(name) or "missing" for name in supported_ranges()}
+    return known | {f"{_PACKAGE}{name}": version for name, version in versions.items()}
 
 
-REACH = Check("reach", "nodes", "The node answers over ssh, without a password.", _answer)
-"""The check of each node before its facts are known."""
+@dataclass(slots=True)
+class ClusterFacts:
+    """What is known about all nodes.
+
+    Attributes:
+        slots: processes of each node, in the order of the hostfile.
+        facts: node -> its `facts_to_compare`; nodes that did not answer are absent.
+        unreachable: node -> why it did not answer.
+        shared: node -> the nodes whose files it did not see, or why it could not write.
+        connections: (from, to) -> "" or the error.
+        all_reduce: bytes per second, or why there is no measurement.
+    """
+
+    slots: Mapping[str, int]
+    facts: Mapping[str, dict[str, str]]
+    unreachable: Mapping[str, Finding]
+    shared: dict[str, list[str] | str] = field(default_factory=dict)
+    connections: dict[tuple[str, str], str] = field(default_factory=dict)
+    all_reduce: float | str = "not measured"
+
+    def by_value(self, fact: str) -> dict[str, list[str]]:
+        """Each known value of a fact -> the nodes with that value."""
+        found: dict[str, list[str]] = {}
+        for node in self.slots:
+            value = self.facts.get(node, {}).get(fact)
+            if value is not None:
+                found.setdefault(value, []).append(node)
+        return found
+
+    def addresses(self) -> dict[str, str]:
+        """Node -> the address that the other nodes reach it by.
+
+        The first node's is the one that most nodes resolve the master's name to.
+        """
+        found = {node: facts["address"] for node, facts in self.facts.items() if "address" in facts}
+        master = next((node for node in self.slots if node in self.facts), None)
+        resolved = self.by_value("master")
+        if master is not None and resolved:
+            found[master] = max(resolved, key=lambda address: len(resolved[address]))
+        return found
+
+
+REACH = Check(
+    "reach",
+    "nodes",
+    "The node answers over ssh, without a password.",
+    lambda failure: failure or ok("answers"),
+)
+"""The check of one node before anything else is known about it: its entry in `unreachable`."""
 
 
 def _equal(
-    group: str, name: str, about: str, value: str, why: str, fix: str, level: Level = "fail"
+    group: str, name: str, about: str, fact: str, why: str, fix: str, level: Level = "fail"
 ) -> Check:
-    """A check that `value`, such as "host.user", is the same on all nodes."""
+    """A check that a fact has the same value on all nodes."""
 
-    def look(cluster: ClusterFacts, needs: Needs) -> Verdict:
-        found = cluster.by_value(value)
+    def look(cluster: ClusterFacts) -> Finding:
+        found = cluster.by_value(fact)
         if len(found) > 1:
-            return Verdict(level, _groups(found), why, fix)
+            return Finding(level, _groups(found), why, fix)
         return ok(next(iter(found))) if found else skip("not known on any node")
 
     return Check(name, group, about, look)
@@ -65,55 +149,60 @@ def _groups(found: dict[str, list[str]]) -> str:
 
 
 _MIXED = "ranks would run different programs"
-_MAKE = "make env on all nodes"
+SAME_FOLDER = "--workdir FOLDER, the same on all nodes"
 PYTHON = _equal(
-    "python", "python-equal", "All nodes run the same Python.", "software.python",
+    "python", "python-equal", "All nodes run the same Python.", "python",
     "pickled objects and compiled ops differ", "make env on all nodes with the same PYTHON",
 )  # fmt: skip
 CODE = _equal(
-    "run", "code-equal", "All nodes have the same code.", "software.code_digest",
+    "run", "code-equal", "All nodes have the same code.", "code",
     _MIXED, "share one checkout, or check out one commit on all nodes",
 )  # fmt: skip
 FOLDER = _equal(
-    "run", "folder-equal", "The code has the same path on all nodes.", "software.code_folder",
+    "run", "folder-equal", "The code has the same path on all nodes.", "folder",
     "relative paths mean different folders", SAME_FOLDER, "warn",
 )  # fmt: skip
 USER = _equal(
-    "nodes", "user-equal", "The same user logs in on all nodes.", "host.user",
+    "nodes", "user-equal", "The same user logs in on all nodes.", "user",
     "one user cannot write the other's files", "set User NAME in ~/.ssh/config", "warn",
 )  # fmt: skip
 DATA = _equal(
-    "run", "data-equal", "All nodes have the same sources.", "disk.sources",
+    "run", "data-equal", "All nodes have the same sources.", "sources",
     "each node would build another store", "put one copy on a shared folder",
 )  # fmt: skip
 GPUS = _equal(
-    "gpu", "gpus-equal", "All nodes have the same kind of GPU.", "gpus.kinds",
+    "gpu", "gpus-equal", "All nodes have the same kind of GPU.", "gpus",
     "NCCL and gloo do not mix; every step waits for the slowest",
     "leave the other nodes out of the hostfile",
 )  # fmt: skip
 MTU = _equal(
-    "network", "mtu-equal", "The cards between nodes have one MTU.", "network.mtu",
+    "network", "mtu-equal", "The cards between nodes have one MTU.", "mtu",
     "the first large collective hangs", "ip link set CARD mtu N, the same everywhere",
+)  # fmt: skip
+MASTER = _equal(
+    "network", "master-equal", "The master's name resolves to the same address on all nodes.",
+    "master", "some nodes take it for another machine", MASTER_FIX,
 )  # fmt: skip
 
 
 @check("python")
-def versions_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
+def versions_equal(cluster: ClusterFacts) -> Finding:
     """All nodes have the same versions of all packages."""
-    known = {name: f.software.packages for name, f in cluster.facts.items() if f.software}
-    packages = sorted({package for versions in known.values() for package in versions})
-    differ = []
-    for package in packages:
-        found: dict[str, list[str]] = {}
-        for node, versions in known.items():
-            found.setdefault(versions.get(package) or "missing", []).append(node)
-        if len(found) > 1:
-            differ.append(f"{package} {_groups(found)}")
-    return fail(" | ".join(differ), _MIXED, _MAKE) if differ else ok(f"{len(packages)} packages")
+    names = {fact for facts in cluster.facts.values() for fact in facts}
+    packages = sorted(name for name in names if name.startswith(_PACKAGE))
+    versions = {name: cluster.by_value(name) for name in packages}
+    differ = [
+        f"{name.removeprefix(_PACKAGE)} {_groups(found)}"
+        for name, found in versions.items()
+        if len(found) > 1
+    ]
+    if differ:
+        return fail(" | ".join(differ), _MIXED, "make env on all nodes")
+    return ok(f"{len(packages)} packages")
 
 
 @check("gpu")
-def slots_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
+def slots_equal(cluster: ClusterFacts) -> Finding:
     """The hostfile gives every node the same number of processes."""
     counts = sorted(set(cluster.slots.values()))
     if len(counts) == 1:
@@ -124,10 +213,9 @@ def slots_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
 
 
 @check("nodes")
-def distinct_machines(cluster: ClusterFacts, needs: Needs) -> Verdict:
+def distinct_machines(cluster: ClusterFacts) -> Finding:
     """No two names in the hostfile are one machine."""
-    same = cluster.by_value("host.identity")
-    twice = [nodes for nodes in same.values() if len(nodes) > 1]
+    twice = [nodes for nodes in cluster.by_value("machine").values() if len(nodes) > 1]
     if twice:
         found = f"{' and '.join(twice[0])} are one machine"
         fix = "keep one line per machine in the hostfile"
@@ -136,7 +224,7 @@ def distinct_machines(cluster: ClusterFacts, needs: Needs) -> Verdict:
 
 
 @check("disk")
-def shared_folder(cluster: ClusterFacts, needs: Needs) -> Verdict:
+def shared_folder(cluster: ClusterFacts) -> Finding:
     """A file that one node writes beside the run directory can be read by every other node."""
     if not cluster.shared:
         return skip("not tried")
@@ -152,18 +240,7 @@ def shared_folder(cluster: ClusterFacts, needs: Needs) -> Verdict:
 
 
 @check("network")
-def master_equal(cluster: ClusterFacts, needs: Needs) -> Verdict:
-    """The master's name resolves to the same address on all nodes."""
-    found = cluster.by_value("network.master_address")
-    outer = {address: nodes for address, nodes in found.items() if not is_loopback(address)}
-    if len(outer) > 1:
-        why = f"some nodes take {cluster.master} for another machine"
-        return fail(_groups(outer), why, MASTER_FIX)
-    return ok(next(iter(outer))) if outer else skip("known on no node")
-
-
-@check("network")
-def connections(cluster: ClusterFacts, needs: Needs) -> Verdict:
+def connections(cluster: ClusterFacts) -> Finding:
     """Every node reaches every other node, on the master's port and on a high port."""
     if not cluster.connections:
         return skip("not tried")
@@ -176,15 +253,12 @@ def connections(cluster: ClusterFacts, needs: Needs) -> Verdict:
 
 
 @check("network")
-def all_reduce(cluster: ClusterFacts, needs: Needs) -> Verdict:
+def all_reduce(cluster: ClusterFacts) -> Finding:
     """An all-reduce between the nodes (gloo over TCP, one process per node), and its bandwidth."""
     measured = cluster.all_reduce
-    if not isinstance(measured, Bandwidth):
+    if isinstance(measured, str):
         if measured.startswith("not "):
             return skip(measured)
         return fail(measured, "the run's first collective would fail too", "see the checks above")
-    found = f"{format_size(measured.bytes_per_second)}/s over {measured.ranks} nodes"
-    if needs.traffic:
-        found += f"; {format_size(needs.traffic)} per GPU and step with {needs.recipe}"
-    is_slow = measured.bytes_per_second < SLOW_BANDWIDTH
-    return warn(found, SLOWER, FASTER) if is_slow else ok(found)
+    found = f"{format_size(measured)}/s over {len(cluster.facts)} nodes"
+    return warn(found, SLOWER, FASTER) if measured < SLOW_BANDWIDTH else ok(found)

@@ -1,18 +1,18 @@
-"""Runs small tools and reads small files of /proc and /sys: bounded in time, without exceptions."""
+"""Runs small tools, reads small files and waits for answers: bounded in time, no exceptions."""
 
 from __future__ import annotations
 
-import queue
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from wikillm.core.log import logger
 
 TOOL_SECONDS = 8.0
+T = TypeVar("T")
 
 
 def run_tool(*argv: str) -> tuple[str, str]:
@@ -47,31 +47,23 @@ def read(path: Path | str) -> str:
         return ""
 
 
-def run_in_time(
-    functions: Mapping[str, Callable[[], Any]], seconds: float
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(results, errors) by name. Daemon threads: a name lookup or a dead mount may never return."""
-    answers: queue.Queue[tuple[str, Any, str]] = queue.Queue()
+def in_time(jobs: Mapping[str, Callable[[], T]], seconds: float) -> dict[str, T]:
+    """The results of the jobs that return within `seconds`, by name.
 
-    def work(name: str, function: Callable[[], Any]) -> None:
+    Each job has a daemon thread: a name lookup or a dead mount may never return.
+    """
+    results: dict[str, T] = {}
+
+    def work(name: str) -> None:
         try:
-            answers.put((name, function(), ""))
+            results[name] = jobs[name]()
         except Exception as error:
-            logger.warning("gathering %s", name, exc_info=error)
-            answers.put((name, None, f"{type(error).__name__}: {error}"))
+            logger.warning("doctor: %s", name, exc_info=error)
 
-    for name, function in functions.items():
-        threading.Thread(target=work, args=(name, function), daemon=True, name=name).start()
-    found: dict[str, Any] = {}
-    errors = dict.fromkeys(functions, f"no answer within {seconds:.0f} s")
     end = time.monotonic() + seconds
-    for _ in functions:
-        try:
-            name, value, error = answers.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
-            break
-        found[name] = value
-        del errors[name]
-        if error:
-            errors[name] = error
-    return found, errors
+    threads = [threading.Thread(target=work, args=(name,), daemon=True) for name in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return dict(results)

@@ -1,28 +1,29 @@
-"""Checks that the servers for tokenizers, models and tracking respond. Any HTTP response counts."""
+"""Do the servers for tokenizers, models and tracking respond? Any HTTP response counts."""
 
 from __future__ import annotations
 
+import http.client
+import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable
 
-from wikillm.doctor.checks import Check, Verdict, ok, skip, warn
-from wikillm.doctor.facts import NodeFacts
+from wikillm.data.fetch.remote import is_offline
+from wikillm.doctor.checks import Check, Finding, ok, skip, warn
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.probe import run_in_time
+from wikillm.doctor.probe import in_time
+from wikillm.observe.redact import redact_text
 
 SECONDS = 5.0
 
 
-def gather_connectivity(addresses: Mapping[str, str]) -> dict[str, str]:
-    """Server name -> "" if it answered, else why not. All servers are asked at once."""
-    asks = {name: partial(_reach, address) for name, address in addresses.items()}
-    found, errors = run_in_time(asks, SECONDS + 1)
-    return {name: errors.get(name) or found[name] for name in addresses}
+def why_no_answer(address: str) -> str:
+    """Why no server answers at `address`; "" if one does."""
+    error = in_time({address: lambda: _ask(address)}, SECONDS + 1).get(address)
+    return f"no answer within {SECONDS + 1:.0f} s" if error is None else redact_text(error)
 
 
-def _reach(address: str) -> str:
+def _ask(address: str) -> str:
     if not address.startswith(("https://", "http://")):
         return "not a web address"
     try:
@@ -32,36 +33,46 @@ def _reach(address: str) -> str:
         return ""
     except urllib.error.URLError as error:
         return str(getattr(error.reason, "strerror", None) or error.reason)
+    except http.client.InvalidURL:
+        return "not a web address"  # its text may contain a password
     except (OSError, ValueError) as error:
         return str(error)
     return ""
 
 
-def _reach_check(name: str, about: str, why: str, fix: str) -> Check:
-    def look(facts: NodeFacts, needs: Needs) -> Verdict:
-        if name not in facts.connectivity:
+def _server(name: str, about: str, address: Callable[[], str], why: str, fix: str) -> Check:
+    def look(needs: Needs) -> Finding:
+        if is_offline():
             return skip("not asked: this run is offline")
-        error = facts.connectivity[name]
+        error = why_no_answer(address())
         return warn(error, why, fix) if error else ok("answers")
 
-    return Check(f"reach-{name}", "connectivity", about, look, "connectivity")
+    return Check(f"reach-{name}", "connectivity", about, look)
 
 
 _LOCAL = "data.tokenizer=FOLDER, data.path=FILE"
 _NOT_NEEDED = "not needed where files are local"
-HUGGINGFACE = _reach_check(
+HUGGINGFACE = _server(
     "huggingface",
     "Hugging Face answers.",
+    lambda: "https://huggingface.co",
     "tokenizers and models may come from it",
     f"set HF_ENDPOINT, or use local files: {_LOCAL}",
 )
-MIRROR = _reach_check(
-    "hf-mirror", "The mirror of Hugging Face (HF_ENDPOINT) answers.", _NOT_NEEDED, _LOCAL
+MIRROR = _server(
+    "hf-mirror",
+    "The mirror of Hugging Face (HF_ENDPOINT) answers.",
+    lambda: os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://hf-mirror.com",
+    _NOT_NEEDED,
+    _LOCAL,
 )
-MODELSCOPE = _reach_check("modelscope", "ModelScope answers.", _NOT_NEEDED, _LOCAL)
-SWANLAB = _reach_check(
+MODELSCOPE = _server(
+    "modelscope", "ModelScope answers.", lambda: "https://modelscope.cn", _NOT_NEEDED, _LOCAL
+)
+SWANLAB = _server(
     "swanlab",
     "SwanLab answers.",
+    lambda: os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn/api"),
     "tracking stays offline",
     "observe.swanlab.mode=offline, and `swanlab sync` later",
 )
