@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -27,33 +26,15 @@ DRIVER = Path("/dev/nvidiactl")
 INFINIBAND = Path("/sys/class/infiniband")
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkCard:
-    """`speed` in Mbit/s, None for virtual cards."""
-
-    name: str
-    is_up: bool
-    mtu: int
-    speed: int | None
-    addresses: tuple[str, ...]
-
-
-def network_cards() -> tuple[NetworkCard, ...]:
-    addresses = psutil.net_if_addrs()
-    return tuple(
-        NetworkCard(
-            name=name,
-            is_up=card.isup,
-            mtu=card.mtu,
-            speed=card.speed or None,
-            addresses=tuple(
-                found.address.partition("%")[0]
-                for found in addresses.get(name, [])
-                if found.family in (socket.AF_INET, socket.AF_INET6)
-            ),
-        )
-        for name, card in sorted(psutil.net_if_stats().items())
-    )
+def card_addresses() -> dict[str, list[str]]:
+    """The addresses of each card that is up, loopback included."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    stats = psutil.net_if_stats()
+    return {
+        name: [each.address.partition("%")[0] for each in found if each.family in families]
+        for name, found in sorted(psutil.net_if_addrs().items())
+        if name in stats and stats[name].isup
+    }
 
 
 def route_of(needs: Needs) -> Route | None:
@@ -64,26 +45,15 @@ def route_of(needs: Needs) -> Route | None:
     return None
 
 
-def outer_card(needs: Needs) -> NetworkCard | None:
+def outer_card(needs: Needs) -> str | None:
     """The card that leads to the other nodes.
 
     Without a route, because the master's name is wrong here, it is the only card with addresses.
     """
-    cards = [card for card in network_cards() if card.name != "lo"]
+    cards = {name: found for name, found in card_addresses().items() if found and name != "lo"}
     if route := route_of(needs):
-        cards = [card for card in cards if route.address in card.addresses]
-    usable = [card for card in cards if card.is_up and card.addresses]
-    return usable[0] if len(usable) == 1 else None
-
-
-def resolve(name: str) -> tuple[str, ...]:
-    """Addresses of a name, IPv4 first; empty if the name is unknown here."""
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return ()
-    ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in ordered))
+        cards = {name: found for name, found in cards.items() if route.address in found}
+    return next(iter(cards)) if len(cards) == 1 else None
 
 
 def infiniband_states() -> list[str]:
@@ -92,60 +62,43 @@ def infiniband_states() -> list[str]:
 
 
 @check("network")
-def hostname(needs: Needs) -> Finding:
-    """The node's own name leads to an address that other nodes reach."""
-    name = socket.gethostname()
-    addresses = resolve(name)
-    found = f"{name} is {', '.join(addresses) or 'unknown'}"
-    if needs.nodes == 1:
-        if addresses:
-            return ok(found)
-        why = "some tools look it up at every start"
-        return warn(found, why, f"add to /etc/hosts: 127.0.1.1 {name}")
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return ok(f"{found}; GLOO_SOCKET_IFNAME names the card")
-    route = route_of(needs)
-    if needs.chooses_card and route is not None and route.interface is not None:
-        return ok(f"{found}; the run sets GLOO_SOCKET_IFNAME={route.interface}")
-    card = outer_card(needs)
-    name_of_card = card.name if card else "CARD"
-    fix = f"export GLOO_SOCKET_IFNAME={name_of_card}, or put the node's address into /etc/hosts"
-    if not addresses:
-        return fail(found, "gloo looks its own name up to find its card", fix)
-    if is_loopback(addresses[0]):
-        return fail(found, "gloo gives other nodes this address: the start hangs", fix)
-    return ok(found)
-
-
-@check("network")
 def master_name(needs: Needs) -> Finding:
-    """The name of the host of rank 0 can be resolved on this node."""
+    """The name of the host of rank 0 leads there, through a card that is up and fast."""
     if needs.nodes == 1:
         return skip("one node")
     try:
         route = find_route(needs.master)
     except MachineError as error:
         return fail(error.what.rstrip("."), "ranks on this node cannot join", error.fix or "")
-    found = f"{needs.master} is {route.master}"
     if is_loopback(route.master):
-        return fail(found, "ranks here would wait for this node", MASTER_FIX)
+        return fail(f"{needs.master} is {route.master}", "ranks would wait here", MASTER_FIX)
+    card = outer_card(needs)
+    found = f"{needs.master} is {route.master}, from {route.address} through {card or 'no card'}"
+    speed = psutil.net_if_stats()[card].speed if card else 0  # Mbit/s; 0 for virtual cards
+    if 0 < speed < SLOW_LINK and "ACTIVE" not in infiniband_states():
+        return warn(f"{found}: {speed} Mbit/s", SLOWER, FASTER)
     return ok(found)
 
 
 @check("network")
-def card(needs: Needs) -> Finding:
-    """The card that leads to the other nodes is up and fast."""
-    if needs.nodes == 1:
-        return skip("one node")
-    outer = outer_card(needs)
-    if outer is None:
-        why = "the nodes do not reach each other"
-        return fail(f"no route to {needs.master}", why, "ip route get ADDRESS")
-    found = f"{outer.name}, {', '.join(outer.addresses)}"
-    is_slow = outer.speed is not None and outer.speed < SLOW_LINK
-    if is_slow and "ACTIVE" not in infiniband_states():
-        return warn(f"{found}: {outer.speed} Mbit/s", SLOWER, FASTER)
-    return ok(found)
+def hostname(needs: Needs) -> Finding:
+    """gloo finds the card to the other nodes: the run names it, or the node's own name does."""
+    name = socket.gethostname()
+    route = route_of(needs)
+    card = os.environ.get("GLOO_SOCKET_IFNAME")
+    if card is None and needs.chooses_card and route is not None:
+        card = route.interface
+    if needs.nodes == 1 or card is not None:
+        return ok(f"{name}, gloo uses {card}") if card else skip("one node")
+    try:
+        address = str(socket.getaddrinfo(name, None)[0][4][0])
+    except OSError:
+        address = "unknown"
+    if address == "unknown" or is_loopback(address):
+        why = "gloo gives other nodes the address of this name: the start hangs"
+        fix = f"export GLOO_SOCKET_IFNAME={outer_card(needs) or 'CARD'}, or correct /etc/hosts"
+        return fail(f"{name} is {address}", why, fix)
+    return ok(f"{name} is {address}")
 
 
 @check("network")
@@ -154,28 +107,25 @@ def card_named(needs: Needs) -> Finding:
     # Without a GPU nothing uses NCCL.
     variables = ["GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if DRIVER.exists() else [])]
     chosen = {name: os.environ[name] for name in variables if os.environ.get(name)}
-    cards = network_cards()
-    names = [card.name for card in cards]
+    names = sorted(psutil.net_if_addrs())
     wrong = [name for name, value in chosen.items() if not names_a_card(name, value, names)]
     if wrong:
         found = ", ".join(f"{name}={chosen[name]}" for name in wrong)
-        outer = outer_card(needs)
-        fix = f"export {wrong[0]}={outer.name if outer else names[-1]}"
+        fix = f"export {wrong[0]}={outer_card(needs) or names[-1]}"
         return fail(found, f"this node has {', '.join(names)}", fix)
     if chosen:
         return ok(", ".join(f"{name}={value}" for name, value in chosen.items()))
-    usable = [card.name for card in cards if card.is_up and not _is_only_loopback(card)]
+    usable = [
+        name
+        for name, addresses in card_addresses().items()
+        if not all(is_loopback(address) for address in addresses)
+    ]
     outer = outer_card(needs) if needs.nodes > 1 and len(usable) > 1 else None
     if outer:
         found = f"{len(usable)} cards ({', '.join(usable[:6])}), none chosen"
-        why = "NCCL and gloo may take one that the other nodes do not reach"
-        fix = f"export NCCL_SOCKET_IFNAME={outer.name} GLOO_SOCKET_IFNAME={outer.name}"
-        return warn(found, why, fix)
-    return ok("not set; one card") if usable else skip("no card but loopback")
-
-
-def _is_only_loopback(card: NetworkCard) -> bool:
-    return all(is_loopback(address) for address in card.addresses)
+        why = "NCCL may take one that the other nodes do not reach"
+        return warn(found, why, f"export NCCL_SOCKET_IFNAME={outer}")
+    return ok("not set") if usable else skip("no card but loopback")
 
 
 def names_a_card(variable: str, value: str, names: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The doctor on a node: `python -m wikillm.doctor.node` answers requests, one JSON object per line.
+"""The doctor on a node: `python -m wikillm.doctor.node NAME` answers requests, a JSON object each.
 
 Started over ssh, it ends with its standard input, and then removes its file. Its listeners end
 with the process.
@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,60 +35,74 @@ MEASURED_SECONDS = 1.0
 
 
 class NodeServer:
-    """Answers `examine`, `meet` and `reduce`, in this order."""
+    """Answers `examine`, `meet` and `reduce`, in this order. `name` is the hostfile's."""
 
-    def __init__(self) -> None:
-        self.commands = {"examine": self.examine, "meet": self.meet, "reduce": self.reduce}
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.commands: dict[str, Callable[..., dict[str, Any]]] = {
+            "examine": self.examine,
+            "meet": self.meet,
+            "reduce": self.reduce,
+        }
         self._listeners: list[socket.socket] = []
         self._written: list[Path] = []
 
     def examine(
-        self, needs: dict[str, Any], name: str, token: str, environment: dict[str, str]
+        self,
+        needs: dict[str, Any],
+        slots: dict[str, int],
+        token: str,
+        environment: dict[str, str],
     ) -> dict[str, Any]:
         """Check this node. With several nodes also write a file and listen for the others.
 
         Args:
-            name: this node, as the hostfile calls it.
+            slots: processes of each node.
             token: in the names of the files of this examination.
             environment: the variables that a run would get here.
         """
         os.environ.update(environment)
-        self.needs = Needs(**needs)
+        self.needs = replace(Needs(**needs), slots=slots[self.name])
         self.token = token
-        findings = check_node(self.needs, name)
-        answer = {
-            "findings": [asdict(finding) for finding in findings],
+        answer: dict[str, Any] = {
+            "findings": [asdict(finding) for finding in check_node(self.needs, self.name)],
             "facts": facts_to_compare(self.needs),
         }
-        if self.needs.nodes > 1:
-            jobs = {"write": lambda: self._write(name)}
+        if len(slots) > 1:
             late = f"no answer within {FOLDER_SECONDS:.0f} s"
-            answer["write_error"] = in_time(jobs, FOLDER_SECONDS).get("write", late)
+            answer["write_error"] = in_time({"": self._write}, FOLDER_SECONDS).get("", late)
             answer["ports"] = [*self._listen(self.needs.master_port), *self._listen(0)]
             answer["free_port"] = free_port()
         return answer
 
-    def meet(self, written: list[str], peers: list[tuple[str, str, list[int]]]) -> dict[str, Any]:
-        """Look for the files of the nodes `written`; connect to `peers`: (name, address, ports)."""
-        found = in_time({"look": lambda: self._look(written)}, FOLDER_SECONDS + 1)
-        with ThreadPoolExecutor(32) as pool:
-            errors = list(pool.map(lambda peer: _connect(*peer[1:]), peers))
-        names = [name for name, *_ in peers]
+    def meet(self, written: list[str], peers: dict[str, tuple[str, list[int]]]) -> dict[str, Any]:
+        """Look for the files of the nodes `written`; connect to `peers`: name -> address, ports."""
+        look = in_time({"": lambda: self._look(written)}, FOLDER_SECONDS + 1)
+        others = {name: target for name, target in peers.items() if name != self.name}
+        with ThreadPoolExecutor(64) as pool:
+            errors = list(pool.map(lambda target: _connect(*target), others.values()))
         return {
-            "missing": found.get("look", written),
-            "errors": dict(zip(names, errors, strict=True)),
+            "missing": look.get("", written),
+            "errors": dict(zip(others, errors, strict=True)),
         }
 
-    def reduce(self, rank: int, world: int, address: str, port: int) -> dict[str, Any]:
+    def reduce(self, names: list[str], address: str, port: int) -> dict[str, Any]:
         """Run one rank of the measurement. Returns the result, on rank 0, or `error`."""
-        card = outer_card(self.needs)
-        rendezvous = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-        place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
-        own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **rendezvous, **place}
+        rank = names.index(self.name)
+        environment = {
+            "GLOO_SOCKET_IFNAME": outer_card(self.needs) or "",
+            **os.environ,
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(names)),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "wikillm.measure.collective", str(MEASURED_SECONDS)],
-                env={"GLOO_SOCKET_IFNAME": card.name if card else "", **os.environ, **own},
+                env=environment,
                 capture_output=True,
                 text=True,
                 timeout=ALL_REDUCE_SECONDS,
@@ -107,9 +122,9 @@ class NodeServer:
     def _file_of(self, name: str) -> Path:
         return existing_folder(self.needs.run_dir) / f".wikillm-doctor-{self.token}-{name}"
 
-    def _write(self, name: str) -> str:
+    def _write(self) -> str:
         """Write this node's file beside the run directory. Returns why that failed, or ""."""
-        path = self._file_of(name)
+        path = self._file_of(self.name)
         try:
             path.touch()
         except OSError as error:
@@ -150,8 +165,10 @@ def _connect(address: str, ports: list[int]) -> str:
 def main() -> None:
     """Answer until standard input ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # output of libraries goes to standard error, not between the answers
-    server = NodeServer()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # ssh sends both outputs the same way: only answers go there
+    os.dup2(nowhere, 2)
+    server = NodeServer(sys.argv[1])
     try:
         for line in sys.stdin:
             asked = json.loads(line)

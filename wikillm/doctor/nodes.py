@@ -21,24 +21,23 @@ from wikillm.doctor.gpus import gpu_kinds
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import FASTER, MASTER_FIX, SLOWER, outer_card, route_of
 from wikillm.doctor.probe import in_time, read
-from wikillm.doctor.software import CODE_FOLDER, digest_of_code, supported_ranges
+from wikillm.doctor.software import digest_of_code, supported_ranges
 from wikillm.supervise.facts import installed_version
 
 SLOW_BANDWIDTH = 100e6
 """Bytes/s that a link of 1 Gbit/s reaches."""
 SECONDS = 12.0
-_PACKAGE = "package "
-
-
-def _mtu(needs: Needs) -> str | None:
-    card = outer_card(needs)
-    return str(card.mtu) if card else None
 
 
 def _machine(needs: Needs) -> str:
     """Boot and network namespace: equal only for two names of one machine or container."""
     network = os.readlink("/proc/self/ns/net")
     return f"{read('/proc/sys/kernel/random/boot_id')} {network}"
+
+
+def _mtu(needs: Needs) -> str | None:
+    card = outer_card(needs)
+    return str(psutil.net_if_stats()[card].mtu) if card else None
 
 
 def _master(needs: Needs) -> str | None:
@@ -53,9 +52,7 @@ def _own_address(needs: Needs) -> str | None:
 
 
 FACTS: dict[str, Callable[[Needs], str | None]] = {
-    "python": lambda needs: platform.python_version(),
     "code": lambda needs: digest_of_code(),
-    "folder": lambda needs: str(CODE_FOLDER),
     "user": lambda needs: psutil.Process().username(),
     "sources": digest_of_sources,
     "gpus": lambda needs: gpu_kinds(),
@@ -63,7 +60,9 @@ FACTS: dict[str, Callable[[Needs], str | None]] = {
     "machine": _machine,
     "master": _master,
     "address": _own_address,
+    "version of Python": lambda needs: platform.python_version(),
 }
+_VERSION = "version of "
 
 
 def facts_to_compare(needs: Needs) -> dict[str, str]:
@@ -71,7 +70,7 @@ def facts_to_compare(needs: Needs) -> dict[str, str]:
     measured = in_time({name: partial(look, needs) for name, look in FACTS.items()}, SECONDS)
     known = {name: value for name, value in measured.items() if value is not None}
     versions = {name: installed_version(name) or "missing" for name in supported_ranges()}
-    return known | {f"{_PACKAGE}{name}": version for name, version in versions.items()}
+    return known | {f"{_VERSION}{name}": version for name, version in versions.items()}
 
 
 @dataclass(slots=True)
@@ -81,7 +80,6 @@ class ClusterFacts:
     Attributes:
         slots: processes of each node, in the order of the hostfile.
         facts: node -> its `facts_to_compare`; nodes that did not answer are absent.
-        unreachable: node -> why it did not answer.
         shared: node -> the nodes whose files it did not see, or why it could not write.
         connections: (from, to) -> "" or the error.
         all_reduce: bytes per second, or why there is no measurement.
@@ -89,7 +87,6 @@ class ClusterFacts:
 
     slots: Mapping[str, int]
     facts: Mapping[str, dict[str, str]]
-    unreachable: Mapping[str, Finding]
     shared: dict[str, list[str] | str] = field(default_factory=dict)
     connections: dict[tuple[str, str], str] = field(default_factory=dict)
     all_reduce: float | str = "not measured"
@@ -122,7 +119,7 @@ REACH = Check(
     "The node answers over ssh, without a password.",
     lambda failure: failure or ok("answers"),
 )
-"""The check of one node before anything else is known about it: its entry in `unreachable`."""
+"""The check of one node before anything else is known about it: why it did not answer, or None."""
 
 
 def _equal(
@@ -149,18 +146,9 @@ def _groups(found: dict[str, list[str]]) -> str:
 
 
 _MIXED = "ranks would run different programs"
-SAME_FOLDER = "--workdir FOLDER, the same on all nodes"
-PYTHON = _equal(
-    "python", "python-equal", "All nodes run the same Python.", "python",
-    "pickled objects and compiled ops differ", "make env on all nodes with the same PYTHON",
-)  # fmt: skip
 CODE = _equal(
     "run", "code-equal", "All nodes have the same code.", "code",
     _MIXED, "share one checkout, or check out one commit on all nodes",
-)  # fmt: skip
-FOLDER = _equal(
-    "run", "folder-equal", "The code has the same path on all nodes.", "folder",
-    "relative paths mean different folders", SAME_FOLDER, "warn",
 )  # fmt: skip
 USER = _equal(
     "nodes", "user-equal", "The same user logs in on all nodes.", "user",
@@ -187,18 +175,14 @@ MASTER = _equal(
 
 @check("python")
 def versions_equal(cluster: ClusterFacts) -> Finding:
-    """All nodes have the same versions of all packages."""
+    """All nodes have the same versions of Python and all packages."""
     names = {fact for facts in cluster.facts.values() for fact in facts}
-    packages = sorted(name for name in names if name.startswith(_PACKAGE))
-    versions = {name: cluster.by_value(name) for name in packages}
-    differ = [
-        f"{name.removeprefix(_PACKAGE)} {_groups(found)}"
-        for name, found in versions.items()
-        if len(found) > 1
-    ]
+    compared = sorted(name for name in names if name.startswith(_VERSION))
+    versions = {name.removeprefix(_VERSION): cluster.by_value(name) for name in compared}
+    differ = [f"{name} {_groups(found)}" for name, found in versions.items() if len(found) > 1]
     if differ:
-        return fail(" | ".join(differ), _MIXED, "make env on all nodes")
-    return ok(f"{len(packages)} packages")
+        return fail(" | ".join(differ), _MIXED, "make env on all nodes with the same PYTHON")
+    return ok(f"Python and {len(versions) - 1} packages")
 
 
 @check("gpu")

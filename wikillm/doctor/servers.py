@@ -6,10 +6,9 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 
 from wikillm.data.fetch.remote import is_offline
-from wikillm.doctor.checks import Check, Finding, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, ok, skip, warn
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import in_time
 from wikillm.observe.redact import redact_text
@@ -40,39 +39,40 @@ def _ask(address: str) -> str:
     return ""
 
 
-def _server(name: str, about: str, address: Callable[[], str], why: str, fix: str) -> Check:
-    def look(needs: Needs) -> Finding:
-        if is_offline():
-            return skip("not asked: this run is offline")
-        error = why_no_answer(address())
-        return warn(error, why, fix) if error else ok("answers")
-
-    return Check(f"reach-{name}", "connectivity", about, look)
+def _asked(address: str, why: str, fix: str) -> Finding:
+    if is_offline():
+        return skip("not asked: this run is offline")
+    error = why_no_answer(address)
+    return warn(error, why, fix) if error else ok("answers")
 
 
 _LOCAL = "data.tokenizer=FOLDER, data.path=FILE"
 _NOT_NEEDED = "not needed where files are local"
-HUGGINGFACE = _server(
-    "huggingface",
-    "Hugging Face answers.",
-    lambda: "https://huggingface.co",
-    "tokenizers and models may come from it",
-    f"set HF_ENDPOINT, or use local files: {_LOCAL}",
-)
-MIRROR = _server(
-    "hf-mirror",
-    "The mirror of Hugging Face (HF_ENDPOINT) answers.",
-    lambda: os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://hf-mirror.com",
-    _NOT_NEEDED,
-    _LOCAL,
-)
-MODELSCOPE = _server(
-    "modelscope", "ModelScope answers.", lambda: "https://modelscope.cn", _NOT_NEEDED, _LOCAL
-)
-SWANLAB = _server(
-    "swanlab",
-    "SwanLab answers.",
-    lambda: os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn/api"),
-    "tracking stays offline",
-    "observe.swanlab.mode=offline, and `swanlab sync` later",
-)
+
+
+@check("connectivity")
+def reach_huggingface(needs: Needs) -> Finding:
+    """Hugging Face answers."""
+    fix = f"set HF_ENDPOINT, or use local files: {_LOCAL}"
+    return _asked("https://huggingface.co", "tokenizers and models may come from it", fix)
+
+
+@check("connectivity")
+def reach_hf_mirror(needs: Needs) -> Finding:
+    """The mirror of Hugging Face (HF_ENDPOINT) answers."""
+    mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://hf-mirror.com"
+    return _asked(mirror, _NOT_NEEDED, _LOCAL)
+
+
+@check("connectivity")
+def reach_modelscope(needs: Needs) -> Finding:
+    """ModelScope answers."""
+    return _asked("https://modelscope.cn", _NOT_NEEDED, _LOCAL)
+
+
+@check("connectivity")
+def reach_swanlab(needs: Needs) -> Finding:
+    """SwanLab answers."""
+    address = os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn/api")
+    fix = "observe.swanlab.mode=offline, and `swanlab sync` later"
+    return _asked(address, "tracking stays offline", fix)

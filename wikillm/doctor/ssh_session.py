@@ -10,11 +10,11 @@ import json
 import secrets
 import shlex
 import subprocess
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,6 @@ MEET = 14.0
 REDUCE = 22.0
 LEAST_FOR_REDUCE = 12.0
 """Limits of the rounds in seconds; the first one includes the login and the start of Python."""
-MOST_PEERS = 16
-"""Up to this number of nodes, each connects to all others; of more, to the first and next two."""
 CLUSTER_CHECKS = tuple(check for check in declared(nodes) if check is not nodes.REACH)
 
 _REASONS = {
@@ -44,7 +42,7 @@ _REASONS = {
         "if it was reinstalled: ssh-keygen -R {node}, then ssh {node} once",
     ),
     "permission denied (": ("no login without a password", "ssh-copy-id {node}"),
-    "cd: ": ("the checkout is not at the same path", nodes.SAME_FOLDER),
+    "cd: ": ("the checkout is not at the same path", "--workdir FOLDER, the same on all nodes"),
     "python: ": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
     "traceback": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
 }
@@ -62,21 +60,18 @@ def examine_nodes(
         environment: the variables that a run would get there.
     """
     start = time.monotonic()
-    token = secrets.token_hex(8)
-    requests = {
-        name: {
-            "needs": asdict(replace(needs, slots=count)),
-            "name": name,
-            "token": token,
-            "environment": dict(environment),
-        }
-        for name, count in slots.items()
-    }
-    session = Session(workdir, start + SECONDS)
+    session = Session(slots, workdir, start + SECONDS)
     try:
-        answers = session.ask("examine", EXAMINE, requests)
+        answers = session.ask(
+            "examine",
+            EXAMINE,
+            needs=asdict(needs),
+            slots=dict(slots),
+            token=secrets.token_hex(8),
+            environment=dict(environment),
+        )
         facts = {name: answer["facts"] for name, answer in answers.items()}
-        cluster = nodes.ClusterFacts(slots, facts, session.lost)
+        cluster = nodes.ClusterFacts(slots, facts)
         if len(answers) > 1:
             _meet(session, cluster, answers)
             cluster.all_reduce = _reduce(session, cluster, answers)
@@ -90,27 +85,23 @@ def examine_nodes(
     return Examination(tuple(slots), tuple(findings), time.monotonic() - start)
 
 
-def _meet(
-    session: Session, cluster: nodes.ClusterFacts, answers: Mapping[str, dict[str, Any]]
-) -> None:
-    """Every node looks for the files of all others and connects to its peers."""
+def _meet(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]) -> None:
+    """Every node looks for the files of all others and connects to them."""
     addresses = cluster.addresses()
     write_errors = {name: answer["write_error"] for name, answer in answers.items()}
-    written = [name for name, error in write_errors.items() if not error]
-    requests = {}
-    for name in answers:
-        known = [peer for peer in peers_of(name, list(answers)) if peer in addresses]
-        peers = [(peer, addresses[peer], answers[peer]["ports"]) for peer in known]
-        requests[name] = {"written": written, "peers": peers}
-    for name, found in session.ask("meet", MEET, requests).items():
+    results = session.ask(
+        "meet",
+        MEET,
+        written=[name for name, error in write_errors.items() if not error],
+        peers={name: (address, answers[name]["ports"]) for name, address in addresses.items()},
+    )
+    for name, found in results.items():
         cluster.shared[name] = write_errors[name] or found["missing"]
         for peer, error in found["errors"].items():
             cluster.connections[name, peer] = error
 
 
-def _reduce(
-    session: Session, cluster: nodes.ClusterFacts, answers: Mapping[str, dict[str, Any]]
-) -> float | str:
+def _reduce(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]) -> float | str:
     """Bytes per second of a collective of all reachable nodes, or why there is none."""
     names = [name for name in answers if name not in session.lost]
     addresses = cluster.addresses()
@@ -119,13 +110,8 @@ def _reduce(
     if session.remaining < LEAST_FOR_REDUCE:
         return "not measured: the time was used up"
     first = names[0]
-    meeting = {
-        "world": len(names),
-        "address": addresses[first],
-        "port": answers[first]["free_port"],
-    }
-    requests = {name: {"rank": rank, **meeting} for rank, name in enumerate(names)}
-    results = session.ask("reduce", REDUCE, requests)
+    port = answers[first]["free_port"]
+    results = session.ask("reduce", REDUCE, names=names, address=addresses[first], port=port)
     errors = {name: session.lost[name].found for name in names if name in session.lost}
     errors |= {name: result["error"] for name, result in results.items() if "error" in result}
     if errors:
@@ -133,43 +119,37 @@ def _reduce(
     return float(results[first]["bytes_per_second"])
 
 
-def peers_of(name: str, names: list[str]) -> list[str]:
-    """The nodes that a node connects to."""
-    if len(names) <= MOST_PEERS:
-        return [peer for peer in names if peer != name]
-    position = names.index(name)
-    near = [names[0], *(names[(position + k) % len(names)] for k in (1, 2))]
-    return [peer for peer in dict.fromkeys(near) if peer != name]
-
-
 class Session:
-    """Connections to the nodes. `deadline` is a value of time.monotonic().
+    """ssh to every node. Nodes that did not answer are in `lost`, with the reason.
 
-    Nodes that did not answer are in `lost`, with the finding that says why.
+    `deadline` is a value of time.monotonic(). Raises MachineError without ssh on this machine.
     """
 
-    def __init__(self, workdir: str, deadline: float) -> None:
-        self.workdir = workdir
+    def __init__(self, names: Iterable[str], workdir: str, deadline: float) -> None:
         self.deadline = deadline
         self.lost: dict[str, Finding] = {}
-        self._open: dict[str, Connection] = {}
+        self._open: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            for name in names:
+                self._open[name] = subprocess.Popen(
+                    ssh_argv(name, node_command(workdir, name)),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+        except FileNotFoundError:
+            fix = "apt-get install openssh-client"
+            raise MachineError("ssh is not on this machine.", fix=fix) from None
 
     @property
     def remaining(self) -> float:
         return max(0.1, self.deadline - time.monotonic())
 
-    def ask(
-        self, command: str, seconds: float, requests: Mapping[str, dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Send each node its arguments, all at once. Returns the answers within `seconds`."""
-        for name in requests.keys() - self._open.keys() - self.lost.keys():
-            self._open[name] = Connection(name, self.workdir)
+    def ask(self, command: str, seconds: float, **arguments: Any) -> dict[str, Any]:
+        """The answers of the nodes that give one within `seconds`. All are asked at once."""
         limit = min(seconds, self.remaining)
-        jobs = {
-            name: partial(self._open[name].ask, command, arguments)
-            for name, arguments in requests.items()
-            if name in self._open
-        }
+        line = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
+        jobs = {name: partial(_ask, process, line) for name, process in self._open.items()}
         answers = in_time(jobs, limit)
         values: dict[str, Any] = {}
         for name in jobs:
@@ -177,7 +157,6 @@ class Session:
             if answer is not None and "value" in answer:
                 values[name] = answer["value"]
                 continue
-            connection = self._open.pop(name)
             if answer is None:
                 found = f"no answer to {command!r} within {limit:.0f} s"
                 fix = f"is it on, is its name right? ssh {name}"
@@ -187,80 +166,47 @@ class Session:
                 found = f"{command}: {answer['error']}"
                 self.lost[name] = fail(found, why, "check out one commit on all nodes")
             else:
-                self.lost[name] = connection.why_it_ended()
-            connection.close()
+                self.lost[name] = why_ssh_ended(answer["text"], name)
+            self._open.pop(name).kill()
         return values
 
     def close(self) -> None:
-        for connection in self._open.values():
-            connection.end_input()
-        for connection in self._open.values():
-            connection.close()
+        """End the processes of the nodes by ending their input; kill ssh after a moment."""
+        with ThreadPoolExecutor(max(1, len(self._open))) as pool:
+            list(pool.map(_end, self._open.values()))
 
 
-class Connection:
-    """ssh to the process `doctor.node` of one node. Raises MachineError without ssh here."""
-
-    def __init__(self, node: str, workdir: str) -> None:
-        self.node = node
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        try:
-            self._process = subprocess.Popen(
-                ssh_argv(node, node_command(workdir)),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-            )
-        except FileNotFoundError:
-            raise MachineError(
-                "ssh is not on this machine.", fix="apt-get install openssh-client"
-            ) from None
-
-    def ask(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The answer, with the key `value` or `error`; empty when ssh ended. May never return."""
-        request = json.dumps({"command": command, "arguments": arguments})
-        assert self._process.stdin and self._process.stdout, "opened as pipes"
-        with suppress(OSError):  # ssh has ended; then there is no line to read
-            self._process.stdin.write(request.encode() + b"\n")
-            self._process.stdin.flush()
-        for line in self._process.stdout:
-            with suppress(ValueError):  # a banner of the shell
-                answer = json.loads(line)
-                if isinstance(answer, dict) and MARK in answer:
-                    return answer
-        return {}
-
-    def why_it_ended(self) -> Finding:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
-        self._stderr.seek(0)
-        text = self._stderr.read().decode(errors="replace")
-        return why_ssh_ended(text, self._process.returncode, self.node)
-
-    def end_input(self) -> None:
-        """The process on the node then removes its file and ends."""
-        assert self._process.stdin, "opened as a pipe"
-        with suppress(OSError):
-            self._process.stdin.close()
-
-    def close(self) -> None:
-        """End the node's process; kill ssh after a moment."""
-        self.end_input()
-        try:
-            self._process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
+def _ask(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
+    """The answer, with the key `value` or `error`; with `text` when ssh ended. May never return."""
+    assert process.stdin and process.stdout, "opened as pipes"
+    with suppress(OSError):  # ssh has ended; its output says why
+        process.stdin.write(request)
+        process.stdin.flush()
+    lines = []
+    for line in process.stdout:
+        with suppress(ValueError):
+            answer = json.loads(line)
+            if isinstance(answer, dict) and MARK in answer:
+                return answer
+        lines.append(line.decode(errors="replace"))  # a banner of the shell, or an error
+    return {"text": "".join(lines)}
 
 
-def node_command(workdir: str) -> str:
-    """Shell text for the node, as in `wikillm launch hostfile`."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.communicate(timeout=2)  # closes its input
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def node_command(workdir: str, name: str) -> str:
+    """Shell text for a node, as in `wikillm launch hostfile`."""
     folder = shlex.quote(workdir)
-    return f'cd {folder} && PATH="$PWD/.venv/bin:$PATH" && exec python -m wikillm.doctor.node'
+    start = f"exec python -m wikillm.doctor.node {shlex.quote(name)}"
+    return f'cd {folder} && PATH="$PWD/.venv/bin:$PATH" && {start}'
 
 
-def why_ssh_ended(text: str, code: int | None, node: str) -> Finding:
+def why_ssh_ended(text: str, node: str) -> Finding:
     """What an error of ssh, the shell or Python means, before the node could answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for words, (why, fix) in _REASONS.items():
@@ -269,5 +215,5 @@ def why_ssh_ended(text: str, code: int | None, node: str) -> Finding:
             # The last line of a traceback is the error.
             line = lines[-1] if words == "traceback" else found[0]
             return fail(line, why, fix.format(node=node))
-    last = lines[-1] if lines else f"ssh ended with {code}, without a message"
+    last = lines[-1] if lines else "ssh ended without a message"
     return fail(last, "nothing is known about this node", f"ssh {node}")
