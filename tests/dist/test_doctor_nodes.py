@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,16 @@ def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
         assert said[name, ""]["level"] in ("ok", "warn"), said[name, ""]
     assert "/s over 2 nodes" in said["all-reduce", ""]["found"]
     assert said["connections", ""]["found"] == "2 directions"
-    assert said["card", "node2"]["found"].startswith(f"eth0, {NET}.2")
-    assert said["hostname", "node2"]["level"] == "ok"
+    route = said["master-name", "node2"]["found"]
+    assert route == f"node1 is {NET}.1, from {NET}.2 through eth0"
+    assert said["hostname", "node2"]["found"] == "node2, gloo uses eth0"
 
 
-def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_path: Path) -> None:
-    """One run finds all faults: 127.0.1.1, MTU, an unshared folder, a dead host, wrong keys."""
+def test_each_fault_is_found_and_names_its_node(
+    repo: Path, corpus: Path, words: Words, tmp_path: Path
+) -> None:
+    """One run finds all faults: 127.0.1.1, MTU, an unshared folder, a firewall, other software,
+    code and data on one node, a dead host, wrong keys."""
     runs = tmp_path / "runs"
     nodes = tmp_path / "nodes"
     runs.mkdir()
@@ -89,9 +94,23 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
         )
         with (nodes / "known_hosts").open("a") as file:
             file.write("stranger " + (nodes / "other_key.pub").read_text())
-        link = ["ip", "-n", made.nodes["node2"].namespace, "link", "set", "eth0", "mtu", "1300"]
-        subprocess.run(link, env=made.environ(), check=True)
+        on_two = ["ip", "-n", made.nodes["node2"].namespace]
+        firewall = ["rule", "add", "ipproto", "tcp", "dport", "29500", "unreachable"]
+        for fault in (["link", "set", "eth0", "mtu", "1300"], firewall):
+            subprocess.run([*on_two, *fault], env=made.environ(), check=True)
         made.hide("node2", runs)
+        # On node2 alone other files lie in these places.
+        metadata = Path(distribution("psutil").locate_file("x")).parent.glob("psutil-*/METADATA")
+        for there, (old, new) in {
+            next(metadata): ("\nVersion: ", "\nVersion: 9"),
+            repo / "ds_configs/zero1.json": ("{", "{ "),
+            corpus: ("\n", "\n\n"),
+        }.items():
+            other = tmp_path / f"other-{there.name}"
+            other.write_text(there.read_text().replace(old, new, 1))
+            subprocess.run(
+                made.command("node2", "mount", "--bind", str(other), str(there)), check=True
+            )
         code, said = doctor(
             made, repo, tmp_path, hosts, words(runs / "x", "train.global_batch_tokens=640")
         )
@@ -101,12 +120,19 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
     assert "No route to host" in reached["gone"]["found"] or "timed out" in reached["gone"]["found"]
     assert "ssh-keygen -R stranger" in reached["stranger"]["fix"]
     assert "ssh-copy-id closed" in reached["closed"]["fix"]
-    assert (
-        said["hostname", "node2"]["level"] == "fail"
-        and "node2 is 127.0.1.1" in said["hostname", "node2"]["found"]
-    )
+    # The run chooses gloo's card itself, so node2's own name does not matter.
+    assert said["hostname", "node2"]["level"] == "ok"
+    assert said["hostname", "node1"]["level"] == "fail"
+    assert "node1 is 127.0.1.1" in said["master-name", "node1"]["found"]
     assert said["master-name", "node1"]["level"] == "fail"
     assert said["master-name", "node2"]["level"] == "ok"
     assert sorted(said["mtu-equal", ""]["found"].split("; ")) == ["1300: node2", "1500: node1"]
     assert "does not see the files of" in said["shared-folder", ""]["found"]
-    assert said["connections", ""]["level"] == "ok"
+    blocked = f"node2 -> node1: port 29500 at {NET}.1: Network is unreachable"
+    assert said["connections", ""]["found"] == blocked
+    assert said["all-reduce", ""]["level"] == "skip"
+    assert said["versions-equal", ""]["found"].startswith("psutil ")
+    for name in ("versions-equal", "code-equal", "data-equal"):
+        found = said[name, ""]
+        assert found["level"] == "fail" and ": node2" in found["found"], found
+    assert ("packages", "node2") in {key for key, check in said.items() if check["level"] == "fail"}

@@ -71,7 +71,7 @@ def find_route(master: str) -> Route:
         hint = "--master-addr with an address that every node reaches; or "
     try:
         *_, sockaddr = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters
         raise MachineError(
             f"{host} does not know the first node, {master}.",
             got=str(error),
