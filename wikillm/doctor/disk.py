@@ -67,12 +67,12 @@ def checkpoint_room(needs: Needs) -> Finding:
     found = f"{format_size(free)} free on {folder}"
     if freed:
         found += f" and {format_size(freed)} more after superfluous checkpoints are removed"
-    found += f", about {format_size(wanted)} for {needs.checkpoints_kept} checkpoints"
+    found += f", about {format_size(wanted)} to write for {needs.checkpoints_kept} checkpoints"
     if staying:
-        found += f", of which {format_size(staying)} exist"
+        found += f" beside {format_size(staying)} that stay"
     if free + freed < needs.least_checkpoint:
         why = f"not one fits: it needs at least {format_size(needs.least_checkpoint)}"
-        return fail(found, why, _FEWER if staying and needs.checkpoints_kept > 2 else _LARGER)
+        return fail(found, why, _FEWER if staying and needs.checkpoints_kept > 3 else _LARGER)
     if free + freed < wanted:
         return warn(found, "saving fails when the disk is full", _FEWER)
     return ok(found)

@@ -269,7 +269,7 @@ def test_checkpoints_that_exist_count(tmp_path: Path) -> None:
     with sparse.open("wb") as file:
         file.truncate(1 << 40)
     asked = needs(f"run.dir={run}", checkpoint=1 << 40, checkpoints_kept=2, least_checkpoint=1)
-    assert "1 TiB exist" in CHECKS["checkpoint-room"](asked).found
+    assert "beside 1 TiB that stay" in CHECKS["checkpoint-room"](asked).found
     full = replace(asked, least_checkpoint=1 << 60, checkpoints_kept=4)
     found = CHECKS["checkpoint-room"](full)
     assert found.level == "fail" and "not one fits" in found.why
