@@ -97,6 +97,8 @@ class BuildPlan:
     def nothing_left(self, funnel: Funnel) -> DataError:
         """The error of a build that kept no document; `funnel` has the reasons."""
         fix = "see the reasons above; set data.text_key to the key that holds the text"
+        if all(source.format == "mediawiki" for source in self.sources):
+            fix = "see the reasons above; take a dump with the text of articles (pages-articles)"
         if self.max_text_bytes is not None and funnel.read_records == 0:
             limit = f"data.max_text_bytes={self.max_text_bytes}"
             fix = f"raise {limit}, which is less than the first document"

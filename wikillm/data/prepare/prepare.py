@@ -43,7 +43,7 @@ from wikillm.data.store.manifest import (
 )
 from wikillm.data.store.remote_store import open_remote
 from wikillm.data.store.store import Store
-from wikillm.data.text.clean import CLEANER_VERSION
+from wikillm.data.text.clean import cleaner_version
 from wikillm.data.tokenizer.find import TokenizerChoice, choose_tokenizer
 from wikillm.data.types import SourceFile
 from wikillm.data.workers.exclusive import beside, exclusive
@@ -174,7 +174,8 @@ def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
         (os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources
     ]
     settings = cfg.model_dump(exclude=_DECIDES_NOTHING)
-    text = json.dumps([FORMAT_VERSION, CLEANER_VERSION, settings, files], sort_keys=True)
+    version = cleaner_version(source.format for source in sources)
+    text = json.dumps([FORMAT_VERSION, version, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -232,7 +233,7 @@ def _plan(
     # nothing, or all existing stores would be built again.
     facts = {
         "format_version": FORMAT_VERSION,
-        "cleaner": CLEANER_VERSION,
+        "cleaner": cleaner_version(source.format for source in sources),
         "data.path": [
             {"sha256": digest, "size": s.size, "format": s.format}
             for s, digest in zip(sources, digests, strict=True)

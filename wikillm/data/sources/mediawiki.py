@@ -23,6 +23,7 @@ _TAG_BYTES = 16  # at least as long as every tag that is searched for
 _REVISION = re.compile(rb"<revision[\s>]")
 _REVISION_END = b"</revision>"
 _TIMESTAMP = re.compile(rb"<timestamp>\s*([^<\s]*)")
+_ID = re.compile(rb"<id>\s*(\d{1,18})")
 _COMPACT_BYTES = 8 << 20  # growth of a page between two searches for older revisions
 
 _FIRST_PAGE = re.compile(r"<page[\s>]")
@@ -125,22 +126,25 @@ class _GrowingPage:
 def with_newest_revision(page: bytes) -> bytes:
     """The page without its older revisions; `page` itself when it has at most one.
 
-    The newest revision has the latest timestamp; ties go to the later one in the
-    file. The page may be cut off after any complete revision.
+    The newest revision has the latest timestamp; of equal ones, the highest id. The page may be
+    cut off after any complete revision.
     """
     first = _REVISION.search(page)
     if first is None or page.find(b"<revision", first.end()) < 0:
         return page
-    newest = newest_time = b""
+    newest = b""
+    newest_key = (b"", 0)
     at = first.start()
     while (end := page.find(_REVISION_END, at)) >= 0:
         end += len(_REVISION_END)
         revision = page[at:end]
         stamp = _TIMESTAMP.search(revision)
-        time = stamp[1] if stamp else b""  # ISO 8601 in UTC: sorts as text
-        if not newest or time >= newest_time:
+        number = _ID.search(revision)
+        # The time is ISO 8601 in UTC: it sorts as text.
+        key = (stamp[1] if stamp else b"", int(number[1]) if number else 0)
+        if key >= newest_key:
             newest = revision
-            newest_time = time
+            newest_key = key
         at = end
     return page[: first.start()] + newest + page[at:]
 

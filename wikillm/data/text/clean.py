@@ -5,7 +5,7 @@ MediaWiki gives the articles: pages of the article namespace that are no redirec
 line and text (`wikitext`). All text is stripped and NFC-normalised, so that hashes, byte counts and
 tokens refer to the same characters.
 
-`CLEANER_VERSION` is part of a store's fingerprint: raise it with every change that changes any
+`cleaner_version` is part of a store's fingerprint: raise it with every change that changes any
 text.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import orjson
@@ -28,7 +28,8 @@ from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext
 from wikillm.data.text.wikitext_names import REDIRECTS
 from wikillm.data.types import Dropped, WikiSite
 
-CLEANER_VERSION = 2
+_VERSION = 2
+_WIKITEXT_VERSION = 3  # of stores with MediaWiki exports; others are not built again for it
 MIN_ARTICLE_CHARACTERS = 64
 """A shorter article (without its title) is a template stub, a list of links or a soft redirect."""
 
@@ -50,6 +51,11 @@ def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
     if format in ("json", "jsonl"):
         return partial(_clean_json, text_key=text_key)
     raise ValueError(f"no cleaner for the format {format!r}")
+
+
+def cleaner_version(formats: Iterable[str]) -> int:
+    """The version of the text that sources of these formats give."""
+    return _WIKITEXT_VERSION if "mediawiki" in formats else _VERSION
 
 
 def title_of(page: bytes) -> str:
@@ -153,7 +159,7 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
         return dropped("other namespace")
     if page.find("redirect") is not None or _is_redirect(wikitext):
         return dropped("redirect")
-    if (page.findtext("revision/model") or "wikitext") != "wikitext":
+    if (page.findtext("revision/model") or "wikitext").strip() != "wikitext":
         return dropped("not wikitext")
     if not wikitext.strip():
         is_elsewhere = (
@@ -161,7 +167,7 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
         )
         return dropped("text is not in this dump (a stub dump)" if is_elsewhere else "empty")
     try:
-        body = unicodedata.normalize("NFC", text_of_wikitext(wikitext, site))
+        body = unicodedata.normalize("NFC", text_of_wikitext(wikitext, site, title))
     except (DamagedWikitext, RecursionError):
         return dropped("damaged wikitext")
     if len(body) < MIN_ARTICLE_CHARACTERS:

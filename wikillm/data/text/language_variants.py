@@ -19,7 +19,7 @@ _FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
 _VARIANT = re.compile(
     r"(?:^|;)\s*(?:[^;:|]*=>\s*)?"
     r"(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:",
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE,
 )
 _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
 
@@ -49,9 +49,10 @@ def _shown(rule: str) -> str:
     marks = list(_VARIANT.finditer(rule))
     if not marks:
         return rule
-    ends = [mark.start() for mark in marks[1:]] + [len(rule)]
+    ends = [*(mark.start() for mark in marks[1:]), len(rule.rstrip().removesuffix(";"))]
     texts = {
-        mark[1]: rule[mark.end() : end].strip(" \n;") for mark, end in zip(marks, ends, strict=True)
+        mark[1].lower(): rule[mark.end() : end].strip()
+        for mark, end in zip(marks, ends, strict=True)
     }
-    chosen = next((variant for variant in PREFERRED if variant in texts), marks[0][1])
+    chosen = next((variant for variant in PREFERRED if variant in texts), marks[0][1].lower())
     return texts[chosen]

@@ -10,13 +10,16 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from wikillm.data.text.wikitext_names import CONVERTED_LANGUAGES, DROPPED_PREFIXES, OTHER_PREFIXES
+from wikillm.data.text.wikitext_names import (
+    CONVERTED_LANGUAGES,
+    DROPPED_PREFIXES,
+    MORE_DROPPED_PREFIXES,
+    OTHER_PREFIXES,
+)
 from wikillm.data.types import WikiSite
 
 _ARTICLES = 0
-_HIDDEN_NAMESPACES = frozenset(
-    {-2, 6, 14}
-)  # Media, File, Category: links show nothing or a picture
+_HIDDEN_NAMESPACES = frozenset({6, 14})  # File, Category: links show a picture or nothing
 _EVERYWHERE = (
     *("media", "special", "user", "project", "file", "image"),
     *("mediawiki", "template", "help", "category"),
@@ -47,8 +50,10 @@ def site_names(site: WikiSite) -> SiteNames:
         if name:
             others |= {name} if name in _WITHOUT_TALK else {name, f"{name} talk"}
     language = site.language.partition("-")[0].casefold()
+    is_unknown = not local and not language
+    dropped = DROPPED_PREFIXES | (MORE_DROPPED_PREFIXES if is_unknown else frozenset())
     return SiteNames(
-        hidden=DROPPED_PREFIXES | {name for key, name in local if key in _HIDDEN_NAMESPACES},
-        others=frozenset({*others, "talk", *DROPPED_PREFIXES, *OTHER_PREFIXES}),
+        hidden=dropped | {name for key, name in local if key in _HIDDEN_NAMESPACES},
+        others=frozenset({*others, "talk", *dropped, *OTHER_PREFIXES}),
         converts=not language or language in CONVERTED_LANGUAGES,
     )

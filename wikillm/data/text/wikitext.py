@@ -31,19 +31,25 @@ from wikillm.data.text.wikitext_leftovers import remove_leftovers, without_switc
 from wikillm.data.text.wikitext_names import (
     INTERLANGUAGE_PREFIXES,
     LITERALS,
+    PAGE_NAMES,
     PROJECT_PREFIXES,
     TAIL_SECTIONS,
 )
 from wikillm.data.text.wikitext_regions import NOWIKI, Regions, is_marked, set_apart
 from wikillm.data.text.wikitext_scripts import subscript, superscript
-from wikillm.data.text.wikitext_templates import text_of_template
+from wikillm.data.text.wikitext_templates import is_function, text_of_function, text_of_template
 from wikillm.data.types import WikiSite
 
 # The tags of `wikitext_regions` are gone before parsing.
 _DROPPED_TAGS = frozenset(("table", "tr", "td", "th", "caption", "img", "video", "audio"))
 _BLOCK_TAGS = frozenset(
-    ("p", "div", "blockquote", "center", "ul", "ol", "dl", "poem", "li", "dd", "dt", "hr")
+    (
+        *("p", "div", "blockquote", "center", "ul", "ol", "dl", "poem", "li", "dd", "dt", "hr"),
+        *("h1", "h2", "h3", "h4", "h5", "h6"),
+    )
 )
+_HIDING_STYLE = re.compile(r"display\s*:\s*none\b", re.IGNORECASE)
+_URL = re.compile(r"[!-~]*")  # Chinese text may follow an address without a space
 _RAISING_STYLE = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
 _MARKUP = frozenset("<>[]{}|'=*#:;!-_&")
 
@@ -62,11 +68,11 @@ class DamagedWikitext(ValueError):
     """So many marks are never closed that parsing would take minutes."""
 
 
-def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite()) -> str:
+def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = "") -> str:
     """The article's text, paragraphs separated by blank lines. Empty when nothing readable is left.
 
-    `site` says what link prefixes mean. Raises DamagedWikitext for a page whose marks do
-    not pair at all.
+    `site` says what link prefixes mean, `title` is what `{{PAGENAME}}` shows. Raises
+    DamagedWikitext for a page whose marks do not pair at all.
     """
     names = site_names(site)
     regions = Regions()
@@ -77,7 +83,7 @@ def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite()) -> str:
         wikitext = without_unpaired(resolve_variants(wikitext))
     wikitext = without_switches(wikitext)
     _refuse_unpaired(wikitext)
-    article = _Article(_Renderer(names, regions))
+    article = _Article(_Renderer(names, regions, title))
     article.walk(mwparserfromhell.parse(wikitext, skip_style_tags=True))
     return regions.restore(article.text()).strip()
 
@@ -139,9 +145,10 @@ class _Article:
 class _Renderer:
     """Renders the parser's nodes as text. `before` is the rendered text in front of a node."""
 
-    def __init__(self, names: SiteNames, regions: Regions) -> None:
+    def __init__(self, names: SiteNames, regions: Regions, title: str) -> None:
         self._names = names
         self._regions = regions
+        self._title = title
 
     def text(self, code: Wikicode | None) -> str:
         if code is None:
@@ -161,7 +168,7 @@ class _Renderer:
         if isinstance(node, Template):
             return self._template(node, before)
         if isinstance(node, ExternalLink):
-            return self.text(node.title) if node.brackets else ""
+            return self.text(node.title) if node.brackets else _URL.sub("", self.text(node.url), 1)
         if isinstance(node, HTMLEntity):
             return self._entity(node)
         if isinstance(node, Heading):  # inside a tag; _Article handles a page's own
@@ -185,7 +192,10 @@ class _Renderer:
         prefix = prefix_of(target)
         if prefix and prefix in self._names.hidden:
             return ""
-        if node.text is not None:
+        if node.text is None and "{{!}}" in target:
+            shown = target.partition("{{!}}")[2]
+            return self.text(mwparserfromhell.parse(shown, skip_style_tags=True))
+        if node.text is not None and str(node.text):  # of `[[title|]]`, the title is shown
             return self.text(node.text)
         if prefix in self._names.others:
             return self.text(node.title).strip()
@@ -204,15 +214,20 @@ class _Renderer:
         name = str(node.tag).strip().casefold()
         if node.wiki_markup in ("*", "#"):
             return "- " if before.endswith("\n") else ""
-        if node.wiki_markup in (":", ";"):
-            return ""
+        if node.wiki_markup in (":", ";"):  # `; term : definition` on one line
+            return "" if before in ("", "- ") or before.endswith("\n") else "\n"
         if name == "br":
             return "\n"
         if name in _DROPPED_TAGS:
             return ""
+        style = "".join(map(str, node.attributes))
+        if name == "rp" or _HIDING_STYLE.search(style):
+            return ""
         inside = self.text(node.contents)
-        if name == "span" and (style := _RAISING_STYLE.search("".join(map(str, node.attributes)))):
-            name = "sup" if style[1].casefold() == "super" else "sub"
+        if name == "rt":  # a reading, shown above the word
+            return f"({inside.strip()})" if inside.strip() else ""
+        if name == "span" and (raising := _RAISING_STYLE.search(style)):
+            name = "sup" if raising[1].casefold() == "super" else "sub"
         if name in ("sup", "sub"):
             plain = self._regions.restore(inside).replace(NOWIKI, "")
             shown = superscript(plain, before) if name == "sup" else subscript(plain, before)
@@ -231,7 +246,16 @@ class _Renderer:
         def argument(key: str) -> str:  # renders only what is shown: infoboxes have dozens
             return self.text(named.get(key)).strip()
 
+        function, colon, _ = name.partition(":")
         name = name.casefold().replace("_", " ")
+        if name in PAGE_NAMES:
+            return self._title
+        if colon and is_function(function):
+            first = self.text(node.name).partition(":")[2].strip()
+            others = [
+                str(param) if param.showkey else self.text(param.value) for param in node.params
+            ]
+            return text_of_function(function, first, [other.strip() for other in others])
         shown = text_of_template(name, values, argument, before)
         # {{'}} and {{!}} show a character that would otherwise be markup.
         is_literal = name in LITERALS and not _MARKUP.isdisjoint(shown)

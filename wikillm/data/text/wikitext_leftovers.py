@@ -12,8 +12,10 @@ from wikillm.data.text.wikitext_regions import NOWIKI
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200e\u200f\u2060\ufeff\u00ad"))
 _SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
 _NESTED = 50  # rounds from the inside out; templates nested deeper lose only their braces
-_STRAY_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
-_STRAY_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}")
+_STRAY_TEMPLATE = re.compile(r"\{\{(?:\s*formatnum\s*:([^{}|]*))?[^{}]*\}\}", re.IGNORECASE)
+_STRAY_MARKS = re.compile(  # `{x : |x|}` is a set
+    r"\|?\}\}|\{\{|\[\[|\]\]|^[ \t:*#-]*(?:\{\||\|\})", re.MULTILINE
+)
 _QUOTED_LINE = re.compile(r"^.*?''.*$", re.MULTILINE)
 _QUOTES = re.compile(r"'{2,}")
 _QUOTES_BEHIND_WORD = re.compile(r"(?<=[^\W\d_])'{3}(?!')(?=\w)")
@@ -60,14 +62,16 @@ def without_switches(wikitext: str) -> str:
 
 
 def _is_switch(word: str) -> bool:
-    return word in CASED_SWITCHES or word.casefold() in SWITCHES
+    # Words in Greek, Russian or Turkish capitals are switches: names in programs are ASCII.
+    is_foreign = not word.isascii() and word.isupper()
+    return is_foreign or word in CASED_SWITCHES or word.casefold() in SWITCHES
 
 
 def remove_leftovers(text: str) -> str:
     """`text` with single spaces, one blank line between paragraphs, and no unpaired marks."""
     text = _SPACES.sub(" ", text.translate(_INVISIBLE))
     for _ in range(_NESTED):
-        if "{{" not in text or (shorter := _STRAY_TEMPLATE.sub("", text)) == text:
+        if "{{" not in text or (shorter := _STRAY_TEMPLATE.sub(r"\1", text)) == text:
             break
         text = shorter
     if "[[" in text:

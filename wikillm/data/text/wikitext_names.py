@@ -20,6 +20,7 @@ def _names(table: str) -> frozenset[str]:
 
 
 DROPPED_PREFIXES = _names("dropped_prefixes")
+MORE_DROPPED_PREFIXES = _names("more_dropped_prefixes")
 OTHER_PREFIXES = _names("other_prefixes")
 INTERLANGUAGE_PREFIXES = _names("interlanguage_prefixes")
 PROJECT_PREFIXES = _names("project_prefixes")
@@ -30,7 +31,9 @@ CASED_SWITCHES = frozenset({"INDEX", "DISAMBIG", "START", "END"})
 REDIRECTS = _names("redirects")
 TAIL_SECTIONS = _names("tail_sections")
 FIRST_ARGUMENT = _names("first_argument")
+PAGE_NAMES = _names("page_names")
 QUOTES = _names("quotes")
+AROUND: dict[str, str] = _TABLES["around"]
 LITERALS: dict[str, str] = _TABLES["literals"]
 RANGE_WORDS: dict[str, str] = _TABLES["range_words"]
 PRINTED_UNITS: dict[str, str] = _TABLES["printed_units"]

@@ -17,24 +17,31 @@ NOWIKI = "\x01"
 """Replaces `<nowiki>`, which splits a mark in two. Unpaired marks in its line are kept as text."""
 _OPEN = "\x02"
 _CLOSE = "\x03"
+_EMPTY = "\x04"
+"""Stands between the brackets of `main()`: brackets that a dropped template leaves are removed."""
 _MARK = re.compile(f"{NOWIKI}?{_OPEN}(\\d+){_CLOSE}")
-_FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}"))
+_FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}{_EMPTY}"))
 
 _LITERAL = ("nowiki", "pre", "code", "syntaxhighlight", "source")
 _FORMULA = ("math", "chem", "ce")
 _CUT = (
     *("ref", "references", "gallery", "timeline", "score", "imagemap", "inputbox", "templatedata"),
     *("graph", "hiero", "categorytree", "mapframe", "maplink", "templatestyles", "style", "script"),
-    *("indicator", "includeonly", "section"),
+    *("indicator", "includeonly", "section", "dynamicpagelist", "dpl", "rss", "youtube"),
 )
 _NAMES = sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True)
 _CUT_ALONE = {"ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA} - {"source"}
 """Tags that are cut even without a partner; a lone `<source>` is often a word about HTML."""
-_TAG = re.compile(rf"<!--|<(/?)({'|'.join(_NAMES)})(?=[\s/>])([^<>]*)>", re.IGNORECASE)
+_TAG = re.compile(  # <ref name="a<b"> and <ref name=a<!-- b -->> are tags
+    rf"<!--|<(/?)({'|'.join(_NAMES)})(?=[\s/>])"
+    r"([^<>]*(?:=\s*\"[^\"<>\n]*<[^\"<>\n]*\"[^<>]*|<!--[^<>]*--)?)>",
+    re.IGNORECASE,
+)
 _ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _NAMES}
 _NOWIKI_PAIR = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.IGNORECASE | re.DOTALL)
 _CODE_START = re.compile(r"<code(?=[\s>])[^<>]*>", re.IGNORECASE)
 _HEADING = re.compile(r"\n==")
+_REST_OF_LINE = re.compile(r"(?:[ \t]*<!--[^-]*+(?:-(?!->)[^-]*+)*+-->)*+[ \t]*\n")
 _INLINE = re.compile(r"\binline\b|\benclose\s*=\s*[\"']?none", re.IGNORECASE)
 _NOWIKI_START = re.compile(r"<nowiki\s*>", re.IGNORECASE)
 _STYLE_PAIR = re.compile(r"<(span|var|font|small)\b[^<>]*>([^<>]*)</\1\s*>", re.IGNORECASE)
@@ -56,7 +63,8 @@ class Regions:
 
     def restore(self, text: str) -> str:
         """The text with its marks replaced by their content."""
-        return _MARK.sub(self._restored, text) if _OPEN in text else text
+        text = _MARK.sub(self._restored, text) if _OPEN in text else text
+        return text.replace(_EMPTY, "")
 
     def _restored(self, mark: re.Match[str]) -> str:
         text, is_block = self._texts[int(mark[1])]
@@ -88,19 +96,30 @@ class _Ahead:
 
 def set_apart(wikitext: str, regions: Regions) -> str:
     """The page without comments and cut regions, with marks in place of what `regions` keeps."""
-    if is_marked(wikitext) or _CLOSE in wikitext:
+    if not _FORBIDDEN.keys().isdisjoint(map(ord, set(wikitext))):
         wikitext = wikitext.translate(_FORBIDDEN)
+    wikitext = wikitext.replace("()", f"({_EMPTY})")
     kept: list[str] = []
     at = 0  # everything before it has been processed
+    is_line_start = True  # whether nothing but spaces and comments is before it in its line
     ends: dict[str, _Ahead] = {}
     headings = _Ahead(_HEADING, wikitext)
     while (tag := _TAG.search(wikitext, at)) is not None:
-        kept.append(wikitext[at : tag.start()])
+        text = wikitext[at : tag.start()]
+        kept.append(text)
         at = tag.end()
+        is_line_start = (is_line_start or "\n" in text) and not text[text.rfind("\n") + 1 :].strip()
         if tag[2] is None:  # a comment; without an end, it hides the rest of the page
             end = wikitext.find("-->", at)
             at = len(wikitext) if end < 0 else end + 3
+            # A line that holds only comments goes with its line break.
+            if is_line_start and (line_end := _REST_OF_LINE.match(wikitext, at)):
+                at = line_end.end()
+                kept[-1] = kept[-1].rstrip(" \t")
+            else:
+                is_line_start = False
             continue
+        is_line_start = False
         name = tag[2].lower()
         if not tag[1] and tag[3].endswith("/"):
             kept.append(NOWIKI if name == "nowiki" else "")

@@ -24,7 +24,7 @@ _ADJACENT_NUMBERS = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
 _ALL_IN_QUOTES = re.compile(r"^'{2,5}([^']+)'{2,5}$")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _BASE_ENDS = "'′″)]）】|\x03"  # among them the marks of italics and of `wikitext_regions`
-_ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*]+")
+_ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*°]+")
 _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
 

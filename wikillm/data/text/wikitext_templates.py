@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from wikillm.data.text.wikitext_names import (
+    AROUND,
     FIRST_ARGUMENT,
     LITERALS,
     PRINTED_UNITS,
@@ -21,14 +22,19 @@ from wikillm.data.text.wikitext_scripts import subscript, superscript
 _LAST_ARGUMENT = frozenset(
     {
         *("lang", "langx", "rtl-lang", "transl", "transliteration"),
-        *("color", "colour", "fontcolor", "font color"),
+        *("color", "colour", "fontcolor", "font color", "w"),
     }
 )
-_TRANSLATED = frozenset({"tsl", "translink", "link", "internal link helper"})
+_TRANSLATED = frozenset({"tsl", "translink", "link"})
 """{{tsl|en|foreign|local|shown}}"""
+_LINKS_WITH_LANGUAGE = frozenset({"ill", "illm", "interlanguage link"})
+"""{{ill|local|en|foreign|lt=shown}}; {{le|local|foreign|shown}} has the language in its name."""
 _RAISED = frozenset({"sup", "superscript", "smallsup", "上标", "上標"})
 _LOWERED = frozenset({"sub", "subscript", "smallsub", "下标", "下標"})
-_NUMBERS = frozenset({*_RAISED, *_LOWERED, "e", "10^", "val", "chem", "simple chem", "subsup"})
+_CHEM = ("chem", "simple chem", "化學式", "化学式")
+_NUMBERS = frozenset({*_RAISED, *_LOWERED, "e", "10^", "val", "chem2", *_CHEM, "subsup"})
+_CHARGE = re.compile(r"\((\d*[+\-−])\)|(?<=[A-Za-z0-9)\]])([+\-−])(?=$|[\s)\]])")
+_COUNT = re.compile(r"(?<=[A-Za-z)\]])\d+")
 _COUNT_IN_FORMULA = re.compile(r"[0-9a-z][0-9a-z+\-−]*|[+\-−]")
 """{{chem|C|n|H|2n+2}}; elements begin in upper case."""
 
@@ -41,19 +47,42 @@ _SMALLER = frozenset({"in", "ft", "yd", "lb", "oz", "chain", "furlong", "min", "
 """Units of the second part of 6 ft 4 in."""
 
 
+_FUNCTIONS: dict[str, Callable[[str], str]] = {
+    "formatnum": str,
+    "lc": str.lower,
+    "uc": str.upper,
+    "lcfirst": lambda text: text[:1].lower() + text[1:],
+    "ucfirst": lambda text: text[:1].upper() + text[1:],
+}
+
+
+def is_function(name: str) -> bool:
+    """Whether `name`, the part before the colon, is a parser function that shows text."""
+    name = name.strip().casefold()
+    return name in _FUNCTIONS or name in ("#if", "#ifeq")
+
+
+def text_of_function(name: str, first: str, others: Sequence[str]) -> str:
+    """What `{{name:first|others}}` shows, for a name that `is_function` accepts."""
+    name = name.strip().casefold()
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name](first)
+    is_true = bool(first)
+    if name == "#ifeq":
+        is_true = first == (others[0] if others else "")
+        others = others[1:]
+    return next(iter(others[0 if is_true else 1 :]), "")
+
+
 def text_of_template(
     name: str, values: Sequence[str], named: Callable[[str], str], before: str
 ) -> str:
     """What `{{name|values|named}}` shows.
 
     Args:
-        name: in lower case, with spaces for underscores; of a parser function, all text up to its
-            first `|`.
+        name: in lower case, with spaces for underscores.
         before: the text in front of it.
     """
-    function, colon, argument = name.partition(":")
-    if colon and function.strip() == "formatnum":
-        return argument
     if name in LITERALS and not values:
         return LITERALS[name]
     if name in QUOTES:
@@ -67,6 +96,10 @@ def text_of_template(
         return ""
     if name in _NUMBERS:
         return _number(name, values, named, before)
+    if name in _LINKS_WITH_LANGUAGE:
+        return named("lt") or values[0]
+    if name == "le" or name.startswith(("link-", "internal link helper")):
+        return named("d") or "".join(values[2:3]) or values[0]
     return _inline(name, values)
 
 
@@ -85,12 +118,21 @@ def _number(name: str, values: Sequence[str], named: Callable[[str], str], befor
         return base + subscript(lower, base) + superscript(upper, base)
     if name == "val":
         return _quantity(values, named)
+    if name == "chem2":
+        return _formula(values[0])
     shown = ""
     for at, part in enumerate(values):
         if at and _COUNT_IN_FORMULA.fullmatch(part):
             part = superscript(part, "x") if part[-1] in "+-−" else subscript(part, "x")
         shown += part
     return shown
+
+
+def _formula(text: str) -> str:
+    """{{chem2|SO4(2-)}}: counts after elements and brackets, charges in brackets or at an end."""
+    text = _CHARGE.sub(lambda found: superscript(found[1] or found[2], "x"), text)
+    text = _COUNT.sub(lambda found: subscript(found[0], "x"), text)
+    return text.replace("->", "→").replace("*", "·")
 
 
 def _quantity(values: Sequence[str], named: Callable[[str], str]) -> str:
@@ -106,7 +148,7 @@ def _quantity(values: Sequence[str], named: Callable[[str], str]) -> str:
 
 
 def _inline(name: str, values: Sequence[str]) -> str:
-    if name in FIRST_ARGUMENT or (name.startswith(("lang-", "link-")) and len(name) <= 12):
+    if name in FIRST_ARGUMENT or (name.startswith("lang-") and len(name) <= 12):
         return values[0]
     if name in _LAST_ARGUMENT:
         return values[-1] if len(values) < 4 else values[1]
@@ -114,16 +156,13 @@ def _inline(name: str, values: Sequence[str]) -> str:
         return next((value for value in (*values[3:4], *values[2:3], *values[1:2]) if value), "")
     if name in ("convert", "cvt"):
         return _measure(values)
-    if name in ("angbr", "angle bracket"):
-        return f"⟨{values[0]}⟩"
-    if name in ("frac", "sfrac", "fraction"):
+    if name in AROUND:
+        return AROUND[name].format(values[0])
+    if name in ("sqrt", "radic"):
+        plain = values[0].strip("'")
+        return f"√{plain}" if plain.isalnum() else f"√({values[0]})"
+    if name in ("frac", "sfrac", "tfrac", "dfrac", "fraction"):
         return {1: "1/{0}", 2: "{0}/{1}"}.get(len(values), "{0} {1}/{2}").format(*values)
-    if name in ("circa", "c.", "ca"):
-        return f"c. {values[0]}"
-    if name == "as of":
-        return f"As of {values[0]}"
-    if name == "截至":
-        return f"截至{values[0]}"
     return "".join(values) if name == "gaps" else ""
 
 

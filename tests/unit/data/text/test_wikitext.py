@@ -166,7 +166,7 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("[[en:Foo|富]]，[[Wikipedia:互助]]", "富，Wikipedia:互助"),
         ("甲[[commons:File:x.jpg]][[commons:Category:Y]][[s:论语]]", "甲论语"),
         ("甲[[ File :x.jpg|thumb|[[a]]]][[file_:y]]乙", "甲乙"),
-        ("[[CATEGORY: z]][[媒体:w]]乙[[:Category:丙|丁]]", "乙丁"),
+        ("[[CATEGORY: z]]乙[[:Category:丙|丁]]，[[媒体:w|戊]][[Media:w.ogg]]", "乙丁，戊Media:w.ogg"),
     ],
 )  # fmt: skip
 def test_cases(wikitext, text):
