@@ -128,13 +128,14 @@ def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
     return _normalized(row, values[text_key])
 
 
-_REDIRECT = re.compile(r"\s*#\s?(\w+)\s*:?\s*\[\[")
+_REDIRECT = re.compile(r"\s*#\s?([^\s#:\[\]]+)\s*:?\s*\[\[")
 
 
 def _is_redirect(wikitext: str) -> bool:
     """Find `#REDIRECT [[title]]` in any language, for exports without `<redirect>` (schema 0.3)."""
     found = _REDIRECT.match(wikitext)
-    return found is not None and found[1].casefold() in REDIRECTS
+    # `İ` becomes two characters: `i` and a dot above.
+    return found is not None and found[1].casefold().replace("i\u0307", "i") in REDIRECTS
 
 
 def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import re
 
-PREFERRED = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
+PREFERRED = ("zh-cn", "zh-hans-cn", "zh-hans", "zh-sg", "zh-my", "zh")
 """Variants in order of preference; if a rule has none of them, its first variant is used."""
 
 _OPEN = r"-\{(?!\{(?!\{))"  # `-{{` is a hyphen before a template
 _CLOSE = r"(?:(?<!\})|(?<=\}\}))\}-"  # `}}-` is a hyphen after a template
 _INNERMOST = re.compile(rf"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTALL)
 _UNPAIRED = re.compile(rf"{_OPEN}|{_CLOSE}")
-_FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
+_CODE = r"(?:zh|sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)(?:-[a-z]+)*"
+_FLAGS = re.compile(
+    rf"\s*(-|[A-Z]?(?:\s*;\s*[A-Z])*|{_CODE}(?:\s*;\s*{_CODE})*\s*;?)\s*\|", re.IGNORECASE
+)
 _VARIANT = re.compile(
-    r"(?:^|;)\s*(?:[^;:|]*=>\s*)?"
-    r"(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:",
+    rf"(?:^|;)\s*(?:[^;:|]*=>\s*)?({_CODE})\s*:",
     re.DOTALL | re.IGNORECASE,
 )
 _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
@@ -43,9 +45,12 @@ def without_unpaired(wikitext: str) -> str:
 def _shown(rule: str) -> str:
     flags = _FLAGS.match(rule)
     if flags:
-        if set(flags[1].upper()) & _SILENT and "zh" not in flags[1].lower():
+        letters = {flag.strip().upper() for flag in flags[1].split(";")}
+        if letters & _SILENT:
             return ""
         rule = rule[flags.end() :]
+        if "R" in letters:  # shown as it is
+            return rule
     marks = list(_VARIANT.finditer(rule))
     if not marks:
         return rule

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import mwparserfromhell
 from mwparserfromhell.nodes import (
@@ -35,7 +36,14 @@ from wikillm.data.text.wikitext_names import (
     PROJECT_PREFIXES,
     TAIL_SECTIONS,
 )
-from wikillm.data.text.wikitext_regions import NOWIKI, Regions, is_marked, set_apart
+from wikillm.data.text.wikitext_regions import (
+    ENTITY,
+    NOWIKI,
+    Regions,
+    character_of,
+    is_marked,
+    set_apart,
+)
 from wikillm.data.text.wikitext_scripts import subscript, superscript
 from wikillm.data.text.wikitext_templates import is_function, text_of_function, text_of_template
 from wikillm.data.types import WikiSite
@@ -51,6 +59,10 @@ _BLOCK_TAGS = frozenset(
 _HIDING_STYLE = re.compile(r"display\s*:\s*none\b", re.IGNORECASE)
 _URL = re.compile(r"[!-~]*")  # Chinese text may follow an address without a space
 _RAISING_STYLE = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
+_NO_HEADING = re.compile(r"^(?==)(?![^\n]*=[ \t]*$)", re.MULTILINE)  # `= x = y` is text
+_INVALID_IN_TITLES = frozenset("<>[]{}|\ufffd")
+_BEFORE_TABLE = re.compile(r"^[ \t]*[:*#;][ \t:*#;]*(?=\{\|)", re.MULTILINE)
+"""The parser finds tables at the start of a line only."""
 _MARKUP = frozenset("<>[]{}|'=*#:;!-_&")
 
 _BRACKETS = (  # opening and closing marks of each kind
@@ -81,11 +93,16 @@ def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = ""
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
         wikitext = without_unpaired(resolve_variants(wikitext))
-    wikitext = without_switches(wikitext)
+    wikitext = _NO_HEADING.sub(NOWIKI, without_switches(wikitext))
+    wikitext = _BEFORE_TABLE.sub("", wikitext)
     _refuse_unpaired(wikitext)
     article = _Article(_Renderer(names, regions, title))
-    article.walk(mwparserfromhell.parse(wikitext, skip_style_tags=True))
+    article.walk(_parsed(wikitext))
     return regions.restore(article.text()).strip()
+
+
+def _parsed(wikitext: str) -> Wikicode:
+    return mwparserfromhell.parse(wikitext, skip_style_tags=True)
 
 
 def _refuse_unpaired(wikitext: str) -> None:
@@ -117,8 +134,7 @@ class _Article:
             if isinstance(node, Heading):
                 self._heading(node)
             elif self._skipped_level is None:
-                parts = self._sections[-1].parts
-                parts.append(self._renderer.node(node, parts[-1] if parts else "\n"))
+                self._renderer.add(node, self._sections[-1].parts, "\n")
 
     def _heading(self, node: Heading) -> None:
         if self._skipped_level is not None and node.level > self._skipped_level:
@@ -155,12 +171,22 @@ class _Renderer:
             return ""
         parts: list[str] = []
         for node in code.nodes:
-            parts.append(self.node(node, parts[-1] if parts else ""))
+            self.add(node, parts, "")
         return "".join(parts)
 
-    def node(self, node: object, before: str) -> str:
+    def add(self, node: object, parts: list[str], start: str) -> None:
+        """Append the text of `node` to `parts`; `start` is in front of the first part."""
+        before = parts[-1] if parts else start
+        shown = self._shown(node, before)
+        if shown[:1] == before[-1:] == "'":  # on both sides of a tag or link: not one mark
+            parts.append(NOWIKI)
+        if shown:
+            parts.append(shown)
+
+    def _shown(self, node: object, before: str) -> str:
         if isinstance(node, Text):
-            return str(node.value)
+            text = str(node.value)
+            return ENTITY.sub(lambda found: self._entity(found[0]), text) if "&" in text else text
         if isinstance(node, Wikilink):
             return self._wikilink(node)
         if isinstance(node, Tag):
@@ -168,20 +194,23 @@ class _Renderer:
         if isinstance(node, Template):
             return self._template(node, before)
         if isinstance(node, ExternalLink):
-            return self.text(node.title) if node.brackets else _URL.sub("", self.text(node.url), 1)
+            if node.brackets:
+                return self.text(node.title)
+            url = str(node.url)
+            if "//" not in url:  # the parser also takes `Tel:010-1234` for an address
+                return self.text(node.url)
+            rest = _URL.sub("", url, count=1)
+            return self.text(_parsed(rest)) if rest else ""
         if isinstance(node, HTMLEntity):
-            return self._entity(node)
+            return self._entity(str(node))
         if isinstance(node, Heading):  # inside a tag; _Article handles a page's own
             return f"\n{self.text(node.title).strip()}\n"
         if isinstance(node, Argument):
             return self.text(node.default)
         return ""  # comments
 
-    def _entity(self, node: HTMLEntity) -> str:
-        try:
-            character = str(node.normalize())
-        except (ValueError, KeyError, OverflowError):
-            return ""
+    def _entity(self, entity: str) -> str:
+        character = character_of(entity)
         return self._regions.protect(character) if character in _MARKUP else character
 
     def _wikilink(self, node: Wikilink) -> str:
@@ -193,8 +222,7 @@ class _Renderer:
         if prefix and prefix in self._names.hidden:
             return ""
         if node.text is None and "{{!}}" in target:
-            shown = target.partition("{{!}}")[2]
-            return self.text(mwparserfromhell.parse(shown, skip_style_tags=True))
+            return self.text(_parsed(target.partition("{{!}}")[2]))
         if node.text is not None and str(node.text):  # of `[[title|]]`, the title is shown
             return self.text(node.text)
         if prefix in self._names.others:
@@ -202,6 +230,11 @@ class _Renderer:
         if prefix in INTERLANGUAGE_PREFIXES:
             return ""
         title = self.text(node.title).strip().lstrip(":")
+        decoded = unquote(title)
+        if decoded.isprintable() and _INVALID_IN_TITLES.isdisjoint(decoded):
+            title = decoded
+        if "''" in title:
+            return self._regions.protect(title)
         if prefix not in PROJECT_PREFIXES:
             return title
         title = title.partition(":")[2].strip()
@@ -238,7 +271,8 @@ class _Renderer:
 
     def _template(self, node: Template, before: str) -> str:
         name = str(node.name).strip()
-        if is_marked(name):
+        function, colon, _ = name.partition(":")
+        if is_marked(function):
             return self._as_written("{{", [self.text(node.name), *map(str, node.params)], "}}")
         values = [self.text(param.value).strip() for param in node.params if not param.showkey]
         named = {str(param.name).strip(): param.value for param in node.params if param.showkey}
@@ -246,8 +280,9 @@ class _Renderer:
         def argument(key: str) -> str:  # renders only what is shown: infoboxes have dozens
             return self.text(named.get(key)).strip()
 
-        function, colon, _ = name.partition(":")
         name = name.casefold().replace("_", " ")
+        for prefix in ("template:", "模板:", "樣板:"):
+            name = name.removeprefix(prefix).lstrip()
         if name in PAGE_NAMES:
             return self._title
         if colon and is_function(function):

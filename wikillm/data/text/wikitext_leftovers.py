@@ -17,14 +17,14 @@ _STRAY_MARKS = re.compile(  # `{x : |x|}` is a set
     r"\|?\}\}|\{\{|\[\[|\]\]|^[ \t:*#-]*(?:\{\||\|\})", re.MULTILINE
 )
 _QUOTED_LINE = re.compile(r"^.*?''.*$", re.MULTILINE)
-_QUOTES = re.compile(r"'{2,}")
-_QUOTES_BEHIND_WORD = re.compile(r"(?<=[^\W\d_])'{3}(?!')(?=\w)")
+_QUOTES = re.compile(r"('{2,})")
 _STRAY_TAG = re.compile(  # known names only, since `List<int>` is text
     r"</?(?:ref|references|br|p|div|span|small|big|sup|sub|b|i|u|s|em|strong|center|font|table|tr"
     r"|td|th|ul|ol|li|dl|dd|dt|nowiki|noinclude|includeonly|onlyinclude|gallery|blockquote|poem"
-    r"|code|tt|abbr|cite|math|var|hr|pre|syntaxhighlight)(?:\s[^<>\n]*)?/?>",
+    r"|code|tt|abbr|cite|math|var|hr|pre|syntaxhighlight)(?:\s[^<>\n]*)?/?\s*>",
     re.IGNORECASE,
 )
+_STRAY_BREAK = re.compile(r"<br\s*/\s*>", re.IGNORECASE)
 _STRAY_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
 _STRAY_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
@@ -48,7 +48,7 @@ _ROW = re.compile(  # `|-5| = 5` and `|+1|` are text
     r"|rowspan|colspan|scope|data-)))"
 )
 
-_SWITCH = re.compile(r"__([^\W\d_](?:[^\W\d_]|_(?!_)){1,48})__")
+_SWITCH = re.compile(r"(__|＿＿)([^\W\d_](?:[^\W\d_]|_(?!_)){1,48})\1")
 
 
 def without_switches(wikitext: str) -> str:
@@ -56,9 +56,9 @@ def without_switches(wikitext: str) -> str:
 
     Other words between double underscores, such as `__FILE__` and `__init__`, stay as they are.
     """
-    if "__" not in wikitext:
+    if "__" not in wikitext and "＿＿" not in wikitext:
         return wikitext
-    return _SWITCH.sub(lambda found: "" if _is_switch(found[1]) else found[0], wikitext)
+    return _SWITCH.sub(lambda found: "" if _is_switch(found[2]) else found[0], wikitext)
 
 
 def _is_switch(word: str) -> bool:
@@ -85,7 +85,8 @@ def remove_leftovers(text: str) -> str:
         text = _STRAY_MARKS.sub("", text)
     if "<" in text:  # a `<sup>` that is never closed
         text = _STRAY_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
-    text = _STRAY_TAG.sub("", _without_quotes(text)).replace(NOWIKI, "")
+    text = _STRAY_BREAK.sub("\n", _without_quotes(text))
+    text = _STRAY_TAG.sub("", text).replace(NOWIKI, "")
     text = _EMPTY_BRACKETS.sub("", text)
     text = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub("", text))
     text = _BEFORE_MARK.sub(r"\1", _SPACES.sub(" ", text))
@@ -97,8 +98,8 @@ def _without_quotes(text: str) -> str:
     """Remove the apostrophes that mark italics and bold, by the rules of MediaWiki.
 
     Runs of two, three or five are marks. Of a run of four, one apostrophe is shown; of a longer
-    run, all beyond five. When a line opens both kinds and closes neither, as in `''Iliad'''s`, the
-    first run of three after a word shows one apostrophe.
+    run, all beyond five. When a line opens both kinds and closes neither, as in `''Iliad'''s`, a
+    run of three shows one apostrophe: the first one after a word of one letter, else after a word.
     """
     if "''" not in text:
         return text
@@ -106,17 +107,18 @@ def _without_quotes(text: str) -> str:
 
 
 def _without_quotes_in_line(line: str) -> str:
-    lengths = [len(run) for run in _QUOTES.findall(line)]
+    parts = _QUOTES.split(line)  # texts, and runs at odd places
+    lengths = [len(run) for run in parts[1::2]]
+    threes = [2 * at + 1 for at, length in enumerate(lengths) if length in (3, 4)]
     fives = sum(length >= 5 for length in lengths)
-    threes = sum(length in (3, 4) for length in lengths)
-    if (lengths.count(2) + fives) % 2 and (threes + fives) % 2:
-        line = _QUOTES_BEHIND_WORD.sub("'", line, count=1)
-    return _QUOTES.sub(_apostrophes, line)
+    parts[1::2] = ["'" * (1 if length == 4 else max(0, length - 5)) for length in lengths]
+    if threes and (lengths.count(2) + fives) % 2 and (len(threes) + fives) % 2:
+        parts[min(threes, key=lambda at: _rank(parts[at - 1] + parts[at]))] += "'"
+    return "".join(parts)
 
 
-def _apostrophes(run: re.Match[str]) -> str:
-    length = len(run[0])
-    return "'" * (1 if length == 4 else max(0, length - 5))
+def _rank(before: str) -> int:
+    return 2 if before.endswith(" ") else int(before[-2:-1] != " ")
 
 
 def _without_rows(lines: list[str]) -> Iterator[str]:

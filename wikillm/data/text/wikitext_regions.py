@@ -9,8 +9,8 @@ tag is never closed, its content stays in the page. The page is read in one line
 
 from __future__ import annotations
 
-import html
 import re
+from html.entities import html5
 
 # Marks are made of characters that XML forbids, so that no dump holds them.
 NOWIKI = "\x01"
@@ -29,7 +29,9 @@ _CUT = (
     *("graph", "hiero", "categorytree", "mapframe", "maplink", "templatestyles", "style", "script"),
     *("indicator", "includeonly", "section", "dynamicpagelist", "dpl", "rss", "youtube"),
 )
-_NAMES = sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True)
+_TRANSPARENT = ("noinclude", "onlyinclude", "translate", "tvar")
+"""Tags that are cut before headings and lists are recognized. Their content stays."""
+_NAMES = sorted((*_LITERAL, *_FORMULA, *_CUT, *_TRANSPARENT), key=len, reverse=True)
 _CUT_ALONE = {"ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA} - {"source"}
 """Tags that are cut even without a partner; a lone `<source>` is often a word about HTML."""
 _TAG = re.compile(  # <ref name="a<b"> and <ref name=a<!-- b -->> are tags
@@ -46,7 +48,9 @@ _INLINE = re.compile(r"\binline\b|\benclose\s*=\s*[\"']?none", re.IGNORECASE)
 _NOWIKI_START = re.compile(r"<nowiki\s*>", re.IGNORECASE)
 _STYLE_PAIR = re.compile(r"<(span|var|font|small)\b[^<>]*>([^<>]*)</\1\s*>", re.IGNORECASE)
 _QUOTED = re.compile(r"('{2,5})(?!')([^'\n]+)\1(?!')")
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+"""An entity; without its semicolon it is text."""
+_CHARACTERS = ((9, 10), (32, 126), (160, 0xD7FF), (0xE000, 0xFFFD), (0x10000, 0x10FFFF))
 _PLAIN_FORMULA = re.compile(r"[\w\s+\-=<>().,*/'|^{}\[\]:;!?%°→⇌]{1,60}")
 
 
@@ -121,8 +125,10 @@ def set_apart(wikitext: str, regions: Regions) -> str:
             continue
         is_line_start = False
         name = tag[2].lower()
+        if name in _TRANSPARENT:
+            continue
         if not tag[1] and tag[3].endswith("/"):
-            kept.append(NOWIKI if name == "nowiki" else "")
+            kept.append(NOWIKI if name == "nowiki" or text.endswith("'") else "")
             continue
         end_tag = None
         if not tag[1]:
@@ -134,7 +140,9 @@ def set_apart(wikitext: str, regions: Regions) -> str:
         if end_tag is None:
             kept.append("" if name in _CUT_ALONE else tag[0])
             continue
-        kept.append(_kept(name, tag[3], wikitext[at : end_tag.start()], regions))
+        region = _kept(name, tag[3], wikitext[at : end_tag.start()], regions)
+        # Apostrophes on both sides of a reference are not one mark.
+        kept.append(region or (NOWIKI if text.endswith("'") else ""))
         at = end_tag.end()
     kept.append(wikitext[at:])
     return "".join(kept)
@@ -199,5 +207,14 @@ def _without_styles(content: str) -> str:
 
 
 def _decoded(text: str) -> str:
-    """Replace entities by their characters; an entity without its semicolon is text."""
-    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
+    return ENTITY.sub(lambda entity: character_of(entity[0]), text) if "&" in text else text
+
+
+def character_of(entity: str) -> str:
+    """What MediaWiki shows for a text that `ENTITY` matches: itself if it names no character."""
+    name = entity[1:-1]
+    if name[0] != "#":
+        return html5.get(f"{name};", entity)
+    code = int(name[2:], 16) if name[1] in "xX" else int(name[1:])
+    is_character = any(first <= code <= last for first, last in _CHARACTERS)
+    return chr(code) if is_character else entity

@@ -86,7 +86,8 @@ def text_of_template(
     if name in LITERALS and not values:
         return LITERALS[name]
     if name in QUOTES:
-        quoted = values[0] if values else named("text") or named("quote") or named("1")
+        at = -1 if name == "columns-list" else 0  # it may begin with the number of columns
+        quoted = values[at] if values else named("text") or named("quote") or named("1")
         return f"\n{quoted.strip()}\n"
     if name == "su":  # {{su|b=2|p=8}}: one above the other
         return subscript(named("b"), before) + superscript(named("p"), before)
