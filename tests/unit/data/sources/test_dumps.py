@@ -16,6 +16,7 @@ from wikillm.data.prepare.prepare import plan_store, prepare_store
 from wikillm.data.sources.mediawiki import read_site, split_pages
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.store.store import Store
+from wikillm.data.text import clean
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped, WikiSite
 
@@ -107,6 +108,24 @@ def test_siteinfo_of_a_dump(tmp_path):
     assert read_site("<mediawiki><siteinfo><sitename>cut o") == WikiSite()
 
 
+def test_new_wikitext_rules_give_new_stores_of_dumps_only(tmp_path, settings, monkeypatch):
+    dump = written(tmp_path, "", siteinfo(SWEDISH), swedish_pages())
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(f'{{"text": "{PROSE.format(i)}"}}\n' for i in range(60)))
+    before = [plan_store(settings(path)).fingerprint for path in (dump, lines)]
+    monkeypatch.setattr(clean, "_WIKITEXT_VERSION", 9)
+    after = [plan_store(settings(path)).fingerprint for path in (dump, lines)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True]
+
+
+def test_a_dump_without_articles_is_refused_with_a_fix_for_dumps(tmp_path, settings):
+    logs = "<logitem><id>1</id><params>text</params></logitem>"
+    path = written(tmp_path, "", siteinfo(SWEDISH), [logs])
+    with pytest.raises(DataError, match="Nothing is left") as caught:
+        prepare_store(settings(path))
+    assert "pages-articles" in caught.value.fix and "text_key" not in caught.value.fix
+
+
 OTHERS = ["Template:甲", "Wikipedia:互助", "User talk:某", "user_talk:某", "Talk:甲", "MediaWiki:X"]
 OTHERS += ["用户:某", "模板讨论:甲", "Mall:X", "Diskussion:X", "File:x.jpg", "文件:x.jpg"]
 OTHERS += ["Category talk:x", "Special:X"]
@@ -126,7 +145,7 @@ def test_a_dump_without_ns_is_sorted_by_title(title):
 
 
 REDIRECTS = ["#REDIRECT", "#redirect ", "# Redirect:", "#重定向", "#WEITERLEITUNG"]
-REDIRECTS += ["#перенаправление", "\n#転送"]
+REDIRECTS += ["#перенаправление", "\n#転送", "#YÖNLENDİRME", "#अनुप्रेषित", "#تغییر_مسیر"]
 
 
 @pytest.mark.parametrize("mark", REDIRECTS)
@@ -144,7 +163,9 @@ HISTORIES = {
     "newest first": [(3, THIRD), (2, SECOND), (1, FIRST)],
     "in the middle": [(2, SECOND), (3, THIRD), (1, FIRST)],
     "same second": [(1, THIRD), (3, THIRD)],
+    "same second, newest first": [(3, THIRD), (1, THIRD)],
     "no times": [(1, ""), (2, ""), (3, "")],
+    "no times, newest first": [(3, ""), (2, ""), (1, "")],
 }
 
 

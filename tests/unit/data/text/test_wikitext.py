@@ -152,7 +152,44 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("{{s-start}}\n! a\n|- style=x\n| b\n{{s-end}}\n|x| 后", "|x| 后"),
         ("前\n{|\n|}尾", "前\n尾"),
         ("[[!Kung]]人", "!Kung人"),
+        # templates and functions
+        ("{{chem2|SO4(2-)}}，{{chem2|2H2 + O2 -> 2H2O}}", "SO₄²⁻，2H₂ + O₂ → 2H₂O"),
+        ("{{pi}}{{minus}}{{sqrt|2}}{{sqrt|x+1}}{{abs|y}}{{(}}{{))}}", "π−√2√(x+1)|y|{}}"),
+        ("{{US$|5 million}}，{{€|3}}，{{As of|2020}}", "US$5 million，€3，As of 2020"),
+        ("{{le|甲|A|乙}}{{link-ja|丙|C}}{{ill|丁|en|D|lt=戊}}{{ill|己|en|F}}", "乙丙戊己"),
+        ("{{Template:nowrap|甲}}{{模板:lang|en|b}}{{columns-list|2|\n* 丙\n}}", "甲b\n- 丙"),
+        ("{{formatnum:{{{1|5}}}}}，{{formatnum:[[甲|12]]}}，{{lc:A<nowiki/>B}}", "5，12，ab"),
+        ("{{ucfirst:{{nowrap|ab}}}}{{#if:x|甲|乙}}{{#if:|甲|乙}}{{#ifeq:a|b|甲}}", "Ab甲乙"),
+        ("{{PAGENAME}}是甲", "标题是甲"),
+        ("* 甲\n: {|\n| a\n\n* b\n|}\n乙", "- 甲\n\n乙"),
+        ("集合{x: |x|}与{|x|, 1}", "集合{x: |x|}与{|x|, 1}"),
+        # addresses: Chinese text follows them without a space
+        ("参见 https://example.org/a，这里有文字。后", "参见，这里有文字。后"),
+        ("官网：http://a.b/?x=1&amp;y=2。成立于1990年", "官网：。成立于1990年"),
+        ("'''News:''' x Tel:010-1234", "News: x Tel:010-1234"),
+        # comments, and tags that only mark what is transcluded
+        ("* 甲\n<!-- x -->\n* 乙\n  <!-- y --> <!-- z -->  \n* 丙", "- 甲\n- 乙\n- 丙"),
+        ("甲<!-- a --><!-- b -->\n乙<!-- c -->\n\n丙", "甲\n乙\n\n丙"),
+        ("<noinclude>\n== 甲 ==\n乙</noinclude>\n<translate>* 丙</translate>", "甲\n乙\n- 丙"),
+        ('甲<ref name="a<b">注</ref>乙<ref name=a<!-- x -->>注</ref>丙', "甲乙丙"),
+        # what is not shown, and readings
+        ('甲<span style="display:none">乙</span>丙<div style="display: none;">丁</div>', "甲丙"),
+        ("<ruby>東<rp>(</rp><rt>とう</rt><rp>)</rp></ruby>京", "東(とう)京"),
+        ("文<h2>标题</h2>文二", "文\n标题\n文二"),
+        # headings, lists
+        ("甲\n= x = y\n== 甲 ==乙", "甲\n= x = y\n== 甲 ==乙"),
+        ("; 术语 : 定义\n;甲{{x}}:乙\n:: 丙", "术语\n定义\n甲\n乙\n丙"),
+        # entities as MediaWiki knows them; what names no character is text
+        ("it&apos;s &lbrack;&lbrack;x]] &notit;", "it's [[x &notit;"),
+        ("甲&#2;5&#3;乙&#xD83D;&#0;&#xFFFE;", "甲&#2;5&#3;乙&#xD83D;&#0;&#xFFFE;"),
+        ("<nowiki>&#2;9&#3; &apos;</nowiki><code>&#x2;0&#x3;</code>", "&#2;9&#3; '&#x2;0&#x3;"),
+        # empty brackets that the page has itself
+        ("main()与f()（{{x}}），<code>g()</code>", "main()与f()，g()"),
         # apostrophes
+        ("''foo'''，\n'''foo''，\n''甲''' ''乙''", "foo'，\n'foo，\n甲' 乙"),
+        ("'''{{x}}'''甲''[[File:a]]''", "甲"),
+        ("''甲''<ref>x</ref>''乙''<ref name=x/>''丙''", "甲乙丙"),
+        ("'<span>''x''</span>' [[d''e]]", "'x' d''e"),
         ("''Iliad'''s 与 '''b''''s", "Iliad's 与 b's"),
         ("'''''甲'''乙''，''丙'' '''丁'''", "甲乙，丙 丁"),
         ("'''''甲''''' 'a' ''b''", "甲 'a' b"),
@@ -163,14 +200,18 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("[[K:甲]][[Fate:乙]]", "K:甲Fate:乙"),
         ("甲[[en:Beijing]][[JA:北京]][[zh-min-nan:Pak-kiaⁿ]][[simple:Beijing]]乙", "甲乙"),
         ("[[wikt:词]]，[[:en:Foo]]", "词，en:Foo"),
+        ("[[甲 (乙)|]]，[[:Category:甲|]]，[[甲|<nowiki/>]]", "甲 (乙)，Category:甲，"),
+        ("[[甲{{!}}乙]]，[[7%25]]，[[%E4%B8%AD]]，[[5%]]", "乙，7%，中，5%"),
+        ("[[قط:x]][[ملف:a.png|[[x]]]][[Luokka:y]]", "قط:x"),
         ("[[en:Foo|富]]，[[Wikipedia:互助]]", "富，Wikipedia:互助"),
         ("甲[[commons:File:x.jpg]][[commons:Category:Y]][[s:论语]]", "甲论语"),
         ("甲[[ File :x.jpg|thumb|[[a]]]][[file_:y]]乙", "甲乙"),
-        ("[[CATEGORY: z]]乙[[:Category:丙|丁]]，[[媒体:w|戊]][[Media:w.ogg]]", "乙丁，戊Media:w.ogg"),
+        ("[[CATEGORY: z]]乙[[:Category:丙|丁]]", "乙丁"),
+        ("[[媒体:w|戊]][[Media:w.ogg]]", "戊Media:w.ogg"),
     ],
 )  # fmt: skip
 def test_cases(wikitext, text):
-    assert text_of_wikitext(wikitext) == text
+    assert text_of_wikitext(wikitext, title="标题") == text
 
 
 PIECES = [piece for piece in MARKUP if piece != "== x =="]
@@ -215,6 +256,10 @@ def test_sections_keep_their_heading_and_tail_sections_go():
         ("{{a}}-{{b}}-{{c}}", "{{a}}-{{b}}-{{c}}"),
         ("-{{{lang|en|x}}}-", "{{lang|en|x}}"),
         ("-{Windows|x}-", "Windows|x"),
+        ("-{ZH-CN:甲;zh-Hant-TW:乙}--{zh-Hans-CN:丙;zh-Hant:丁}-", "甲丙"),
+        ("-{zh-hans:甲&amp;;zh-hant:乙}--{zh-tw:丙;zh-cn:&lt;;}-", "甲&amp;&lt;"),
+        ("-{R|zh:a;zh-tw:b}--{sr-Cyrl;|x}--{zh-Hant-TW;zh-hk|y}-", "zh:a;zh-tw:bxy"),
+        ("-{ban-x-palmleaf:a;ban:b}-", "a"),
     ],
 )
 def test_language_variants(wikitext, text):
@@ -236,7 +281,7 @@ def test_internal_marks_in_a_page_are_ignored():
 RUNS = (
     *("<nowiki>", "</nowiki>", "<code><nowiki></code>", "<ref><nowiki></ref>", "<code>", "<ref>"),
     *("<math>", "<nowiki/>", "__a", "'''a'''", "-{", "(,", " ,", "- ", "|", "<", "''", "=", "("),
-    *("<br>", "{{a}}", "]]", "}}"),
+    *("<br>", "{{a}}", "]]", "}}", "\n<!-- x -->", "'''", "http://a.b，"),
 )
 
 
@@ -262,6 +307,7 @@ def test_lines_that_begin_like_cells_are_text_outside_tables(text):
 
 SWITCHES = (
     *("NOTOC", "notoc", "NoToc", "ForceToc", "noeditsection", "NOGALLERY", "hiddencat", "INDEX"),
+    *("ΧΩΡΙΣΠΠ", "İÇİNDEKİLERYOK", "БЕЗОГЛАВЛЕНИЯ"),
     *("无目录", "無目錄", "不转换标题", "目次非表示", "KEIN_INHALTSVERZEICHNIS", "без_оглавления"),
 )
 
@@ -272,6 +318,7 @@ def test_switches_go_in_any_case_and_language(name):
 
 
 def test_other_words_between_underscores_are_text():
+    assert text_of_wikitext("甲＿＿目次非表示＿＿乙") == "甲乙"
     text = "__init__ 与 __FILE__、__index__、a__b__c、____"
     assert text_of_wikitext(text) == text
 
