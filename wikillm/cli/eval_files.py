@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -118,7 +119,9 @@ def text_settings(args: argparse.Namespace) -> DataSection:
             fix="--text FILE data.format=lines data.text_key=content",
         )
     for path in paths:
-        if not any(sign in path for sign in "*?[:") and not Path(path).expanduser().exists():
+        if not any(sign in path for sign in "*?[:") and not os.path.exists(
+            os.path.expanduser(path)
+        ):
             raise ConfigError(
                 "--text names a file that does not exist.", got=path, fix="a file, folder or glob"
             )

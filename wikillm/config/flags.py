@@ -9,6 +9,7 @@ are parsed as in a YAML file (`yaml_file`); the schema validates them later.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,10 @@ _NULL = ("null", "Null", "NULL", "None", "none", "~")
 
 
 def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
-    """Settings in the order of the words; if a key is given twice, the last value wins."""
+    """Settings in the order of the words; if a key is given twice, the last value wins.
+
+    Two values of data.path are refused: a shell makes them of `data.path={a,b}.jsonl`.
+    """
     settings: list[Setting] = []
     switches: dict[str, tuple[bool, str]] = {}
     for name, text, typed in _pairs(words, problems):
@@ -43,6 +47,12 @@ def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
         if setting is not None:
             settings.append(setting)
     settings.extend(_precision(switches, settings, problems))
+    paths = [setting for setting in settings if setting.key == "data.path" and setting.value]
+    if len(paths) > 1:
+        names = [name for setting in paths for name in setting.value]
+        fix = shlex.quote(f"data.path={json.dumps(names, ensure_ascii=False)}")
+        typed = " ".join(setting.origin.where for setting in paths)
+        problems.add("data.path is given twice.", got=typed, fix=fix)
     return settings
 
 
@@ -60,8 +70,8 @@ def read_text(key: Key, text: str) -> Any:
     if key.is_optional and text in _NULL:
         return None
     if key.is_list:
-        if text.startswith("["):
-            return parse_value(text)
+        if text.startswith("[") and (text.endswith("]") or "]" not in text):
+            return parse_value(text)  # else it is a glob: [ab]*.jsonl
         return [part for part in text.split(",") if part] if key.name in _COMMAS else [text]
     if key.is_text or key.is_switch or (key.choices and not key.kinds):
         return text
@@ -126,7 +136,8 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
     try:
         value = read_text(key, text)
     except ValueError as error:
-        problems.add(f"{key_name} cannot be read: {error}", got=typed)
+        fix = shlex.quote(f"{key_name}={json.dumps([text])}") if key.is_list else None
+        problems.add(f"{key_name} cannot be read: {error}", got=typed, fix=fix)
         return None
     if text == "" and not (key.is_list and key_name not in _COMMAS):
         fix = f"{key_name}=null unsets a value" if key.is_optional else f"{key_name}=VALUE"

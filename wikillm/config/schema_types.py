@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from wikillm.core.printable import is_utf8
 from wikillm.core.units import parse_count, parse_size
 
 LARGEST = 2**63 - 1
@@ -33,12 +34,15 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse numbers beyond 64 bits, and paths that no file can have."""
+        """Refuse numbers beyond 64 bits, text that is not UTF-8, and paths that no file has."""
         if isinstance(value, int) and abs(value) > LARGEST:
             raise ValueError(f"is larger than {LARGEST}")
+        values = value if isinstance(value, tuple) else (value,)
+        texts = [text for text in values if isinstance(text, str)]
+        if not all(map(is_utf8, texts)):
+            raise ValueError("is not UTF-8, which the files of a run are; rename the file")
         if info.field_name in FILE_KEYS:
-            texts = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(text, str) and "\0" in text for text in texts):
+            if any("\0" in text for text in texts):
                 raise ValueError("no file has a NUL character in its name")
             # A shell does not expand `run.dir=~/x`, but some libraries do, and would use another
             # folder than WikiLLM.

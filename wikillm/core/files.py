@@ -37,7 +37,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
     If the write fails (as on a full disk), the staged file is removed. Raises OSError.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
     try:
         with open(staged, "wb") as file:

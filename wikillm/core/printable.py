@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be written as UTF-8; a name of a file with other bytes cannot."""
+    return text.encode(errors="ignore").decode() == text
+
+
 class PrintableStream:
     """A text stream that writes every text through `printable`.
 

@@ -39,6 +39,7 @@ class SourceFile:
     version: str = ""  # of a download: ETag, or revision of a data set
     max_field_lines: int = 1000  # of a table: data.max_field_lines
     site: WikiSite = WikiSite()  # of a MediaWiki export
+    modified: int = 0  # mtime in ns when it was inspected; 0: changes are not noticed
 
 
 Item = tuple[int, bytes | None, int]

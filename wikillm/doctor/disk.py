@@ -31,7 +31,7 @@ _FEWER = f"train.save_total_limit=1, or {_LARGER}"
 
 def existing_folder(folder: str) -> Path:
     """`folder`, or its deepest parent that exists."""
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     return path.absolute() if path.is_dir() else nearest_existing(path)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ def read_tasks(specs: Sequence[str], form: Form = "cloze") -> list[ChoiceTask]:
                 fix=f"{near or 'ceval'}:PATH; kinds: ceval:FOLDER, cmmlu:FOLDER, choices:FILE, "
                 "and lm_eval:TASK for `wikillm eval`",
             )
-        where = Path(path).expanduser()
+        where = Path(os.path.expanduser(path))
         if kind == "choices":
             tasks.append(_read_choices(where, form))
         else:

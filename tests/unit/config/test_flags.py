@@ -47,6 +47,7 @@ def parsed(*words: str) -> dict[str, Any]:
         (["--gradient_checkpointing", "selective"], "train.gradient_checkpointing", "selective"),
         (["data.path=a.jsonl,b.jsonl"], "data.path", ["a.jsonl", "b.jsonl"]),
         (['data.path=["a,b.jsonl"]'], "data.path", ["a,b.jsonl"]),
+        (["data.path=[ab]*.jsonl"], "data.path", ["[ab]*.jsonl"]),
         (["observe.sample_prompts=Hello, world"], "observe.sample_prompts", ["Hello, world"]),
         (["run.dir=null"], "run.dir", None),
         (["run.name=null"], "run.name", "null"),  # not optional: a name like any other
@@ -79,7 +80,8 @@ def test_spellings(words: list[str], key: str, value: object) -> None:
         (["--bf16", "train.precision=fp16"], "given twice", "train.precision=bf16"),
         (["--bf16=maybe"], "true or false", "train.precision=bf16"),
         (["data.path="], "data.path has no value.", "data.path=null"),
-        (["data.path=[a"], "data.path cannot be read", None),
+        (["data.path=[a"], "data.path cannot be read", 'data.path=["[a"]'),
+        (["data.path=a", "data.path=b"], "data.path is given twice", 'data.path=["a", "b"]'),
         (["-x"], "is a value without a key", None),
     ],
 )

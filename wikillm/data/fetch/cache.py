@@ -68,7 +68,7 @@ class Cache:
 
     def __init__(self, folder: str | None = None, limit: int | None = None) -> None:
         cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        self.folder = Path(folder or f"{cache_home}/wikillm/remote").expanduser()
+        self.folder = Path(os.path.expanduser(folder or f"{cache_home}/wikillm/remote"))
         self.limit = limit
 
     @contextmanager

@@ -80,14 +80,18 @@ def check_address(url: str) -> None:
             got=shown(url),
             fix="use http, https, s3 or oss; for data sets hf or modelscope",
         )
-    if urlsplit(url).query == "***":
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise _refused(url, str(error)) from None
+    if parts.query == "***":
         raise ConfigError(
             "An address in data.path has lost its query, which a run's files do not store.",
             got=shown(url),
             fix="set data.path to the address with its query; or, if its token store exists, "
             "use data.path=null and set data.store to the folder of the store",
         )
-    if "@" in urlsplit(url).netloc:
+    if "@" in parts.netloc:
         raise ConfigError(
             "An address in data.path holds a user or a password.",
             got=shown(url),
@@ -192,10 +196,12 @@ def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
             if error.code == 416:  # not even the first byte exists
                 status = "HTTP 416: the file is empty, or shorter than before"
             raise _refused(url, status) from None
+    except UnicodeError:
+        raise _refused(url, "its letters beyond ASCII must be written as %XX") from None
+    except (ValueError, http.client.InvalidURL) as error:
+        raise _refused(url, str(error)) from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(_reason(error)) from None
-    except ValueError as error:
-        raise _refused(url, str(error)) from None
 
 
 def _refused(url: str, why: str) -> DataError:

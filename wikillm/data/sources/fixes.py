@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -27,6 +28,15 @@ def quoted(path: Path | str) -> str:
     """A file name quoted for the shell, with `./` before a leading `-`."""
     name = str(path)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
+
+
+def in_ascii(path: Path) -> str:
+    """A file name of any bytes, quoted for bash."""
+    name = "".join(
+        chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(path)
+    )
+    return f"$'{name}'"
 
 
 def set_aside(folder: Path) -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.files import nearest_existing
 from wikillm.core.log import say
-from wikillm.data.sources.fixes import path_setting, quoted
+from wikillm.core.printable import is_utf8
+from wikillm.data.sources.fixes import in_ascii, path_setting, quoted
 from wikillm.data.sources.foreign import cannot_be_read
 from wikillm.data.sources.walk import Found, files_of, kind_of, matches_of
 
@@ -107,7 +108,7 @@ def _default(root: Path) -> Path:
 
 def _expand(entry: str, following: Sequence[str]) -> list[Path]:
     """The files of `entry`. `entry` and `following` may be parts of a name with commas."""
-    path = Path(entry).expanduser()
+    path = Path(os.path.expanduser(entry))
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -220,6 +221,13 @@ def _refuse_special(path: Path) -> None:
             f"data.path names {kind}, not a file, and a store needs data that can be read twice.",
             got=str(path),
             fix="write it to a file first and name that file",
+        )
+    if not is_utf8(str(path)):
+        new = re.sub("[\udc80-\udcff]", "_", str(path))
+        raise DataError(
+            "A file name of data.path is not UTF-8, which the files of a store are.",
+            got=str(path),
+            fix=f"rename it: mv {in_ascii(path)} {quoted(new)}",
         )
     if not os.access(path, os.R_OK):
         what = "A file of data.path may not be read."

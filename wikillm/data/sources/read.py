@@ -8,10 +8,12 @@ bytes and the range, on any machine and after any number of interruptions. Readi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from wikillm.core.errors import DataError
 from wikillm.data.sources import parquet
 from wikillm.data.sources.decompress import TYPICAL_RATIO, file_and_line, pieces
 from wikillm.data.sources.json_array import split_array
@@ -129,6 +131,9 @@ def read_shards(
         range_bytes: decompressed bytes per shard.
         limit: longest record that is kept in memory, in bytes.
         threads: number of threads that decompress a bz2 file of several streams.
+
+    Raises DataError when a source changed since it was inspected: its shards would not fit the
+    digest in the manifest.
     """
     batches: list[RecordBatch] = []
     current_bucket = -1
@@ -142,6 +147,7 @@ def read_shards(
             while rest is not None:
                 bucket = (base + rest.start) // range_bytes
                 if bucket != current_bucket and batches:
+                    _refuse_changed(sources[index])
                     yield RawShard(number, start, last, batches)
                     start = last
                     number += 1
@@ -151,10 +157,23 @@ def read_shards(
                 current_bucket = bucket
                 last = Cursor(index, head.end, base)
             offset = batch.end
+        _refuse_changed(sources[index])
         base += offset
         offset = 0
     if batches:
         yield RawShard(number, start, last, batches)
+
+
+def _refuse_changed(source: SourceFile) -> None:
+    if not source.modified:
+        return
+    status = os.stat(source.path)
+    if (status.st_size, status.st_mtime_ns) != (source.size, source.modified):
+        raise DataError(
+            "A source changed while it was read.",
+            got=f"{source.path}: {source.size:,} bytes before, {status.st_size:,} now",
+            fix="start again once no program writes to the source",
+        )
 
 
 def _batches_of(

@@ -8,6 +8,7 @@ decoded with silent replacement). Records without the text key are refused in `t
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -44,16 +45,16 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFile:
     """Inspect `path`; a `wanted` format other than auto is taken as given. Raises DataError."""
-    size = path.stat().st_size
+    status = path.stat()
     with open(path, "rb") as file:
         start = file.read(LONGEST_MARK)
     refuse_foreign(path, start)
     if start.startswith(parquet.MAGIC) or wanted == "parquet":
-        return _parquet(path, size, start, wanted, text_key)
+        return _parquet(path, status, start, wanted, text_key)
     # Compression, by the first bytes.
     named = (name for magic, name in _COMPRESSION.items() if start.startswith(magic))
     compression = next(named, "zst" if _SKIPPABLE.match(start) else "none")
-    source = SourceFile(str(path), size, "", compression, text_key=text_key)
+    source = _source(path, status, "", compression, text_key)
     begin = head(source, HEAD_BYTES)
     if begin.startswith(parquet.MAGIC):
         raise cannot_be_read(f"Parquet in {compression}", path)
@@ -81,10 +82,20 @@ def _shown(begin: bytes, encoding: str = "utf-8") -> str:
     return begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
 
 
-def _parquet(path: Path, size: int, start: bytes, wanted: str, text_key: str) -> SourceFile:
+def _source(
+    path: Path, status: os.stat_result, format: str, compression: str, text_key: str
+) -> SourceFile:
+    size = status.st_size
+    modified = status.st_mtime_ns
+    return SourceFile(str(path), size, format, compression, text_key=text_key, modified=modified)
+
+
+def _parquet(
+    path: Path, status: os.stat_result, start: bytes, wanted: str, text_key: str
+) -> SourceFile:
     is_parquet = start.startswith(parquet.MAGIC)
     if is_parquet and wanted in ("auto", "parquet"):
-        return SourceFile(str(path), size, "parquet", "none", text_key=text_key)
+        return _source(path, status, "parquet", "none", text_key)
     kind = "it is Parquet" if is_parquet else "it is not Parquet"
     raise DataError(
         f"A file is not what data.format={wanted} says.",

@@ -30,6 +30,7 @@ def check_text_key(source: SourceFile, max_document_bytes: int) -> None:
     """Raise DataError when the first records have no text under the text key."""
     if source.format == "parquet":
         columns = parquet.columns_of(source)
+        _refuse_namesakes(source, [name for name, _, _ in columns])
         texts = [name for name, _, is_text in columns if is_text]
         _check_names(source, texts, [f"{name} ({kind})" for name, kind, _ in columns])
     elif source.format == "csv":
@@ -73,8 +74,18 @@ def _check_names(source: SourceFile, texts: Sequence[str], shown: Sequence[str])
     )
 
 
+def _refuse_namesakes(source: SourceFile, names: Sequence[str]) -> None:
+    if names.count(source.text_key) > 1:
+        raise DataError(
+            f"Several columns are named {source.text_key!r} (data.text_key).",
+            got=f"{source.path} has the columns {', '.join(map(_short, names))}",
+            fix="rename all but one of them",
+        )
+
+
 def _check_header(source: SourceFile, max_document_bytes: int) -> None:
     columns = columns_of(csv_header(source, max_document_bytes)[1])
+    _refuse_namesakes(source, columns.names)
     _check_names(source, columns.names, columns.names)
     usual = "\t" if re.search(r"\.tsv\b", source.path, re.IGNORECASE) else ","
     if columns.delimiter != usual and len(columns.names) > 1:

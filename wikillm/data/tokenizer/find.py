@@ -104,7 +104,7 @@ def _trained(vocabulary: int, origin: str) -> TokenizerChoice:
 
 
 def _folder(setting: str) -> TokenizerChoice:
-    folder = Path(setting).expanduser()
+    folder = Path(os.path.expanduser(setting))
     if folder.name == "tokenizer.json":
         folder = folder.parent
     if not folder.is_dir():

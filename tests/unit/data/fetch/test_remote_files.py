@@ -178,6 +178,10 @@ def test_the_cache_stays_within_its_bytes(server, tmp_path):
         ("ftp://host/x.jsonl", ConfigError, "scheme ftp"),
         ("https://me:secret@host/x.jsonl", ConfigError, "holds a user or a password"),
         ("http://127.0.0.1:1/folder/", ConfigError, "cannot be listed"),
+        ("http://[::1", DataError, "cannot be read"),
+        ("http://127.0.0.1:port/x.jsonl", DataError, "cannot be read"),
+        ("http://127.0.0.1:1/a b.jsonl", DataError, "cannot be read"),
+        ("http://127.0.0.1:1/ü.jsonl", DataError, "cannot be read"),
     ],
 )
 def test_invalid_addresses_are_refused(address, kind, reason, settings):

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError
 from wikillm.data.filters import documents as clean_job
-from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.prepare.build import finished_shards
+from wikillm.data.prepare.prepare import ensure_planned, plan_store, prepare_store
 from wikillm.data.text.clean import cleaner
 
 RECORDS = [{"text": f"document {i} of a corpus"} for i in range(300)]
@@ -28,7 +30,7 @@ def lines(records: list) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["-rf.jsonl", "维基 百科.jsonl", "a'b\"c.jsonl", "tab\there.jsonl", "$(x);.jsonl"],
+    ["-rf.jsonl", "维基 百科.jsonl", "a'b\"c.jsonl", "tab\there.jsonl", "$(x);.jsonl", "~a.jsonl"],
 )
 def test_names_with_odd_characters(settings, name):
     cfg = settings(name)
@@ -36,6 +38,41 @@ def test_names_with_odd_characters(settings, name):
     store = prepare_store(cfg)
     assert Path(store.manifest.sources[0].path).name == name
     assert store.manifest.funnel.kept_records == 300
+
+
+@pytest.mark.parametrize("path", ["caf\udce9.jsonl", "caf\udce9"])
+def test_names_that_are_not_utf8_are_refused(path):
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        DataSection(path=(path,))
+
+
+def test_the_renamed_file_of_a_folder_is_read(tmp_path, settings):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "it's caf\udce9.jsonl").write_text(lines(RECORDS))
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        prepare_store(settings(folder))
+    subprocess.run(["bash", "-c", caught.value.fix.removeprefix("rename it: ")], check=True)
+    assert prepare_store(settings(folder)).manifest.funnel.kept_records == 300
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "other content"])
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, settings, change):
+    path = tmp_path / "x.jsonl"
+    content = lines(RECORDS)
+    path.write_text(content)
+    plan = plan_store(settings(path))
+    half = content[: len(content) // 2]
+    changed = {
+        "shorter": half,
+        "longer": content + half,
+        "other content": content.replace("corpus", "CORPUS"),
+    }
+    path.write_text(changed[change])
+    with pytest.raises(DataError, match="changed while it was read"):
+        ensure_planned(plan)
+    assert not finished_shards(plan.store)
+    assert prepare_store(settings(path)).manifest.sources[0].size == len(changed[change])
 
 
 def test_few_bad_records_that_are_most_of_the_text_end_the_build(tmp_path, settings):

@@ -94,6 +94,7 @@ EXPLAINED: dict[str, tuple[str, bytes, str]] = {
     "text in a list": ("x.jsonl", lines([{"text": [text]} for text in TEXTS]), NO_TEXT),
     "a caret between fields": ("x.csv", TABLE.replace(",", "^").encode(), NO_TEXT),
     "a table without a header": ("x.csv", "\n".join(ROWS[1:]).encode(), NO_TEXT),
+    "two columns of one name": ("x.csv", TABLE.replace("id", "text").encode(), "Several columns"),
     "a column of bytes": ("x.parquet", parquet_of(text=[t.encode() for t in TEXTS]), NO_TEXT),
     "a column of lists": ("x.parquet", parquet_of(text=[[t] for t in TEXTS]), NO_TEXT),
     "HTML": ("x.jsonl", b"<html><body>\n404", "not a MediaWiki export"),
