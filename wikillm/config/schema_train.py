@@ -62,7 +62,7 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon uses Muon for the layers' matrices and AdamW for embeddings, head, norms and biases;
     needs max_grad_norm=0."""
-    muon_learning_rate: float = Field(default=0.02, gt=0)
+    muon_learning_rate: float = Field(default=0.01, gt=0)
     """Peak learning rate of Muon's parameters; learning_rate is the peak of AdamW's parameters.
     Both follow the schedule."""
     muon_momentum: float = Field(default=0.95, ge=0, lt=1)
@@ -93,8 +93,7 @@ class TrainSection(Section):
     """Recompute activations in the backward pass to save memory: selective keeps the outputs of
     matrix products, full (or true) keeps only the inputs of layers."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Keep a moving average of the weights with this decay, for `wikillm export --ema`; not with
-    ZeRO-3."""
+    """Keep a moving average of the weights with this decay, for `wikillm export --ema`."""
     ema_start: float = Field(default=0.8, ge=0, lt=1)
     """Share of all steps after which the moving average begins."""
     logging_steps: int = Field(default=10, ge=1)
