@@ -255,9 +255,22 @@ def dropout(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     }
 
 
+def lowered(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
+    """Lower-cased text, in which a normalized special token also matches other cases."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    _byte_level(tokenizer, lines, ["<|endoftext|>"])
+    tokenizer.add_special_tokens([AddedToken("<|Upper|>", normalized=True)])
+    return tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+
+
 KINDS: dict[str, Callable[[list[str]], tuple[Tokenizer, dict[str, Any]]]] = {
     kind.__name__: kind
-    for kind in (qwen2, qwen3, llama3, llama, unigram, wordpiece, gpt2, wordlevel, marked, dropout)
+    for kind in (
+        *(qwen2, qwen3, llama3, llama, unigram, wordpiece),
+        *(gpt2, wordlevel, marked, dropout, lowered),
+    )
 }
 OF_QWEN2S_KIND = ("qwen2", "qwen3")
 

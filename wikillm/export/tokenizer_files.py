@@ -98,9 +98,10 @@ def tokenizer_files(source: Path, *, max_length: int, template: str = "") -> dic
 
 
 def _drop_what_changes_ids(content: dict[str, Any], tokenizer: TextTokenizer) -> bool:
-    """Remove parts of tokenizer.json that training did not apply. Returns whether there were
-    any."""
-    is_changed = False
+    """Remove parts of tokenizer.json that training did not apply. Returns whether it changed."""
+    # transformers refuses a tokenizer.json without this key; the tokenizers library takes it.
+    is_changed = "added_tokens" not in content
+    content.setdefault("added_tokens", [])
     # A post-processor adds tokens: [CLS] $A [SEP], <bos> $A.
     if tokenizer.backend.num_special_tokens_to_add(False):
         content["post_processor"] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,19 @@ def test_a_tokenizer_that_needs_no_change_keeps_its_bytes(stores: dict[str, Path
     assert tokenizer_files(stores["qwen2"], max_length=64)["tokenizer.json"] == original
     changed = json.loads(tokenizer_files(stores["wordpiece"], max_length=64)["tokenizer.json"])
     assert [changed[key] for key in ("post_processor", "truncation", "padding")] == [None] * 3
+
+
+def test_a_tokenizer_json_without_added_tokens_opens(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """The tokenizers library takes such a file, plain transformers raises KeyError for it."""
+    source = shutil.copytree(stores["wordlevel"], tmp_path / "source")
+    content = json.loads((source / "tokenizer.json").read_text())
+    del content["added_tokens"]
+    write_json(source / "tokenizer.json", content)
+    trained = load_tokenizer(source)
+    folder = write_folder(tmp_path / "m", tokenizer_files(source, max_length=64), "llama")
+    compare_tokens(plain.tokenize(str(folder), FIXED), trained, FIXED)
 
 
 def test_a_literal_end_of_text_ends_no_document_whatever_its_flags(stores: dict[str, Path]) -> None:
