@@ -40,7 +40,7 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
         for abandoned in lineage.abandoned:
             warn(
                 f"skipping {abandoned.name}: it is abandoned; "
-                f"the run went back and wrote {checkpoint.name} later"
+                "the run went back to an earlier checkpoint and saved another one later"
             )
         return checkpoint
     if damaged:

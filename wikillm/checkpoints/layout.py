@@ -6,6 +6,7 @@ RUN/checkpoints/
     wikillm_state.json       run state for a resume (step, consumed samples, store, tracker id)
     model.safetensors ...    weights and optimizer state (see tensor_layout)
     ema/                     with train.ema_decay: the moving average of the weights
+  .newest.json               lineage of the checkpoint written last (see lineage)
   .staging/checkpoint-300/   being written; never read
   .deleting-checkpoint-100/  being deleted
   .replaced-checkpoint-200/  being replaced by a new checkpoint of the same step; gets its name
@@ -22,6 +23,7 @@ STATE = "wikillm_state.json"
 TRAINER_STATE = "trainer_state.json"
 AVERAGE = "ema"
 STAGING = ".staging"
+NEWEST = ".newest.json"
 DELETING = ".deleting-"
 REPLACED = ".replaced-"
 

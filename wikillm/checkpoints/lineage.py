@@ -8,18 +8,22 @@ always the newest. Every manifest therefore records two facts:
                nearest first; empty when the run began here or elsewhere
 
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
-earlier versions have no sequence: they get 0, and so come first, in the order of their steps.
+earlier versions have no sequence: they get 0, and so come first, in the order of their steps. The
+facts of the checkpoint written last are also in `.newest.json`, so that its branch is still known
+when the checkpoint is deleted or its manifest is lost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wikillm.checkpoints.layout import checkpoint_name, list_checkpoints, step_of
-from wikillm.checkpoints.manifest import read_manifest
+from wikillm.checkpoints.layout import NEWEST, checkpoint_name, list_checkpoints, step_of
+from wikillm.checkpoints.manifest import has_counts, read_manifest
 from wikillm.core.errors import CheckpointError
+from wikillm.core.files import read_object, write_json
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,11 +73,31 @@ def read_ancestry(checkpoint: Path) -> Ancestry:
             got=f"its manifest has step {manifest['step']}",
         )
     if "sequence" in manifest:
-        ancestors = [Position(each["sequence"], each["step"]) for each in manifest["ancestors"]]
-        return Ancestry(Position(manifest["sequence"], step), tuple(ancestors))
+        return _from_json(manifest)
     # A checkpoint from before sequences were recorded: its ancestors are those with a lower step.
     steps = [step_of(path) or 0 for path in list_checkpoints(checkpoint.parent)]
     return Ancestry(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
+
+
+def _from_json(facts: Mapping[str, Any]) -> Ancestry:
+    ancestors = [Position(each["sequence"], each["step"]) for each in facts["ancestors"]]
+    return Ancestry(Position(facts["sequence"], facts["step"]), tuple(ancestors))
+
+
+def record_newest(checkpoint: Path) -> None:
+    """Record `checkpoint`, just published, as the one written last in its folder. (one rank)"""
+    manifest = read_manifest(checkpoint)
+    facts = {key: manifest[key] for key in ("step", "sequence", "ancestors") if key in manifest}
+    write_json(checkpoint.parent / NEWEST, facts)
+
+
+def _recorded(folder: Path) -> Ancestry | None:
+    """Ancestry of the checkpoint written last; None if it is not recorded, or not readable."""
+    facts = read_object(folder / NEWEST)
+    try:
+        return _from_json(facts) if "sequence" in facts and has_counts(facts) else None
+    except (KeyError, TypeError):
+        return None
 
 
 def _read_all(folder: Path) -> tuple[dict[Path, Ancestry], list[Path]]:
@@ -99,17 +123,30 @@ def arrange(folder: Path) -> Lineage:
     if not known:
         return Lineage(tuple(unreadable), ())
 
-    head = max(known, key=lambda path: known[path].position)
-    branch = [head]
-    for position in known[head].ancestors:
-        path = folder / checkpoint_name(position.step)
-        if path in unreadable or (path in known and known[path].position == position):
-            branch.append(path)
+    newest = max(known.values(), key=lambda ancestry: ancestry.position)
+    written = _recorded(folder)
+    branch = _on_disk(folder, newest, known, unreadable)
+    if written is not None and written.position > newest.position:
+        # The checkpoint written last is gone or unreadable: its ancestors are the branch.
+        branch = _on_disk(folder, written, known, unreadable) or branch
+    step = step_of(branch[0]) or 0
     unplaced = [path for path in unreadable if path not in branch]
-    above = [path for path in unplaced if (step_of(path) or 0) > known[head].position.step]
+    above = [path for path in unplaced if (step_of(path) or 0) > step]
     below = [path for path in unplaced if path not in above]
     abandoned = _newest_first({path: known[path] for path in known if path not in branch})
     return Lineage((*above, *branch, *below), tuple(abandoned))
+
+
+def _on_disk(
+    folder: Path, head: Ancestry, known: Mapping[Path, Ancestry], unreadable: Sequence[Path]
+) -> list[Path]:
+    """`head` and its ancestors, as far as they are in the folder."""
+    found = []
+    for position in (head.position, *head.ancestors):
+        path = folder / checkpoint_name(position.step)
+        if path in unreadable or (path in known and known[path].position == position):
+            found.append(path)
+    return found
 
 
 def next_ancestry(folder: Path, step: int, parent: Ancestry | None) -> Ancestry:
@@ -121,8 +158,8 @@ def next_ancestry(folder: Path, step: int, parent: Ancestry | None) -> Ancestry:
     """
     # Checkpoints with an unreadable manifest are ignored: they are never used.
     known, _ = _read_all(folder)
-    sequences = [ancestry.position.sequence for ancestry in known.values()]
-    position = Position(max([*sequences, parent.position.sequence if parent else 0]) + 1, step)
+    earlier = [*known.values(), *filter(None, (parent, _recorded(folder)))]
+    position = Position(max((each.position.sequence for each in earlier), default=0) + 1, step)
     if parent is None:
         return Ancestry(position)
     present = [old for old in parent.ancestors if (folder / checkpoint_name(old.step)).is_dir()]

@@ -63,7 +63,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_regular(path))
         files = manifest["files"]
-        well_formed = _has_counts(manifest) and all(
+        well_formed = has_counts(manifest) and all(
             isinstance(entry["size"], int) and _has_digest(entry) for entry in files.values()
         )
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def _has_digest(entry: Mapping[str, Any]) -> bool:
     return entry.get("digests") == RANKS or len(entry["sha256"]) == 64
 
 
-def _has_counts(manifest: Mapping[str, Any]) -> bool:
+def has_counts(manifest: Mapping[str, Any]) -> bool:
     """Whether the numbers of a manifest's lineage, if it has one, are valid counts."""
     if "sequence" not in manifest:
         return True

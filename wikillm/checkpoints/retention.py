@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING, step_of
-from wikillm.checkpoints.lineage import arrange, read_ancestry
+from wikillm.checkpoints.lineage import arrange, read_ancestry, record_newest
 from wikillm.checkpoints.manifest import read_state, verify
 from wikillm.config.schema import TrainSection
 from wikillm.core.errors import CheckpointError
@@ -70,6 +70,7 @@ def publish(staged: Path, final: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         rename_durably(final, replaced)
     rename_durably(staged, final)
+    record_newest(final)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -92,6 +92,32 @@ def test_a_damaged_newest_one_falls_back_along_its_branch(rolled_back: Run, ruin
     assert found is not None and found.name == "checkpoint-4"
 
 
+@pytest.mark.parametrize("ruin", [damage, lambda c: (c / MANIFEST).unlink(), shutil.rmtree])
+def test_without_the_newest_one_its_branch_is_known(rolled_back: Run, ruin: object) -> None:
+    """The only checkpoint since the run went back is lost: from 4, not from the abandoned 8."""
+    ruin(rolled_back.folder / "checkpoint-6")  # type: ignore[operator]
+    found = latest_complete(rolled_back.folder)
+    assert found is not None and found.name == "checkpoint-4"
+    assert names(arrange(rolled_back.folder).abandoned) == [8]
+    rolled_back.go_back(4)
+    saved = rolled_back.save(5)
+    assert latest_complete(rolled_back.folder) == saved
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"sequence": "x", "step": 6, "ancestors": []}', "[]"])
+def test_the_record_of_the_newest_one_may_be_lost_or_foreign(
+    rolled_back: Run, text: str | None
+) -> None:
+    record = rolled_back.folder / ".newest.json"
+    record.unlink() if text is None else record.write_text(text)
+    assert names(arrange(rolled_back.folder).branch) == [6, 4, 2]
+    # A checkpoint from a backup, after all those of the recorded branch were deleted, is used.
+    rolled_back.save(7)
+    for step in (2, 4, 6, 7):
+        shutil.rmtree(rolled_back.folder / f"checkpoint-{step}")
+    assert names(arrange(rolled_back.folder).branch) == [8]
+
+
 def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered(rolled_back: Run) -> None:
     for step in (2, 4, 6):
         damage(rolled_back.folder / f"checkpoint-{step}")
@@ -171,7 +197,7 @@ def test_a_crash_while_a_checkpoint_is_replaced_leaves_one(tmp_path: Path) -> No
     verify(checkpoint)
     shutil.copytree(checkpoint, tmp_path / ".replaced-checkpoint-6")  # after both
     clear_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-6"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".newest.json", "checkpoint-6"]
 
 
 @pytest.mark.parametrize(
