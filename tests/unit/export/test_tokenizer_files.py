@@ -128,7 +128,7 @@ def test_a_tokenizer_json_without_added_tokens_opens(
     write_json(source / "tokenizer.json", content)
     trained = load_tokenizer(source)
     folder = write_folder(tmp_path / "m", tokenizer_files(source, max_length=64), "llama")
-    compare_tokens(plain.tokenize(str(folder), FIXED), trained, FIXED)
+    compare_tokens(plain_transformers.tokenize(str(folder), [*FIXED]), trained, FIXED)
 
 
 def test_a_literal_end_of_text_ends_no_document_whatever_its_flags(stores: dict[str, Path]) -> None:
