@@ -80,6 +80,14 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def read_small(path: Path) -> str:
+    """The stripped text of a file of /proc or /sys; "" if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty when it is missing, damaged, no file, or holds no object."""
     try:

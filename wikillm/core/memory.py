@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from wikillm.core.files import read_small
+
 GROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # cgroup version 1 writes a number near 2^63 for "no limit"
 
@@ -18,7 +20,7 @@ def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | No
         own: content of /proc/PID/cgroup, of cgroup version 1 or 2. Default: this process's.
     """
     found: list[tuple[int, int | None]] = []
-    for line in (_text(Path("/proc/self/cgroup")) if own is None else own).splitlines():
+    for line in (read_small(Path("/proc/self/cgroup")) if own is None else own).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             top = root
@@ -46,14 +48,7 @@ def available_memory() -> int:
     return free if limit is None else max(0, min(free, limit - (used or 0)))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> int | None:
     with suppress(ValueError):
-        return int(_text(path))
+        return int(read_small(path))
     return None

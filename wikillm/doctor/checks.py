@@ -6,7 +6,7 @@ check's name is its function's name, its sentence is the docstring.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -85,9 +85,6 @@ def check(group: str) -> Callable[[Callable[[Any], Finding]], Check]:
 
 def declared(*modules: ModuleType) -> tuple[Check, ...]:
     """The checks in `modules`, in the order of GROUPS."""
-    return tuple(sorted(_members(modules), key=lambda check: GROUPS.index(check.group)))
-
-
-def _members(modules: tuple[ModuleType, ...]) -> Iterator[Check]:
-    for module in modules:
-        yield from (value for value in vars(module).values() if isinstance(value, Check))
+    members = [value for module in modules for value in vars(module).values()]
+    checks = [value for value in members if isinstance(value, Check)]
+    return tuple(sorted(checks, key=lambda check: GROUPS.index(check.group)))

@@ -136,11 +136,11 @@ def find_sources(needs: Needs) -> tuple[list[SourceFile], str]:
         return [], f"{refused.filename}: {refused.strerror}"
 
 
-def digest_of_sources(needs: Needs) -> str | None:
-    """One value for all source files, None without any."""
+def digest_of_sources(needs: Needs) -> str:
+    """One value for all source files, "" without any."""
     sources, _ = find_sources(needs)
     digests = "-".join(sorted({quick_digest(Path(source.path)) for source in sources}))
-    return f"{len(sources)} files, {digests[:33]}" if sources else None
+    return f"{len(sources)} files, {digests[:33]}" if sources else ""
 
 
 def quick_digest(path: Path) -> str:

@@ -15,9 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from wikillm.core.files import read_small
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.probe import read, run_tool
+from wikillm.doctor.probe import run_tool
 
 BF16_CAPABILITY = 8.0
 TAKEN_SHARE = 0.1
@@ -98,9 +99,9 @@ def _is_taken(card: GpuCard) -> bool:
 
 def _devices_on_the_bus() -> int:
     """NVIDIA display controllers, with or without a driver."""
-    vendors = {device: read(device / "vendor") for device in DEVICES.glob("*")}
+    vendors = {device: read_small(device / "vendor") for device in DEVICES.glob("*")}
     nvidia = [device for device, vendor in vendors.items() if vendor == _NVIDIA]
-    return sum(read(device / "class").startswith(_DISPLAY) for device in nvidia)
+    return sum(read_small(device / "class").startswith(_DISPLAY) for device in nvidia)
 
 
 @check("gpu")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import psutil
 
+from wikillm.core.files import read_small
 from wikillm.core.memory import cgroup_memory
 from wikillm.core.units import format_size
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.gpus import count_gpus
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import infiniband_states
-from wikillm.doctor.probe import read
 
 SHARED_MEMORY = Path("/dev/shm")
 CPU_GROUPS = Path("/sys/fs/cgroup")
@@ -46,10 +46,10 @@ def cores(needs: Needs) -> Finding:
 
 def _cpu_quota() -> float:
     """Number of cores that the control group grants; infinite without a limit."""
-    quota, _, period = read(CPU_GROUPS / "cpu.max").partition(" ")
+    quota, _, period = read_small(CPU_GROUPS / "cpu.max").partition(" ")
     if not period:
-        quota = read(CPU_GROUPS / "cpu/cpu.cfs_quota_us")
-        period = read(CPU_GROUPS / "cpu/cpu.cfs_period_us")
+        quota = read_small(CPU_GROUPS / "cpu/cpu.cfs_quota_us")
+        period = read_small(CPU_GROUPS / "cpu/cpu.cfs_period_us")
     is_limited = quota.isdecimal() and period.isdecimal()  # not "max" or -1
     return int(quota) / int(period) if is_limited else float("inf")
 

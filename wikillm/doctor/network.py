@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from wikillm.core.errors import MachineError
+from wikillm.core.files import read_small
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.needs import Needs
-from wikillm.doctor.probe import read
 from wikillm.supervise.network import Route, find_route, is_loopback, why_port_is_taken
 
 SLOW_LINK = 10_000
@@ -58,7 +58,7 @@ def outer_card(needs: Needs) -> str | None:
 
 def infiniband_states() -> list[str]:
     """States of the ports of InfiniBand and RoCE cards, such as ACTIVE."""
-    return [read(port / "state").rpartition(" ")[2] for port in INFINIBAND.glob("*/ports/*")]
+    return [read_small(port / "state").rpartition(" ")[2] for port in INFINIBAND.glob("*/ports/*")]
 
 
 @check("network")
@@ -83,13 +83,13 @@ def master_name(needs: Needs) -> Finding:
 @check("network")
 def hostname(needs: Needs) -> Finding:
     """gloo finds the card to the other nodes: the run names it, or the node's own name does."""
+    if needs.nodes == 1:
+        return skip("one node")
     name = socket.gethostname()
-    route = route_of(needs)
-    card = os.environ.get("GLOO_SOCKET_IFNAME")
-    if card is None and needs.chooses_card and route is not None:
-        card = route.interface
-    if needs.nodes == 1 or card is not None:
-        return ok(f"{name}, gloo uses {card}") if card else skip("one node")
+    route = route_of(needs) if needs.chooses_card else None
+    card = os.environ.get("GLOO_SOCKET_IFNAME") or (route and route.interface)
+    if card:
+        return ok(f"{name}, gloo uses {card}")
     try:
         address = str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError:

@@ -1,76 +1,67 @@
 """Do the nodes agree, and do they reach each other?
 
-Each node measures `FACTS` and sends their values as text. The checks here compare them where the
-command runs.
+Each node sends `facts_to_compare`. The checks here compare them where the command runs.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 
 import psutil
 
+from wikillm.core.files import read_small
 from wikillm.core.units import format_size
 from wikillm.doctor.checks import Check, Finding, Level, check, fail, ok, skip, warn
 from wikillm.doctor.disk import digest_of_sources
 from wikillm.doctor.gpus import gpu_kinds
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import FASTER, MASTER_FIX, SLOWER, outer_card, route_of
-from wikillm.doctor.probe import in_time, read
+from wikillm.doctor.probe import in_time
 from wikillm.doctor.software import digest_of_code, supported_ranges
 from wikillm.supervise.facts import installed_version
 
 SLOW_BANDWIDTH = 100e6
 """Bytes/s that a link of 1 Gbit/s reaches."""
 SECONDS = 12.0
-
-
-def _machine(needs: Needs) -> str:
-    """Boot and network namespace: equal only for two names of one machine or container."""
-    network = os.readlink("/proc/self/ns/net")
-    return f"{read('/proc/sys/kernel/random/boot_id')} {network}"
-
-
-def _mtu(needs: Needs) -> str | None:
-    card = outer_card(needs)
-    return str(psutil.net_if_stats()[card].mtu) if card else None
-
-
-def _master(needs: Needs) -> str | None:
-    route = route_of(needs)
-    return route.master if route else None
-
-
-def _own_address(needs: Needs) -> str | None:
-    """The source address of this node's packets to the master."""
-    route = route_of(needs)
-    return route.address if route else None
-
-
-FACTS: dict[str, Callable[[Needs], str | None]] = {
-    "code": lambda needs: digest_of_code(),
-    "user": lambda needs: psutil.Process().username(),
-    "sources": digest_of_sources,
-    "gpus": lambda needs: gpu_kinds(),
-    "mtu": _mtu,
-    "machine": _machine,
-    "master": _master,
-    "address": _own_address,
-    "version of Python": lambda needs: platform.python_version(),
-}
 _VERSION = "version of "
 
 
 def facts_to_compare(needs: Needs) -> dict[str, str]:
-    """The values of FACTS and the versions of the packages on this node, without unknown ones."""
-    measured = in_time({name: partial(look, needs) for name, look in FACTS.items()}, SECONDS)
-    known = {name: value for name, value in measured.items() if value is not None}
+    """What this node has in common with the others, or must have; without unknown values."""
+    jobs = {
+        "software": _software,
+        "sources": lambda: {"sources": digest_of_sources(needs)},
+        "network": lambda: _network(needs),
+    }
+    found = in_time(jobs, SECONDS)
+    return {name: value for values in found.values() for name, value in values.items()}
+
+
+def _software() -> dict[str, str]:
     versions = {name: installed_version(name) or "missing" for name in supported_ranges()}
-    return known | {f"{_VERSION}{name}": version for name, version in versions.items()}
+    versions["Python"] = platform.python_version()
+    # Boot and network namespace are equal only for two names of one machine or container.
+    boot = read_small(Path("/proc/sys/kernel/random/boot_id"))
+    return {f"{_VERSION}{name}": version for name, version in versions.items()} | {
+        "code": digest_of_code(),
+        "user": psutil.Process().username(),
+        "gpus": gpu_kinds(),
+        "machine": f"{boot} {os.readlink('/proc/self/ns/net')}",
+    }
+
+
+def _network(needs: Needs) -> dict[str, str]:
+    card = outer_card(needs)
+    route = route_of(needs)
+    found = {"mtu": str(psutil.net_if_stats()[card].mtu)} if card else {}
+    if route is not None:
+        # The node's own address is the source of its packets to the master.
+        found |= {"master": route.master, "address": route.address}
+    return found
 
 
 @dataclass(slots=True)
@@ -95,8 +86,7 @@ class ClusterFacts:
         """Each known value of a fact -> the nodes with that value."""
         found: dict[str, list[str]] = {}
         for node in self.slots:
-            value = self.facts.get(node, {}).get(fact)
-            if value is not None:
+            if value := self.facts.get(node, {}).get(fact):
                 found.setdefault(value, []).append(node)
         return found
 

@@ -1,4 +1,4 @@
-"""Runs small tools, reads small files and waits for answers: bounded in time, no exceptions."""
+"""Runs small tools and waits for answers: bounded in time, no exceptions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from wikillm.core.log import logger
@@ -37,14 +36,6 @@ def run_tool(*argv: str) -> tuple[str, str]:
         return done.stdout, ""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
     return done.stdout, lines[0] if lines else f"{argv[0]} ended with {done.returncode}"
-
-
-def read(path: Path | str) -> str:
-    """The stripped text of a small file, "" when it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def in_time(jobs: Mapping[str, Callable[[], T]], seconds: float) -> dict[str, T]:
