@@ -53,7 +53,9 @@ def doctor(
 
 def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
     line = [*words(tmp_path / "run"), "--deepspeed", "zero2"]
-    with cluster(tmp_path / "nodes", "node1", "node2") as made:
+    # The run chooses gloo's card itself, so the second node's own name does not matter.
+    own = {"node2": {"node2": "127.0.1.1"}}
+    with cluster(tmp_path / "nodes", "node1", "node2", hosts=own) as made:
         code, said = doctor(made, repo, tmp_path, "node1 slots=1\nnode2 slots=1\n", line)
     failed = {key: check["found"] for key, check in said.items() if check["level"] == "fail"}
     assert (code, failed) == (0, {})
@@ -71,7 +73,6 @@ def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
     assert said["connections", ""]["found"] == "2 directions"
     route = said["master-name", "node2"]["found"]
     assert route == f"node1 is {NET}.1, from {NET}.2 through eth0"
-    assert said["hostname", "node2"]["found"] == "node2, gloo uses eth0"
 
 
 def test_each_fault_is_found_and_names_its_node(
@@ -112,7 +113,11 @@ def test_each_fault_is_found_and_names_its_node(
                 made.command("node2", "mount", "--bind", str(other), str(there)), check=True
             )
         code, said = doctor(
-            made, repo, tmp_path, hosts, words(runs / "x", "train.global_batch_tokens=640")
+            made,
+            repo,
+            tmp_path,
+            hosts,
+            words(runs / "x", "train.global_batch_tokens=640", "train.supervise=off"),
         )
     assert code == 3
     reached = {node: check for (name, node), check in said.items() if name == "reach"}
@@ -120,12 +125,10 @@ def test_each_fault_is_found_and_names_its_node(
     assert "No route to host" in reached["gone"]["found"] or "timed out" in reached["gone"]["found"]
     assert "ssh-keygen -R stranger" in reached["stranger"]["fix"]
     assert "ssh-copy-id closed" in reached["closed"]["fix"]
-    # The run chooses gloo's card itself, so node2's own name does not matter.
-    assert said["hostname", "node2"]["level"] == "ok"
-    assert said["hostname", "node1"]["level"] == "fail"
     assert "node1 is 127.0.1.1" in said["master-name", "node1"]["found"]
     assert said["master-name", "node1"]["level"] == "fail"
-    assert said["master-name", "node2"]["level"] == "ok"
+    # Without supervision nothing chooses gloo's card: node2's own name does.
+    assert said["master-name", "node2"]["found"] == "node2 is 127.0.1.1"
     assert sorted(said["mtu-equal", ""]["found"].split("; ")) == ["1300: node2", "1500: node1"]
     assert "does not see the files of" in said["shared-folder", ""]["found"]
     blocked = f"node2 -> node1: port 29500 at {NET}.1: Network is unreachable"

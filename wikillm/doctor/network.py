@@ -63,7 +63,7 @@ def infiniband_states() -> list[str]:
 
 @check("network")
 def master_name(needs: Needs) -> Finding:
-    """The name of the host of rank 0 leads there, through a card that is up and fast."""
+    """The name of the host of rank 0 leads there, through a fast card that gloo uses too."""
     if needs.nodes == 1:
         return skip("one node")
     try:
@@ -73,6 +73,12 @@ def master_name(needs: Needs) -> Finding:
     if is_loopback(route.master):
         return fail(f"{needs.master} is {route.master}", "ranks would wait here", MASTER_FIX)
     card = outer_card(needs)
+    own_name = socket.gethostname()
+    is_chosen = needs.chooses_card or "GLOO_SOCKET_IFNAME" in os.environ
+    if not is_chosen and is_loopback(_address_of(own_name)):
+        why = "gloo gives other nodes this address: the start hangs"
+        fix = f"export GLOO_SOCKET_IFNAME={card or 'CARD'}, or correct /etc/hosts"
+        return fail(f"{own_name} is {_address_of(own_name)}", why, fix)
     found = f"{needs.master} is {route.master}, from {route.address} through {card or 'no card'}"
     speed = psutil.net_if_stats()[card].speed if card else 0  # Mbit/s; 0 for virtual cards
     if 0 < speed < SLOW_LINK and "ACTIVE" not in infiniband_states():
@@ -80,25 +86,12 @@ def master_name(needs: Needs) -> Finding:
     return ok(found)
 
 
-@check("network")
-def hostname(needs: Needs) -> Finding:
-    """gloo finds the card to the other nodes: the run names it, or the node's own name does."""
-    if needs.nodes == 1:
-        return skip("one node")
-    name = socket.gethostname()
-    route = route_of(needs) if needs.chooses_card else None
-    card = os.environ.get("GLOO_SOCKET_IFNAME") or (route and route.interface)
-    if card:
-        return ok(f"{name}, gloo uses {card}")
+def _address_of(name: str) -> str:
+    """The address of this machine's own name, as gloo looks it up; 127.0.0.1 without one."""
     try:
-        address = str(socket.getaddrinfo(name, None)[0][4][0])
+        return str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError:
-        address = "unknown"
-    if address == "unknown" or is_loopback(address):
-        why = "gloo gives other nodes the address of this name: the start hangs"
-        fix = f"export GLOO_SOCKET_IFNAME={outer_card(needs) or 'CARD'}, or correct /etc/hosts"
-        return fail(f"{name} is {address}", why, fix)
-    return ok(f"{name} is {address}")
+        return "127.0.0.1"
 
 
 @check("network")

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -39,11 +38,6 @@ class NodeServer:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.commands: dict[str, Callable[..., dict[str, Any]]] = {
-            "examine": self.examine,
-            "meet": self.meet,
-            "reduce": self.reduce,
-        }
         self._listeners: list[socket.socket] = []
         self._written: list[Path] = []
 
@@ -175,7 +169,7 @@ def main() -> None:
             command = asked["command"]
             answer: dict[str, Any]
             try:
-                answer = {"value": server.commands[command](**asked["arguments"])}
+                answer = {"value": getattr(server, command)(**asked["arguments"])}
             except Exception as error:  # reported to the other side
                 answer = {"error": f"{type(error).__name__}: {error}"}
             channel.write(json.dumps({MARK: command, **answer}) + "\n")

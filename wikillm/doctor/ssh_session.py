@@ -149,26 +149,14 @@ class Session:
         """The answers of the nodes that give one within `seconds`. All are asked at once."""
         limit = min(seconds, self.remaining)
         line = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
-        jobs = {name: partial(_ask, process, line) for name, process in self._open.items()}
-        answers = in_time(jobs, limit)
-        values: dict[str, Any] = {}
-        for name in jobs:
-            answer = answers.get(name)
-            if answer is not None and "value" in answer:
-                values[name] = answer["value"]
-                continue
-            if answer is None:
-                found = f"no answer to {command!r} within {limit:.0f} s"
-                fix = f"is it on, is its name right? ssh {name}"
-                self.lost[name] = fail(found, "the node does not answer", fix)
-            elif "error" in answer:
-                why = "WikiLLM there differs from the one here, or a check is broken"
-                found = f"{command}: {answer['error']}"
-                self.lost[name] = fail(found, why, "check out one commit on all nodes")
-            else:
-                self.lost[name] = why_ssh_ended(answer["text"], name)
-            self._open.pop(name).kill()
-        return values
+        asks = {name: partial(_ask, process, line) for name, process in self._open.items()}
+        answers = in_time(asks, limit)
+        for name in asks:
+            answer = answers.get(name, {"late": f"no answer to {command!r} within {limit:.0f} s"})
+            if "value" not in answer:
+                self.lost[name] = why_no_value(answer, name)
+                self._open.pop(name).kill()
+        return {name: answers[name]["value"] for name in self._open}
 
     def close(self) -> None:
         """End the processes of the nodes by ending their input; kill ssh after a moment."""
@@ -206,8 +194,16 @@ def node_command(workdir: str, name: str) -> str:
     return f'cd {folder} && PATH="$PWD/.venv/bin:$PATH" && {start}'
 
 
-def why_ssh_ended(text: str, node: str) -> Finding:
-    """What an error of ssh, the shell or Python means, before the node could answer."""
+def why_no_value(answer: dict[str, Any], node: str) -> Finding:
+    """What follows from an answer of `Session.ask` without a value."""
+    if "late" in answer:
+        why = "the node does not answer"
+        return fail(answer["late"], why, f"is it on, is its name right? ssh {node}")
+    if "error" in answer:
+        why = "WikiLLM there differs from the one here, or a check is broken"
+        return fail(answer["error"], why, "check out one commit on all nodes")
+    # ssh, the shell or Python ended with an error before the node could answer.
+    text: str = answer["text"]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for words, (why, fix) in _REASONS.items():
         found = [line for line in lines if words in line.lower()]

@@ -20,7 +20,7 @@ from wikillm.doctor.examine import NODE_CHECKS, check_node
 from wikillm.doctor.needs import Needs, needs_of
 from wikillm.doctor.node import NodeServer
 from wikillm.doctor.nodes import REACH, ClusterFacts
-from wikillm.doctor.ssh_session import CLUSTER_CHECKS, node_command, why_ssh_ended
+from wikillm.doctor.ssh_session import CLUSTER_CHECKS, node_command, why_no_value
 from wikillm.supervise.facts import code_digest
 
 CHECKS = {check.name: check for check in (*NODE_CHECKS, *CLUSTER_CHECKS)}
@@ -112,7 +112,7 @@ def test_addresses_are_those_that_other_nodes_use() -> None:
     ],
 )
 def test_an_unreachable_node_is_one_failure_with_a_fix(text: str, fix: str) -> None:
-    found = REACH(why_ssh_ended(text, "gpu9"), "gpu9")
+    found = REACH(why_no_value({"text": text}, "gpu9"), "gpu9")
     assert (found.level, found.name, found.node) == ("fail", "reach", "gpu9")
     assert found.fix.startswith(fix) and found.found == (
         text.splitlines()[-1] if text else "ssh ended without a message"
