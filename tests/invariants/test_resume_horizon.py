@@ -67,18 +67,20 @@ def test_a_longer_horizon_holds_from_the_first_step(
 ) -> None:
     """The rate was 0 after step 4 of 4. With 12 steps, step 5 has the longer schedule's rate."""
     folder = tmp_path / "run"
-    assert run(1, words(folder, "train.max_steps=4"), deepspeed=recipe)["code"] == 0
-    longer = words(folder, "train.max_steps=12", "train.save_steps=100")
+    share = "train.warmup_steps=0.25"  # of the horizon: 1 step, then 3
+    assert run(1, words(folder, share, "train.max_steps=4"), deepspeed=recipe)["code"] == 0
+    longer = words(folder, share, "train.max_steps=12", "train.save_steps=100")
     assert run(1, longer, deepspeed=recipe, resume="auto")["code"] == 6
     found = run(1, longer, deepspeed=recipe, resume="auto", allow_change=True)
     assert found["code"] == 0, found["message"]
     assert "done       12 steps" in found["output"]
     assert "changed on resume: max_steps 4 -> 12" in found["output"]
+    assert "changed on resume: warm-up 1 -> 3 steps" in found["output"]
     train = load(None, ["train.max_steps=12", "train.learning_rate=1e-2"]).config.train
     logged = {
         record["step"]: record["learning_rate"] for record in read_metrics(folder / "metrics.jsonl")
     }
     wanted = {
-        step: learning_rate_at(train, step, max_steps=12, warmup_steps=2) for step in range(5, 13)
+        step: learning_rate_at(train, step, max_steps=12, warmup_steps=3) for step in range(5, 13)
     }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)

@@ -164,6 +164,11 @@ def _check_zero(problems: _FileProblems) -> None:
         what = "zero_optimization.stage must be 0, 1, 2 or 3."
         problems.at("zero_optimization.stage", what, '"stage": 2', note)
         return
+    if stage and zero.get("reduce_scatter") is not False:
+        for path in ("prescale_gradients", "gradient_predivide_factor"):
+            if not is_off(file.get(path)):
+                what = f"{path} does not work with reduce_scatter, which ZeRO uses by default."
+                problems.at(path, what, 'remove it, or "reduce_scatter": false')
     for name, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         _check_offload(problems, name, lowest, stage)
     if stage != 3:

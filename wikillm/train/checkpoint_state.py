@@ -31,6 +31,7 @@ def run_facts(context: RunContext) -> dict[str, Any]:
         "vocab_size": plan.vocab_size,
         "parameters": plan.parameters,
         "max_steps": plan.max_steps,
+        "warmup_steps": plan.warmup_steps,
         "window_shards": cfg.data.window_shards,
         "precision": engine.precision,
         "zero_stage": engine.zero_stage,

@@ -311,12 +311,17 @@ def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:
 
 def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Log each setting that differs from the checkpoint's and is applied from now on."""
-    for change in changed_settings(point.state.get("settings", {}), settings):
+    recorded = point.state.get("settings", {})
+    for change in changed_settings(recorded, settings):
         say(f"changed on resume: {change}")
-    before = point.state["max_steps"]
-    now = facts["max_steps"]
-    if before != now:
-        say(f"changed on resume: horizon {before:,} -> {now:,} steps")
+    # A share of the horizon, and a preset's warm-up, follow the horizon.
+    names = {"max_steps": "horizon", "warmup_steps": "warm-up"}
+    if recorded.get("train.warmup_steps") != settings.get("train.warmup_steps"):
+        del names["warmup_steps"]  # logged above
+    for key, name in names.items():
+        before = point.state.get(key, facts[key])
+        if before != facts[key]:
+            say(f"changed on resume: {name} {before:,} -> {facts[key]:,} steps")
     for name in _LAYOUT:
         then = point.state[name]
         if then != facts[name]:

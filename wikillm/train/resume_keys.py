@@ -8,10 +8,11 @@ refused, and that changes of applied keys apply.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from wikillm.config.deepspeed import read_deepspeed
 from wikillm.config.keys import flat
 from wikillm.config.resolved import typed_form
 from wikillm.config.schema import RunConfig
@@ -104,6 +105,8 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
 ON_RESUME: Mapping[str, str] = {key: role for role, keys in _TABLE.items() for key in keys}
 _FIRST_WEIGHTS = "model.init_from"
 """A refused key that is recorded here, since no fact of a checkpoint implies it."""
+_JSON = "deepspeed.json"
+"""The name under which the content of the file deepspeed.config is recorded, by dotted key."""
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:
@@ -115,16 +118,38 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
     for key in ("model.init_from", "deepspeed.config"):
         if found[key] is not None:
             found[key] = Path(found[key]).name
+    if config.deepspeed.config is not None:
+        content = _leaves(read_deepspeed(config.deepspeed.config).json)
+        found[_JSON] = {key: value for key, value in content if "/" not in str(value)}
+        found[_JSON].pop("zero_optimization.stage", None)  # a fact of the checkpoint
     return dict(json.loads(json.dumps(found)))
+
+
+def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value in nested blocks."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`learning_rate 0.0005 -> 0.0001` for each applied key whose value differs from `then`'s."""
-    return [
+    lines = [
         f"{key.removeprefix('train.')} {typed_form(then[key])} -> {typed_form(now[key])}"
         for key in now
-        if key in then and key != _FIRST_WEIGHTS and then[key] != now[key]
+        if key in then and key not in (_FIRST_WEIGHTS, _JSON) and then[key] != now[key]
     ]
+    before = then.get(_JSON)
+    after = now.get(_JSON)
+    if before and after:
+        lines += [
+            f"deepspeed {key} {typed_form(before.get(key))} -> {typed_form(after.get(key))}"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
+    return lines
 
 
 def changed_first_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -201,6 +201,8 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         (zero(3, stage3_max_live_parameters=-1), "from 0 on"),
         ({"fp16": {"enabled": "auto", "initial_scale_power": 1000}}, "from 0 to 127"),
         ({"gradient_predivide_factor": 0}, "from 1e-06 on"),
+        (zero(1) | {"gradient_predivide_factor": 2}, "does not work with reduce_scatter"),
+        (zero(3) | {"prescale_gradients": True}, '"reduce_scatter": false'),
         ({"communication_data_type": "fp8"}, "one of fp16, bf16, fp32"),
         ({"checkpoint": {"tag_validation": "boo"}}, "one of ignore, warn, fail"),
     ],

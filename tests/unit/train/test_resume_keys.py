@@ -205,6 +205,25 @@ def test_changes_are_logged_as_they_are_typed(shape: dict[str, Any]) -> None:
     assert changed_settings(then | {"train.gone": 1}, then) == [], "a key that no longer exists"
 
 
+def test_changes_inside_a_deepspeed_file_are_logged(shape: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+
+    def settings(**changes: Any) -> dict[str, Any]:
+        zero = {"stage": 2, "overlap_comm": True, "offload_param": {"nvme_path": "/home/me"}}
+        file.write_text(json.dumps({"zero_optimization": zero} | changes))
+        return recorded_settings(config(shape, {"deepspeed.config": str(file)}))
+
+    then = settings(data_types={"grad_accum_dtype": "fp32"})
+    now = settings(zero_optimization={"stage": 3, "overlap_comm": False})
+    assert changed_settings(then, now) == [
+        "deepspeed data_types.grad_accum_dtype fp32 -> null",
+        "deepspeed zero_optimization.overlap_comm true -> false",
+    ]
+    assert "/" not in json.dumps(then), "a path may identify people"
+    earlier = {key: value for key, value in then.items() if key != "deepspeed.json"}
+    assert changed_settings(earlier, now) == [], "an earlier version did not record the content"
+
+
 def test_the_loss_scaler_has_the_rules_of_this_start_and_the_state_of_the_checkpoint() -> None:
     def dynamic(scale: float, window: int) -> Any:
         return DynamicLossScaler(
