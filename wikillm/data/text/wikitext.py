@@ -24,6 +24,7 @@ from mwparserfromhell.nodes import (
     Text,
     Wikilink,
 )
+from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
 from wikillm.data.text.language_variants import resolve_variants, without_unpaired
@@ -103,7 +104,10 @@ def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = ""
 
 
 def _parsed(wikitext: str) -> Wikicode:
-    return mwparserfromhell.parse(wikitext, skip_style_tags=True)
+    try:
+        return mwparserfromhell.parse(wikitext, skip_style_tags=True)
+    except ParserError as error:
+        raise DamagedWikitext(str(error)) from error
 
 
 def _refuse_unpaired(wikitext: str) -> None:
@@ -236,7 +240,7 @@ class _Renderer:
             if decoded.isprintable() and _INVALID_IN_TITLES.isdisjoint(decoded):
                 title = decoded
         if "''" in title:
-            return self._regions.protect(title)
+            return self._regions.protect(self._regions.restore(title))
         if prefix not in PROJECT_PREFIXES:
             return title
         title = title.partition(":")[2].strip()

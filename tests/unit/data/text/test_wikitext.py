@@ -189,7 +189,7 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("''foo'''，\n'''foo''，\n''甲''' ''乙''", "foo'，\n'foo，\n甲' 乙"),
         ("'''{{x}}'''甲''[[File:a]]''", "甲"),
         ("''甲''<ref>x</ref>''乙''<ref name=x/>''丙''", "甲乙丙"),
-        ("'<span>''x''</span>' [[d''e]]", "'x' d''e"),
+        ("'<span>''x''</span>' [[d''e&#91;]]", "'x' d''e["),
         ("''Iliad'''s 与 '''b''''s", "Iliad's 与 b's"),
         ("'''''甲'''乙''，''丙'' '''丁'''", "甲乙，丙 丁"),
         ("'''''甲''''' 'a' ''b''", "甲 'a' b"),
