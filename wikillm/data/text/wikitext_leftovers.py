@@ -9,7 +9,7 @@ from itertools import groupby
 from wikillm.data.text.wikitext_names import CASED_SWITCHES, SWITCHES
 from wikillm.data.text.wikitext_regions import NOWIKI
 
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200e\u200f\u2060\ufeff\u00ad"))
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
 _SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
 _NESTED = 50  # rounds from the inside out; templates nested deeper lose only their braces
 _STRAY_TEMPLATE = re.compile(r"\{\{(?:\s*formatnum\s*:([^{}|]*))?[^{}]*\}\}", re.IGNORECASE)

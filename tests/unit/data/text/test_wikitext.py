@@ -184,6 +184,7 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("甲&#2;5&#3;乙&#xD83D;&#0;&#xFFFE;", "甲&#2;5&#3;乙&#xD83D;&#0;&#xFFFE;"),
         ("<nowiki>&#2;9&#3; &apos;</nowiki><code>&#x2;0&#x3;</code>", "&#2;9&#3; '&#x2;0&#x3;"),
         # empty brackets that the page has itself
+        ("می\u200cخواهم a&shy;b&#8203;c", "می\u200cخواهم abc"),
         ("main()与f()（{{x}}），<code>g()</code>", "main()与f()，g()"),
         # apostrophes
         ("''foo'''，\n'''foo''，\n''甲''' ''乙''", "foo'，\n'foo，\n甲' 乙"),
