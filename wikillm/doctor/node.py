@@ -137,10 +137,15 @@ class NodeServer:
 
     def _listen(self, port: int) -> list[int]:
         """The port (0: a free one) that now accepts connections; none if it is taken."""
+        is_dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if is_dual else socket.AF_INET
         with suppress(OSError):
             # The kernel completes connections up to the backlog; nothing has to be exchanged.
-            self._listeners.append(socket.create_server(("", port), backlog=4096))
-            return [int(self._listeners[-1].getsockname()[1])]
+            server = socket.create_server(
+                ("", port), family=family, dualstack_ipv6=is_dual, backlog=4096
+            )
+            self._listeners.append(server)
+            return [int(server.getsockname()[1])]
         return []
 
 

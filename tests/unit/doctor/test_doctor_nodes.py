@@ -18,6 +18,7 @@ from wikillm.doctor.checks import GROUPS, Check, ok
 from wikillm.doctor.disk import quick_digest
 from wikillm.doctor.examine import NODE_CHECKS, check_node
 from wikillm.doctor.needs import Needs, needs_of
+from wikillm.doctor.network import card_addresses
 from wikillm.doctor.node import NodeServer
 from wikillm.doctor.nodes import REACH, ClusterFacts
 from wikillm.doctor.ssh_session import CLUSTER_CHECKS, node_command, why_no_value
@@ -162,6 +163,9 @@ def test_a_node_writes_listens_meets_and_cleans_up(tmp_path: Path) -> None:
         assert one._write() == ""
         peers = {"one": ("127.0.0.1", ports), "two": ("127.0.0.1", [1])}
         assert two.meet(["one"], peers) == {"missing": [], "errors": {"one": ""}}
+        if "::1" in card_addresses().get("lo", []):
+            six = {"one": ("::1", ports)}
+            assert two.meet([], six) == {"missing": [], "errors": {"one": ""}}
         error = {"two": "port 1 at 127.0.0.1: Connection refused"}
         assert one.meet([], peers) == {"missing": [], "errors": error}
     one.remove_file()
