@@ -36,6 +36,8 @@ LEAST_FOR_REDUCE = 12.0
 """Limits of the rounds in seconds; the first one includes the login and the start of Python."""
 CLUSTER_CHECKS = tuple(check for check in declared(nodes) if check is not nodes.REACH)
 
+_OTHER_CODE = "WikiLLM there differs from the one here, or has a fault"
+_ONE_COMMIT = "check out one commit on all nodes"
 _REASONS = {
     "host key verification failed": (
         "its host key is not the known one",
@@ -44,7 +46,7 @@ _REASONS = {
     "permission denied (": ("no login without a password", "ssh-copy-id {node}"),
     "cd: ": ("the checkout is not at the same path", "--workdir FOLDER, the same on all nodes"),
     "python: ": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
-    "traceback": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
+    "traceback": (_OTHER_CODE, _ONE_COMMIT),
 }
 """Words in an error of ssh, the shell or Python -> what follows, and the fix."""
 
@@ -200,8 +202,7 @@ def why_no_value(answer: dict[str, Any], node: str) -> Finding:
         why = "the node does not answer"
         return fail(answer["late"], why, f"is it on, is its name right? ssh {node}")
     if "error" in answer:
-        why = "WikiLLM there differs from the one here, or a check is broken"
-        return fail(answer["error"], why, "check out one commit on all nodes")
+        return fail(answer["error"], _OTHER_CODE, _ONE_COMMIT)
     # ssh, the shell or Python ended with an error before the node could answer.
     text: str = answer["text"]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
