@@ -30,6 +30,12 @@ def _checked(
     return parse
 
 
+def _size_with_unit(text: str) -> int:
+    if not text.strip()[-1:].isalpha():
+        raise ValueError("a number without a unit")
+    return parse_size(text)
+
+
 any_integer = _checked(int, lambda value: abs(value) < 2**63, "a whole number of at most 63 bits")
 """Replaces `type=int` in every command: torch and numpy take no larger integers."""
 any_number = _checked(float, lambda value: abs(value) < float("inf"), "a finite number")
@@ -44,7 +50,9 @@ tflops = _checked(
     float, lambda value: 0.1 <= value <= 100_000, "a dense bf16 peak in TFLOP/s, such as 165"
 )
 size = _checked(parse_size, lambda value: value > 0, "a size such as 10MB")
-memory = _checked(parse_size, lambda value: value >= 2**20, "an amount of memory such as 24GiB")
+memory = _checked(
+    _size_with_unit, lambda value: value >= 2**20, "an amount of memory such as 24GiB"
+)
 hours = _checked(float, lambda value: 0 < value <= 24 * 366, "a number of hours, up to 8,784")
 nodes = _checked(int, lambda value: 1 <= value <= 100_000, "a number from 1 to 100,000")
 gpus = _checked(int, lambda value: 1 <= value <= 1024, "a number from 1 to 1024")

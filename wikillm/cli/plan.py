@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--gpus-per-node",
         dest="gpus_per_node",
         type=gpus,
-        default=8,
         metavar="N",
         help="GPUs in a node (default 8)",
     )
@@ -298,11 +299,15 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    # 8x4090 means eight of these GPUs in a node.
-    number, times, name = args.gpu.partition("x")
-    if times and number.isdecimal() and name:
-        args.gpus_per_node = int(number)
-        args.gpu = name
+    if found := re.fullmatch(r"([0-9]+)\s*[x*×]\s*(\S.*)", args.gpu):  # eight in a node: 8x4090
+        number = int(found[1])
+        if not 1 <= number <= 1024 or args.gpus_per_node not in (None, number):
+            got = f"--gpu {args.gpu}" + (f" --gpus {args.gpus_per_node}" * bool(args.gpus_per_node))
+            fix = f"--gpu 8x4090 for eight of them, or --gpus N --gpu {shlex.quote(found[2])}"
+            raise ConfigError("--gpu NxNAME takes the GPUs of a node, 1 to 1024.", got=got, fix=fix)
+        args.gpus_per_node = number
+        args.gpu = found[2]
+    args.gpus_per_node = args.gpus_per_node or 8
     if args.tflops is not None and args.gpu.lower() == "cpu":
         what = "--tflops describes a GPU; a CPU's speed is measured."
         raise ConfigError(what, got="--gpu cpu", fix="wikillm plan --calibrate")

@@ -103,6 +103,7 @@ def _check_kind(problems: _FileProblems, path: str, value: Any, kind: Kind) -> N
             problems.at(path, f'"auto" has no meaning at {path}.', f"write {kind}, or remove it")
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = is_number and abs(value) < 2**63  # DeepSpeed stores 64 bits
     is_right = {
         Kind.BOOL: isinstance(value, bool),
         Kind.INT: is_number and value == int(value),

@@ -23,6 +23,10 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "stage": ({"zero_optimization": {"stage": 5}}, "must be 0, 1, 2 or 3"),
     "no precision block": ({"bf16": None}, 'The block "bf16"'),
     "kind of a value": ({"gradient_clipping": "one"}, "gradient_clipping must be a number"),
+    "size": (
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1e30}},
+        "reduce_bucket_size must be a whole number",
+    ),
     "clipping": ({"gradient_clipping": 0.3}, "train.max_grad_norm"),
     "batch": ({"train_batch_size": 1000}, "train.global_batch_tokens"),
     "wandb": ({"wandb": {"enabled": True, "project": "p"}}, "observe.swanlab.mode=online"),
