@@ -209,10 +209,12 @@ def _check_ineffective(problems: _FileProblems) -> None:
         # accelerate looks for a scheduler, even an empty one.
         if not is_off(value) or (path == "scheduler" and value is not None):
             problems.at(path, f'"{path}" is not supported: {why}.', "remove it")
-    path = "managed_gradient_accumulation"
-    if file.get(path) is False:
-        what = f"{path}=false would update the weights at every micro-step."
-        problems.at(path, what, "remove it")
+    for path, why in (
+        ("managed_gradient_accumulation", "would update the weights at every micro-step"),
+        ("zero_optimization.compute_grad_norm", "needs a run without clipping, and logs no norm"),
+    ):
+        if file.get(path) is False:
+            problems.at(path, f"{path}=false {why}.", "remove it")
     optimizer = file.json.get("optimizer")
     # Without a block the run builds its own optimizer. `_check_against_run` refuses Muon's block.
     kind = str(optimizer.get("type") or "none") if isinstance(optimizer, Mapping) else "AdamW"

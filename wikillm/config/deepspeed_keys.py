@@ -151,6 +151,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "seq_parallel_communication_data_type": _TYPES,
     "data_types.grad_accum_dtype": _TYPES,
     "checkpoint.tag_validation": ("ignore", "warn", "fail"),
+    "gradient_allreduce_op": ("mean",),  # a sum depends on the number of ranks
 }
 """Keys with a fixed set of strings, which DeepSpeed compares in lower case."""
 
@@ -193,6 +194,7 @@ INSTEAD: Mapping[str, str] = {
 """Keys that are refused as unknown, and what to write instead."""
 
 _LOADER = "DeepSpeed's data loader is not used"
+_AVERAGED = "ZeRO averages the gradients over the ranks in one step"
 _NO_EXPERTS = "the models here have no experts"
 _TRACK = "metrics go to SwanLab and metrics.jsonl: observe.swanlab.mode=online (or local, offline)"
 _PROJECT = f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM"
@@ -205,8 +207,10 @@ NOT_USED: Mapping[str, str] = {
     "data_efficiency": _LOADER,
     "dataloader_drop_last": _LOADER,
     "expert_parallel": _NO_EXPERTS,
+    "gradient_predivide_factor": _AVERAGED,
     "hybrid_engine": "it serves reinforcement learning, not pretraining",
     "pipeline": "a Hugging Face model is not a PipelineModule",
+    "prescale_gradients": _AVERAGED,
     "scheduler": (
         "the schedule is Hugging Face's: train.lr_scheduler_type=cosine|linear|constant_with_warmup"
         " train.warmup_steps=N"

@@ -15,10 +15,11 @@ import errno
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from wikillm.core.errors import CheckpointError, MachineError, WikiLLMError
+from wikillm.core.errors import CheckpointError, ConfigError, MachineError, WikiLLMError
 from wikillm.core.files import nearest_existing
 from wikillm.core.units import format_size
 
@@ -110,6 +111,7 @@ def as_refusal(error: BaseException) -> WikiLLMError | None:
     """The WikiLLMError that explains an exception to a user; None if the exception is a bug."""
     for link in _causes(error):
         found = link if isinstance(link, WikiLLMError) else _from_machine(link)
+        found = found or _from_deepspeed(link)
         if found is not None:
             return found
     return None
@@ -127,6 +129,25 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__
+
+
+def _from_deepspeed(error: BaseException) -> WikiLLMError | None:
+    """The refusal of a value in the DeepSpeed JSON that only DeepSpeed's own start checks."""
+    if not isinstance(error, AssertionError | ValueError):  # pydantic's error is a ValueError
+        return None
+    places = [(Path(f.filename), f.name) for f in traceback.extract_tb(error.__traceback__)]
+    is_start = any(
+        "deepspeed" in path.parts and (name == "initialize" or path.stem.startswith("config"))
+        for path, name in places
+    )
+    if not is_start:
+        return None
+    lines = [line.strip() for line in str(error).splitlines()[:3]]
+    return ConfigError(
+        "DeepSpeed does not start with the run's DeepSpeed JSON.",
+        got=": ".join(lines) or "a check in its code failed",
+        fix="change that key, or use a recipe of ds_configs/: --deepspeed zero2",
+    )
 
 
 def _from_machine(error: BaseException) -> WikiLLMError | None:

@@ -27,6 +27,12 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
         {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1e30}},
         "reduce_bucket_size must be a whole number",
     ),
+    "sum of gradients": ({"gradient_allreduce_op": "sum"}, "must be one of mean"),
+    "scaled gradients": ({"prescale_gradients": True}, "is not supported"),
+    "no norm": (
+        {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+        "compute_grad_norm=false needs a run without clipping",
+    ),
     "clipping": ({"gradient_clipping": 0.3}, "train.max_grad_norm"),
     "batch": ({"train_batch_size": 1000}, "train.global_batch_tokens"),
     "wandb": ({"wandb": {"enabled": True, "project": "p"}}, "observe.swanlab.mode=online"),

@@ -139,3 +139,18 @@ def test_every_error_number_of_this_system_has_an_answer() -> None:
         assert refusal is None or (refusal.exit_code == ExitCode.MACHINE and refusal.fix), (
             errno.errorcode[number]
         )
+
+
+def test_a_value_that_only_deepspeed_refuses_is_a_mistake_in_its_json() -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    for values, named in (
+        ({"gradient_allreduce_op": "max"}, "gradient_allreduce_op"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "reduce_bucket_size"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf"),
+    ):
+        with pytest.raises((AssertionError, ValueError)) as refused:
+            DeepSpeedConfig({"train_batch_size": 1, **values})
+        refusal = as_refusal(refused.value)
+        assert isinstance(refusal, ConfigError) and named in str(refusal.got), values
+    assert as_refusal(ValueError("of our own")) is None
