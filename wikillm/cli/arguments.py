@@ -42,10 +42,10 @@ any_number = _checked(float, lambda value: abs(value) < float("inf"), "a finite 
 """Replaces `type=float` in every command."""
 positive = _checked(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
 index = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 on")
-not_negative = _checked(float, lambda value: 0 <= value < float("inf"), "a number from 0 on")
+not_negative = _checked(float, lambda value: 0 <= value <= 1e9, "a number from 0 to 1e9")
 count = _checked(parse_count, lambda value: value > 0, "a number such as 1.2B")
-above_0 = _checked(float, lambda value: 0 < value < float("inf"), "a number above 0")
-share = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+above_0 = _checked(float, lambda value: 1e-6 <= value <= 1e12, "a number from 1e-6 to 1e12")
+share = _checked(float, lambda value: 1e-6 <= value <= 1, "a number from 1e-6 to 1")
 tflops = _checked(
     float, lambda value: 0.1 <= value <= 100_000, "a dense bf16 peak in TFLOP/s, such as 165"
 )

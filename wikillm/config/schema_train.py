@@ -37,7 +37,7 @@ class TrainSection(Section):
     """Horizon in tokens. Set exactly one of max_tokens, max_steps, num_train_epochs."""
     max_steps: Count | None = None
     """Horizon in optimizer steps."""
-    num_train_epochs: float | None = Field(default=None, gt=0)
+    num_train_epochs: float | None = Field(default=None, gt=0, le=1e6)
     """Horizon in passes over the training data."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""

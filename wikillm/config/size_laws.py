@@ -123,14 +123,16 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
         depth = _depth(turned[0], rows)
         tokens = _horizon(user) or horizon(depth, rows)
         length = int(_value(highest, "train.sequence_length") or 512)
-    except (ValueError, TypeError, ConfigError):
+        batch = batch_tokens(tokens, length)
+        rate = adamw_rate(body(depth), tokens)
+    except (ValueError, TypeError, ArithmeticError, ConfigError):
         return []  # the schema reports the value
     optimizer = _value(user, "train.optimizer") or "muon"
     values = {f"model.{key}": value for key, value in shape(depth).items()}
     values |= {
         "train.max_tokens": tokens,
-        "train.global_batch_tokens": batch_tokens(tokens, length),
-        "train.learning_rate": adamw_rate(body(depth), tokens),
+        "train.global_batch_tokens": batch,
+        "train.learning_rate": rate,
         "train.weight_decay": WEIGHT_DECAY,
         "train.warmup_steps": WARMUP_SHARE,
         "train.lr_scheduler_type": "warmup_stable_decay",

@@ -49,9 +49,9 @@ class WikiLLMError(Exception):
         return type(self), (self.what, self.got, self.fix)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [_shortened(self.what)]
         if self.got:
-            lines += ["  " + line for line in self.got.splitlines()]
+            lines += ["  " + _shortened(line) for line in self.got.splitlines()]
         if self.fix:
             first, *rest = self.fix.splitlines()
             lines += ["  fix: " + first, *("       " + line for line in rest)]
@@ -107,6 +107,11 @@ class StoppedError(WikiLLMError):
 
     exit_code = ExitCode.STOPPED
     is_alone = False
+
+
+def _shortened(line: str) -> str:
+    """The line; of a value of thousands of characters only the begin and the end."""
+    return line if len(line) <= 1000 else f"{line[:500]} ... {line[-300:]}"
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -42,6 +42,11 @@ _ANSWERS = (
         "There is no permission for a file or folder.",
         "change its owner or mode, or name another folder",
     ),
+    (
+        "EEXIST EISDIR ENOTDIR",
+        "A file is where a folder is needed, or the reverse.",
+        "rename it, or name another path",
+    ),
     ("ENOENT", "A file or folder does not exist.", "restore it, or name another path"),
     ("ESTALE", "A network folder is no longer available.", "mount it again, and start again"),
     (

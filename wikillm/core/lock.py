@@ -65,7 +65,7 @@ class FileLock:
         try:
             found = json.loads(read_regular(self.path))
             return f"pid {found['pid']} on {found['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return "another process"
 
     def __enter__(self) -> FileLock:

@@ -16,7 +16,8 @@ _QUANTITY = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Z
 
 
 def _parse(text: str | int | float, suffixes: dict[str, int], kind: str, example: str) -> int:
-    match = _QUANTITY.fullmatch(str(text).strip())
+    typed = str(text).strip()
+    match = _QUANTITY.fullmatch(typed) if len(typed) < 400 else None  # Python converts 4,300 digits
     if match is None or match[2].upper() not in suffixes:
         raise ValueError(f"{text!r} is not a {kind}; write it like {example}")
     # Fractions are exact; in floats 2.01 x 1000 is not 2010.

@@ -217,7 +217,7 @@ def _read_config(checkpoint: Path) -> PretrainedConfig:
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         return AutoConfig.from_pretrained(checkpoint, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, RecursionError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read.", got=str(error)) from error
 
 

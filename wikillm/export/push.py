@@ -76,7 +76,7 @@ def check_export(folder: Path) -> list[str]:
     """
     try:
         listed = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         what = f"{folder} is not an exported folder."
         raise CheckpointError(what, got=repr(error), fix="wikillm export RUN --to DIR") from None
     present = {path.relative_to(folder).as_posix() for path in files_below(folder)}

@@ -44,8 +44,9 @@ class Sampling:
     seed: int = 0
 
     def to_generation_config(self, eos_id: int, end_ids: Sequence[int] = ()) -> GenerationConfig:
-        chosen: dict[str, Any] = {"do_sample": self.temperature > 0, "use_cache": True}
-        if self.temperature > 0:
+        samples = self.temperature >= 1e-6  # in 32 bit, logits divided by less are infinite
+        chosen: dict[str, Any] = {"do_sample": samples, "use_cache": True}
+        if samples:
             chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         ends = [eos_id, *end_ids]
         ids: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": eos_id}

@@ -79,7 +79,7 @@ def read_calibration() -> Calibration | None:
         return made
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         warn(f"{path} cannot be used ({error}); measure again: wikillm plan --calibrate")
         return None
 

@@ -48,7 +48,7 @@ def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
         for file in files:
             try:
                 found.append(_read(file))
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 broken.append(file)
     return found, broken
 

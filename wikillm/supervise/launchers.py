@@ -40,15 +40,16 @@ class Launcher:
     process: Process
 
 
-def launchers_of(pid: int) -> tuple[Launcher, ...]:
+def launchers_of(pid: int, *, is_rank: bool = True) -> tuple[Launcher, ...]:
     """The launchers above the process `pid`, the nearest first.
 
     The launcher that set RANK is the nearest process above without RANK in its environment;
-    processes in between have inherited RANK. Empty where that is a shell or a session.
+    processes in between have inherited RANK. Empty where that is a shell or a session. A single
+    process without RANK (`is_rank=False`) has those directly above it.
     """
     found: list[Launcher] = []
     above = pid
-    has_passed_rank = False
+    has_passed_rank = not is_rank
     try:
         while (above := parent_of(above)) > 1:
             program = program_of(above)
@@ -68,7 +69,7 @@ def watch_launchers(
     on_gone: Callable[[str], None], environ: Mapping[str, str] = os.environ
 ) -> None:
     """Call `on_gone(reason)` once, in a thread, when a launcher of this rank has ended."""
-    found = launchers_of(os.getpid()) if "RANK" in environ else ()
+    found = launchers_of(os.getpid(), is_rank="RANK" in environ)
     if found:
         args = (found, on_gone)
         threading.Thread(target=_watch, args=args, name="launchers", daemon=True).start()

@@ -112,8 +112,8 @@ class RunDir:
         """Lock the directory for this process and remove leftovers of a killed run. (rank 0)
 
         Raises:
-            ConfigError: another run is using the directory, or it holds an earlier run and `resume`
-                is False.
+            ConfigError: another run is using the directory, it holds an earlier run and `resume`
+                is False, or a pipe or a device is in the place of a file.
             MachineError: the directory cannot be written.
         """
         # The lock comes first: nothing is read or removed while another run may write.
@@ -133,6 +133,13 @@ class RunDir:
                 fix=f"stop it: wikillm stop {shlex.quote(str(self.path))}\n"
                 "or wait for it, or choose another directory: run.dir=FOLDER",
             )
+        if special := self._special_file():
+            lock.release()
+            raise ConfigError(
+                f"{special} is neither a file nor a folder.",
+                got="a pipe, a device or a socket",
+                fix=f"remove it: rm {shlex.quote(str(special))}",
+            )
         checkpoints = list_checkpoints(self.checkpoints)
         if not resume and (checkpoints or self.metrics.exists()):
             lock.release()
@@ -146,6 +153,15 @@ class RunDir:
         for folder in (self.checkpoints, self.path / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         return lock
+
+    def _special_file(self) -> Path | None:
+        """A pipe or a device in the place of a file, which whoever opens or reads it waits for.
+
+        The files that are only written record by record may be one.
+        """
+        names = sorted({*_OWN_NAMES.split()} - {"metrics.jsonl", "events.jsonl", "ledger.jsonl"})
+        paths = [*(self.path / name for name in names), *(self.path / "logs").glob("*")]
+        return next((p for p in paths if p.exists() and not (p.is_file() or p.is_dir())), None)
 
     def check_room(self, checkpoint: int, keep: Keep) -> None:
         """Refuse a disk without room for one more checkpoint. (rank 0)
@@ -205,7 +221,7 @@ class RunDir:
         try:
             identity = json.loads(read_regular(self.identity))
             return {"id": str(identity["id"]), "tracker": str(identity["tracker"]), **identity}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.identity} does not say which run this is.",
                 got=repr(error),

@@ -84,7 +84,7 @@ def read_skips(run: Path) -> tuple[SkipWindow, ...]:
     try:
         windows = json.loads(path.read_text(encoding="utf-8"))["skips"]
         return tuple(SkipWindow(int(w["first"]), int(w["stop"]), str(w["reason"])) for w in windows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not say which samples the run skips.",
             got=repr(error),

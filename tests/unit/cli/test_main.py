@@ -230,10 +230,11 @@ program(["{command}"])
 ODD_NUMBERS = {
     "eval --batch-size": ["0", "-1", "99999999999999999999", "1.5", ""],
     "generate --seed": ["99999999999999999999", "9" * 5000],
-    "generate --temperature": ["nan", "inf", "-1", "1e999"],
+    "generate --temperature": ["nan", "inf", "-1", "1e999", "1e308"],
     "stop --wait": ["nan", "-1", "inf"],
     "plan --gpus-per-node": ["0", "9223372036854775807"],
-    "plan --mfu": ["nan", "inf", "0", "2"],
+    "plan --mfu": ["nan", "inf", "0", "2", "1e-320"],
+    "plan --storage": ["0", "1e-320", "1e308"],
     "launch slurm --hours": ["nan", "inf", "0", "-1"],
     "data show --sample --sequence-length": ["0", "-1", "99999999999999999999"],
 }

@@ -32,7 +32,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--gpu", "h1000"], "--gpu h100"),
         (["--nodes", "0"], "--nodes: '0' is not a number from 1"),
-        (["--mfu", "40"], "above 0 and up to 1"),
+        (["--mfu", "40"], "from 1e-6 to 1"),
         (["--tokens", "many"], "--tokens"),
         (["--gpu-memory", "1 potato"], "--gpu-memory"),
         (["--gpu-memory", "24"], "--gpu-memory: '24' is not an amount of memory"),

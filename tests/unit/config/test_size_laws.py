@@ -78,6 +78,11 @@ def test_the_resolved_file_gives_the_same_run(tmp_path) -> None:  # type: ignore
         (["model.depth=0"], "greater than or equal to 1"),
         (["model.depth=deep"], "valid integer"),
         (["model.size=many"], "model.size"),
+        (["model.size=0"], "greater than or equal to 1"),
+        (["model.depth=1e999"], "finite"),
+        (["train.num_train_epochs=1e308"], "less than or equal to 1000000"),
+        (["model.depth=3", "train.max_tokens=0"], "train.max_tokens"),
+        (["model.depth=3", "train.sequence_length=-1"], "train.sequence_length"),
     ],
 )
 def test_contradictions_are_refused(words: list[str], message: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.core.errors import DataError, Problems, did_you_mean
+from wikillm.config.load import load
+from wikillm.core.errors import ConfigError, DataError, Problems, did_you_mean
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,10 @@ def test_problems_are_raised_together(found: list[tuple[str, ...]], message: str
 )
 def test_did_you_mean(word: str, near: str | None) -> None:
     assert did_you_mean(word, ["learning_rate", "max_steps", "weight_decay"]) == near
+
+
+def test_a_value_of_thousands_of_digits_is_not_repeated_in_full() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load("demo", ["train.max_eval_tokens=" + "9" * 5000])
+    assert "is not a count" in str(refused.value) and "set_int_max_str" not in str(refused.value)
+    assert len(str(refused.value)) < 3000

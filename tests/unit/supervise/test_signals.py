@@ -216,6 +216,26 @@ def test_a_rank_stops_when_any_process_between_it_and_the_first_launcher_is_gone
         tree.end()
 
 
+@pytest.mark.parametrize("launcher", ["accelerate", "service"])
+def test_a_single_process_without_rank_stops_with_a_launcher_only(
+    launcher: str, tmp_path: Path
+) -> None:
+    """`accelerate launch` with one process sets no RANK."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(textwrap.dedent(RANK).replace("time.sleep(30)", "time.sleep(2)"))
+    program = f"import subprocess\nsubprocess.run({[sys.executable, str(rank)]!r})\n"
+    (tmp_path / launcher).write_text(program)
+    environ = {name: value for name, value in os.environ.items() if name != "RANK"}
+    environ["PYTHONPATH"] = str(Path(launchers.__file__).parents[2])
+    argv = [sys.executable, str(tmp_path / launcher)]
+    with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout is not None
+        top.stdout.readline()
+        top.kill()
+        stopped = f"Stopped by the end of its launcher ({launcher}, pid {top.pid})"
+        assert (stopped in top.stdout.read()) == (launcher == "accelerate")
+
+
 def test_a_shell_above_the_launcher_may_end(tmp_path: Path) -> None:
     """`nohup torchrun ... &`, and a log-out."""
     tree = Tree(tmp_path, "sh")

@@ -149,7 +149,22 @@ def test_a_new_folder_an_empty_one_and_a_run_directory_are_accepted(tmp_path: Pa
     RunDir(tmp_path).refuse_foreign()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"id": "a"}', "null"])
+@pytest.mark.parametrize("name", ["run.json", "skips.json", "logs/rank_1.log"])
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
+def test_a_pipe_or_a_device_in_the_place_of_a_file_is_refused(
+    name: str, target: str, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / name).symlink_to(tmp_path / target)
+    run = RunDir(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name} is neither a file nor a folder"):
+        run.claim(resume=True)
+    (tmp_path / name).unlink()
+    run.claim(resume=True).release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"id": "a"}', "null", "[" * 100_000])
 def test_a_damaged_identity_is_named(text: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.identity.write_text(text)

@@ -128,7 +128,7 @@ def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
         counts = {name: header[name] for name in _COUNTED}
         found = DropList(path.absolute(), **counts, start=len(line))
         made_from = dict(header["made_from"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         what = "The file in data.drop_list is not a drop-list that this version reads."
         raise DataError(what, got=str(path), fix=f"make a drop-list: {how}") from None
     found.entries()

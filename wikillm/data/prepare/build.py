@@ -269,7 +269,7 @@ def finished_shards(store: Path) -> dict[int, ShardInfo]:
     for path in (store / "shards").glob("*.json"):
         try:
             info = ShardInfo.read(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         files = ((store / name, size) for name, size, _ in shard_files(info))
         is_complete = all(file.is_file() and file.stat().st_size == size for file, size in files)

@@ -79,7 +79,7 @@ def read_failure(base: Path, since: float, about: str = "") -> WikiLLMError | No
             return None
         found = json.loads(failure.read_text(encoding="utf-8"))
         return _KINDS[found["kind"]](*found["parts"]) if found.get("about", "") == about else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
 
 
