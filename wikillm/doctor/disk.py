@@ -154,4 +154,4 @@ def quick_digest(path: Path) -> str:
 
 
 def _has_store(needs: Needs) -> bool:
-    return (Path(needs.store_dir).expanduser() / MANIFEST_NAME).exists()
+    return (Path(os.path.expanduser(needs.store_dir)) / MANIFEST_NAME).exists()

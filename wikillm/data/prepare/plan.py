@@ -96,7 +96,7 @@ class BuildPlan:
 
     def nothing_left(self, funnel: Funnel) -> DataError:
         """The error of a build that kept no document; `funnel` has the reasons."""
-        fix = "see the reasons above; set data.text_key to the key that holds the text"
+        fix = "repair the sources" if funnel.bad_records else "name files that hold more text"
         if all(source.format == "mediawiki" for source in self.sources):
             fix = "see the reasons above; take a dump with the text of articles (pages-articles)"
         if self.max_text_bytes is not None and funnel.read_records == 0:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import ConfigError
+from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import read_object, sha256_file, write_json
 from wikillm.data.fetch.cache import Cache, Fetched
 from wikillm.data.fetch.find import find_sources
@@ -150,7 +151,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     filters = plan_filters(cfg)
     dedup = Deduplication.of(cfg)
     files = find_sources(cfg, is_main=is_main)
-    sources = tuple(inspect_source(file, cfg) for file in files)
+    sources = _inspect_all(files, cfg)
     if not is_part:
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -161,9 +162,53 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
         return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
 
+def _inspect_all(files: Sequence[Fetched], cfg: DataSection) -> tuple[SourceFile, ...]:
+    """Inspect all files. Raises DataError; a key that only some of them lack cannot be changed."""
+    found: list[SourceFile] = []
+    other_key: DataError | None = None
+    for file in files:
+        try:
+            found.append(inspect_source(file, cfg))
+        except DataError as error:
+            if not (error.fix or "").lstrip("'").startswith("data.text_key="):
+                raise
+            other_key = other_key or error
+    if other_key is None:
+        return tuple(found)
+    if not found:
+        raise other_key
+    raise DataError(
+        other_key.what,
+        got=f"{other_key.got}\nthe text of {found[0].path} is under {cfg.text_key!r}",
+        fix="rename the key or column in the files that differ; or make the files of each key "
+        "a source of data.mixture, which has its own text_key",
+    )
+
+
 def inspect_source(file: Fetched, cfg: DataSection) -> SourceFile:
     """Detect format and compression of a file. Raises DataError when it cannot be read."""
-    source = sniff(file.path, cfg.format, cfg.text_key)
+    try:
+        source = _inspected(file, cfg, cfg.format)
+    except DataError as error:
+        if cfg.format == "auto":
+            raise
+        # The format was given: does the file hold text in another one?
+        try:
+            source = _inspected(file, cfg, "auto")
+        except DataError:
+            raise error from None
+        if source.format == "text":
+            raise
+        raise DataError(
+            f"A file is not what data.format={cfg.format} says: it is {source.format}.",
+            got=f"{error.what}\n{error.got}",
+            fix="data.format=auto",
+        ) from None
+    return source
+
+
+def _inspected(file: Fetched, cfg: DataSection, wanted: str) -> SourceFile:
+    source = sniff(file.path, wanted, cfg.text_key)
     check_text_key(source, cfg.max_document_bytes)
     return replace(source, url=file.url, version=file.version, max_field_lines=cfg.max_field_lines)
 

@@ -18,11 +18,13 @@ import numpy.typing as npt
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
-from wikillm.data.sources.fixes import setting
+from wikillm.data.sources.decompress import head
+from wikillm.data.sources.fixes import plain_format, setting
 from wikillm.data.store.store import TokenStream
 from wikillm.data.types import SourceFile
 
 _SMALL_CORPUS = 256 * 10**6  # bytes of source
+_LOOK_BYTES = 1 << 18
 _MAX_DOCUMENTS = 20_000_000  # documents whose hashes are sorted in memory: 320 MB
 
 
@@ -40,12 +42,20 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
     """Raise DataError when the only source is a plain text: one document cannot be split."""
     if len(sources) != 1 or sources[0].format != "text":
         return
+    text = head(sources[0], _LOOK_BYTES).decode("utf-8", errors="replace")
+    best = plain_format(text, sources[0].text_key)
+    ways = {
+        "data.format=lines": "each line is a document",
+        "data.format=blocks": "blank lines are between documents",
+        "data.format=csv": "a table whose first row names its columns",
+    }
+    ways = {best: ways.pop(best), **ways}
+    fix = "\nor ".join(f"{way} ({what})" for way, what in list(ways.items())[:2])
     raise DataError(
         "A text file is one document, "
         "and one document cannot be split into training and validation text.",
         got=f"{sources[0].path}: {format_size(sources[0].size)}",
-        fix="data.format=lines (each line is a document), "
-        "or data.format=blocks (blank lines are between documents), or several files",
+        fix=f"{fix}\nor several files",
     )
 
 

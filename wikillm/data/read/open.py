@@ -10,6 +10,8 @@ folders build the same bytes.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,7 +167,8 @@ def _mixture(cfg: DataSection, is_main: bool) -> list[WeightedStore]:
     found: list[WeightedStore] = []
     for source, count in zip(cfg.mixture, counts_of(cfg.mixture), strict=True):
         say(f"mixture: {source.name}, {count / PERIOD:.2%} of the samples")
-        store = _open_source(_section_of(cfg, source, tokenizer), is_main)
+        with _named(source.name):
+            store = _open_source(_section_of(cfg, source, tokenizer), is_main)
         weighted = WeightedStore(source.name, count, store)
         if found and store.manifest.tokenizer.sha256 != found[0].store.manifest.tokenizer.sha256:
             raise _other_tokenizer(found[0], weighted)
@@ -191,13 +194,23 @@ def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
         ready = _ready_source(section, is_main)
         if ready is not None:
             return str(ready.tokenizer_dir)
-    plans = [
-        (source.name, count, plan_store(section, is_main=is_main, is_part=True))
-        for source, count, section in zip(
-            cfg.mixture, counts_of(cfg.mixture), sections, strict=True
-        )
-    ]
+    plans = []
+    for source, count, section in zip(cfg.mixture, counts_of(cfg.mixture), sections, strict=True):
+        with _named(source.name):
+            plan = plan_store(section, is_main=is_main, is_part=True)
+        plans.append((source.name, count, plan))
     return mixture_tokenizer(cfg.tokenizer, plans, STORES, is_main=is_main)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Add the name of a source of data.mixture to its errors, whose keys are that source's."""
+    try:
+        yield
+    except DataError as error:
+        got = f"{error.got}\nin the source {name} of data.mixture"
+        fix = (error.fix or "").replace("data.text_key=", "in that source, text_key: ")
+        raise DataError(error.what, got=got, fix=fix) from None
 
 
 def _open_source(section: DataSection, is_main: bool) -> Store:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 from pathlib import Path
 
-HOW_TO_WRITE_JSON = (
-    'write {"text": "..."} on each line (JSON Lines), or one array of such objects\n'
-    "if objects span several lines: jq -c . FILE > NEW.jsonl\n"
-    "if the records are in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl\n"
-    "if lines end with a comma: sed 's/,[[:space:]]*$//' FILE > NEW.jsonl\n"
-    "for Python dicts, chat turns or texts in several parts: write each record with json.dumps"
-)
+from wikillm.data.types import SourceFile
+
 _BETWEEN_PARAGRAPHS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
+_UNPACK = {"gz": "gzip -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "zst": "zstd -dc"}
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
 
 
@@ -44,19 +41,33 @@ def set_aside(folder: Path) -> str:
     return f"move it away and build it again: mv {quoted(folder)} {quoted(f'{folder}.old')}"
 
 
-def path_setting(path: Path | str) -> str:
-    """`data.path=` for one file; a name with a comma is put into a list, since commas separate."""
-    name = str(path)
-    if "," in name or name.startswith("["):
-        return shlex.quote(f'data.path=["{name}"]')
-    return setting("data.path", name)
+def path_setting(*paths: Path | str) -> str:
+    """`data.path=` for files; a name with a comma is put into a list, since commas separate."""
+    names = [str(path) for path in paths]
+    if len(names) > 1 or "," in names[0] or names[0].startswith("["):
+        return shlex.quote(f"data.path={json.dumps(names, ensure_ascii=False)}")
+    return setting("data.path", names[0])
 
 
-def converted(command: str) -> str:
-    """Advice to convert a file with `command` and to name the result in data.path."""
-    return f"{command} < FILE > NEW (decompress FILE first), and name NEW in data.path"
+def converted(source: SourceFile, command: str, suffix: str = "") -> str:
+    """A command that writes a converted copy to the working directory, and how to read the copy."""
+    path = Path(source.path)
+    name = path.name.removesuffix(f".{source.compression}")
+    stem, dot, ending = name.rpartition(".")
+    new = f"{stem or name}.new{suffix or dot + ending}"
+    unpack = _UNPACK.get(source.compression)
+    pipe = f"{unpack} < {quoted(path)} | {command}" if unpack else f"{command} < {quoted(path)}"
+    return f"{pipe} > {quoted(new)}\nthen name {new} in data.path instead: {path_setting(new)}"
 
 
-def plain_format(text: str) -> str:
-    """The setting that splits a plain text: at blank lines if it has any, else at each line."""
+def plain_format(text: str, text_key: str = "") -> str:
+    """The setting that reads a text: as a table if its first line names `text_key`, else split at
+    blank lines if it has any, else at each line."""
+    first = text.partition("\n")[0].strip()
+    if (
+        text_key
+        and text_key in re.split(r"[,;|\t\x01]", first.replace('"', ""))
+        and first != text_key
+    ):
+        return "data.format=csv"
     return "data.format=blocks" if _BETWEEN_PARAGRAPHS.search(text) else "data.format=lines"

@@ -74,8 +74,8 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     if not paths or tuple(paths) == WIKI_ZH_CANDIDATES:
         return [_default(root or Path.cwd())]
     found: list[Path] = []
-    for number, entry in enumerate(paths):
-        found += _expand(entry, paths[number + 1 :])
+    for number in range(len(paths)):
+        found += _expand(paths, number)
     if not found:
         raise DataError(
             "No file matches data.path.",
@@ -106,8 +106,9 @@ def _default(root: Path) -> Path:
     )
 
 
-def _expand(entry: str, following: Sequence[str]) -> list[Path]:
-    """The files of `entry`. `entry` and `following` may be parts of a name with commas."""
+def _expand(paths: Sequence[str], number: int) -> list[Path]:
+    """The files of the entry `number`, which may be a part of a name with commas."""
+    entry = paths[number]
     path = Path(os.path.expanduser(entry))
     try:
         mode = path.stat().st_mode
@@ -116,7 +117,7 @@ def _expand(entry: str, following: Sequence[str]) -> list[Path]:
             raise _dangling(path, kind_of(path)) from None
         if glob.has_magic(entry):
             return _of_glob(path)
-        raise _missing(entry, path, following) from None
+        raise _missing(paths, number, path) from None
     except OSError as error:  # a symlink loop, a folder without permission, a name too long
         raise DataError(f"data.path cannot be read: {error.strerror}.", got=entry) from None
     return _of_folder(path) if stat.S_ISDIR(mode) else [path]
@@ -149,12 +150,14 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
         raise cannot_be_read("Arrow", folder)
     texts = [path for path in below.files if _TEXT_NAME.search(path.name)]
     taken = taken or texts
+    hidden = [(path, "which is hidden") for path in below.hidden]
     if taken:
         _log_left_out(folder, below, taken)
     elif is_named:
         raise DataError(
             "The folder in data.path holds no file that is named like a corpus.",
-            got=f"{folder}: {len(below.files)} files: {_first_names(below.files)}",
+            got=f"{folder}: {len(below.files)} files: {_first_names(below.files)}"
+            + "".join(f"\nleft out: {path}, {kind}" for path, kind in (*below.others, *hidden)),
             fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml,"
             " also as .gz, .bz2, .xz or .zst, or .parquet\nor name the file itself in data.path",
         )
@@ -188,29 +191,32 @@ def _dangling(path: Path, kind: str) -> DataError:
     )
 
 
-def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
+def _missing(paths: Sequence[str], number: int, path: Path) -> DataError:
     # Commas separate paths: a name with a comma arrives in parts.
-    whole = entry
-    for part in following:
-        whole += f",{part}"
+    entry = paths[number]
+    for end in range(number + 2, len(paths) + 1):
+        whole = ",".join(paths[number:end])
         if os.path.lexists(os.path.expanduser(whole)):
             return DataError(
                 "A name in data.path has a comma in it, and commas separate paths.",
                 got=f"{entry} does not exist, {whole} does",
-                fix=path_setting(whole),
+                fix=path_setting(*paths[:number], whole, *paths[end:]),
             )
     # Suggest a similar name from the nearest folder that exists.
     parent = nearest_existing(path)
     wanted = path.absolute().relative_to(parent).parts[0]
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     usable = [n for n in names if (parent / n).is_dir() or is_named_like_a_corpus(n, text=True)]
-    similar = next((name for name in usable if name.lower() == wanted.lower()), None)
+    same = (name for name in usable if name.lower() == wanted.strip().lower())
+    similar = next(same, None)
     stems = {Path(name).stem: name for name in usable}  # endings would make any names similar
     similar = similar or stems.get(did_you_mean(Path(wanted).stem, stems) or "")
     return DataError(
         "data.path does not exist.",
         got=f"{entry}\nthe nearest folder that exists is {parent}: {_first_names(names)}",
-        fix=path_setting(parent / similar) if similar else "name an existing file or folder",
+        fix=path_setting(*paths[:number], parent / similar, *paths[number + 1 :])
+        if similar
+        else "name an existing file or folder; a data set of a hub is hf://OWNER/NAME",
     )
 
 

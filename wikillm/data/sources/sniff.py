@@ -16,8 +16,9 @@ from pathlib import Path
 from wikillm.core.errors import DataError
 from wikillm.data.sources import parquet
 from wikillm.data.sources.decompress import BOM, head
-from wikillm.data.sources.fixes import HOW_TO_WRITE_JSON, converted, plain_format
+from wikillm.data.sources.fixes import converted, plain_format
 from wikillm.data.sources.foreign import LONGEST_MARK, cannot_be_read, refuse_binary, refuse_foreign
+from wikillm.data.sources.json_fixes import HOW_TO_WRITE_JSON, mistake_in
 from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.mediawiki import read_site, refuse_dump_index
 from wikillm.data.types import SourceFile
@@ -67,6 +68,8 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
         what = "A file of data.path holds nothing but white space."
         raise DataError(what, got=str(path), fix="leave it out")
     # Format, by what the text looks like. Only XML may have another encoding.
+    if wanted == "mediawiki" and not re.search(r"<(mediawiki|page)[\s>]", text):
+        raise _not_as_said(path, start, wanted, "a MediaWiki export")
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
         return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
     refuse_dump_index(path, text)
@@ -96,10 +99,15 @@ def _parquet(
     is_parquet = start.startswith(parquet.MAGIC)
     if is_parquet and wanted in ("auto", "parquet"):
         return _source(path, status, "parquet", "none", text_key)
-    kind = "it is Parquet" if is_parquet else "it is not Parquet"
-    raise DataError(
+    raise _not_as_said(path, start, wanted, "Parquet", is_found=is_parquet)
+
+
+def _not_as_said(
+    path: Path, start: bytes, wanted: str, kind: str, is_found: bool = False
+) -> DataError:
+    return DataError(
         f"A file is not what data.format={wanted} says.",
-        got=f"{path} starts with {start[:8]!r}; {kind}",
+        got=f"{path} starts with {start[:8]!r}; it is {'' if is_found else 'not '}{kind}",
         fix="data.format=auto looks into each file",
     )
 
@@ -143,15 +151,16 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
     if text.startswith("["):
         # An array on each line is explained by the check of the records.
         return "jsonl" if len(lines) > 1 and all(is_json) else "json"
-    if text.startswith("{"):
+    if text.lstrip("\ufeff\x1e").startswith("{"):
         # A single line longer than the head counts as JSON Lines.
         if 2 * sum(is_json) >= len(lines) or (len(lines) == 1 and not is_whole):
             return "jsonl"
         _refuse_line_ends(source, text, "jsonl")
+        what, command = mistake_in(text)
         raise DataError(
-            "A file begins like JSON, but most of its first lines are not JSON objects.",
+            f"{what}.",
             got=f"{source.path} starts with {text[:60]!r}",
-            fix=HOW_TO_WRITE_JSON,
+            fix=converted(source, command, ".jsonl") if command else HOW_TO_WRITE_JSON,
         )
     are_numbers = all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines)
     if sum(is_json) * 2 > len(lines) and not are_numbers:
@@ -160,7 +169,7 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
         "The format of a file is not known: it is neither JSON, nor a MediaWiki export, "
         "nor named .txt, .csv or .tsv.",
         got=f"{source.path} starts with {text[:60]!r}",
-        fix=f"{plain_format(text)}\nblocks: blank lines separate the documents; "
+        fix=f"{plain_format(text, source.text_key)}\nblocks: blank lines separate the documents; "
         "lines: each line is a document; text: the whole file is one document; csv: a table",
     )
 
@@ -190,7 +199,7 @@ def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
     raise DataError(
         "The lines of a file end with CR alone, as on old Macintoshes.",
         got=f"{source.path} ({format}): {first.count(chr(13)):,} CR before the first line feed",
-        fix=converted("tr '\\r' '\\n'"),
+        fix=converted(source, "tr '\\r' '\\n'"),
     )
 
 
@@ -205,8 +214,13 @@ def _refuse_other_encodings(source: SourceFile, begin: bytes, encoding: str) -> 
         if wrong < 8 or 2 * wrong < len(_NOT_ASCII.findall(text)):
             return
         got = f"{source.path}: {wrong} places in its first {len(begin)} bytes are not UTF-8"
-        name = "ENCODING"
+        name = "GB18030" if _is_chinese(begin) else "ENCODING"
         likely = "; Chinese text is often GB18030 or BIG5, other text WINDOWS-1252"
-    raise DataError(
-        f"A file is not UTF-8{likely}.", got=got, fix=converted(f"iconv -f {name} -t UTF-8")
-    )
+    command = f"iconv -f {name} -t UTF-8"
+    raise DataError(f"A file is not UTF-8{likely}.", got=got, fix=converted(source, command))
+
+
+def _is_chinese(begin: bytes) -> bool:
+    """Whether bytes are GB 18030: nearly all letters beyond ASCII are usual simplified hanzi."""
+    letters = "".join(_NOT_ASCII.findall(begin.decode("gb18030", errors="replace")))
+    return 10 * len(letters.encode("gb2312", errors="ignore")) > 19 * len(letters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
@@ -12,11 +13,12 @@ from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.data.sources import parquet
-from wikillm.data.sources.decompress import BOM, head
-from wikillm.data.sources.fixes import HOW_TO_WRITE_JSON, plain_format, setting
+from wikillm.data.sources.decompress import BOM, file_and_line, head
+from wikillm.data.sources.fixes import converted, plain_format, setting
+from wikillm.data.sources.json_fixes import HOW_TO_WRITE_JSON, mistake_in, text_of
 from wikillm.data.sources.json_value import KINDS, parse_json
 from wikillm.data.sources.read import csv_header, items_of
-from wikillm.data.sources.tables import columns_of
+from wikillm.data.sources.tables import DELIMITERS, Columns, columns_of, parse_row
 from wikillm.data.types import SourceFile
 
 PROBED_RECORDS = 50
@@ -24,6 +26,7 @@ _LOOK_BYTES = 1 << 18
 _USUAL_KEYS = ("text", "content", "body", "article", "document", "正文", "内容", "文本")
 _MOST_SHOWN = 30  # number of keys that an error lists
 _LONGEST_SHOWN = 60
+_LONGEST_RECORD = 1 << 16  # bytes of a record in which mistakes are looked for
 
 
 def check_text_key(source: SourceFile, max_document_bytes: int) -> None:
@@ -50,22 +53,33 @@ def check_text_key(source: SourceFile, max_document_bytes: int) -> None:
         )
 
 
-def _check_names(source: SourceFile, texts: Sequence[str], shown: Sequence[str]) -> None:
-    """Raise DataError when the text key is not in `texts`, the keys that hold strings."""
+def _check_names(
+    source: SourceFile, texts: Sequence[str], shown: Sequence[str], command: str = ""
+) -> None:
+    """Raise DataError when the text key is not in `texts`, the keys that hold strings.
+
+    Args:
+        shown: all keys, with their types.
+        command: writes records that have the text key.
+    """
     key = source.text_key
     if key in texts:
         return
-    # Suggest the same key in another case, a usual name, or a similar spelling.
+    # Suggest the same key in another case, a usual name, a similar spelling, or the only key.
     suggestion = next((name for name in texts if name.strip().lower() == key.lower()), None)
     suggestion = suggestion or next((name for name in _USUAL_KEYS if name in texts), None)
-    suggestion = suggestion or did_you_mean(key, [name for name in texts if name.isidentifier()])
+    if suggestion is None and not command:
+        similar = did_you_mean(key, [name for name in texts if name.isidentifier()])
+        is_only = len(texts) == 1 and texts[0].isprintable() and source.format != "csv"
+        suggestion = similar or (texts[0] if is_only else "") or None
     fix = "set data.text_key to the key that holds the text\n"
-    fix += 'if no key holds text, write each record as {"text": "..."}; '
-    fix += "if the records are in a list inside an object: jq -c '.KEY[]' FILE > NEW.jsonl"
+    fix += f"or convert the file: {HOW_TO_WRITE_JSON}"
     if source.format == "csv":
         fix = "set data.text_key to the column that holds the text\n"
         fix += "the first row must name the columns, separated by comma, tab, semicolon or |"
-    listed = ", ".join(_short(name) for name in shown[:_MOST_SHOWN])
+    if command:
+        fix = converted(source, command, ".jsonl")
+    listed = ", ".join(_short(name) for name in shown[:_MOST_SHOWN]) or "none"
     more = f", and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     raise DataError(
         f"The records have no text under {key!r} (data.text_key).",
@@ -84,13 +98,61 @@ def _refuse_namesakes(source: SourceFile, names: Sequence[str]) -> None:
 
 
 def _check_header(source: SourceFile, max_document_bytes: int) -> None:
-    columns = columns_of(csv_header(source, max_document_bytes)[1])
+    header = csv_header(source, max_document_bytes)[1]
+    columns = columns_of(header)
+    first = header.decode("utf-8", errors="replace")
+    if header.count(b'"') % 2:
+        raise DataError(
+            "The first row of a table, its header, has a quote that is not closed on its line.",
+            got=f"{source.path} starts with {first[:60]!r}",
+            fix="write the names of all columns on the first line",
+        )
+    marks = sorted(set(re.findall(r"[^\w\s\"'.()/-]|\x1f", first)).difference(DELIMITERS))
+    other = next((mark for mark in marks if source.text_key in first.split(mark)), None)
+    if len(columns.names) == 1 and other is not None:
+        mark = shlex.quote(other) if other.isprintable() else f"'\\{ord(other):03o}'"
+        command = f"tr {mark} '\\t'" if other.isascii() else f"sed 's/{other}/\\t/g'"
+        raise DataError(
+            f"The fields of a table are separated by {other!r}, which is not read.",
+            got=f"{source.path} starts with {first[:60]!r}",
+            fix=converted(source, command, ".tsv"),
+        )
     _refuse_namesakes(source, columns.names)
     _check_names(source, columns.names, columns.names)
+    _check_rows(source, columns, max_document_bytes)
     usual = "\t" if re.search(r"\.tsv\b", source.path, re.IGNORECASE) else ","
     if columns.delimiter != usual and len(columns.names) > 1:
         number = len(columns.names)
         say(f"data: {source.path} is separated by {columns.delimiter!r}: {number} columns")
+
+
+def _check_rows(source: SourceFile, columns: Columns, max_document_bytes: int) -> None:
+    """Raise DataError when none of the first rows fits the header."""
+    found: list[tuple[int, str, bytes]] = []
+    for offset, payload, _ in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
+        if payload is None:
+            return
+        try:
+            parse_row(payload)
+            return
+        except ValueError as error:
+            found.append((offset, str(error), payload.rpartition(b"\n")[0]))
+    if not found:
+        what = "A table has a header and no rows."
+        raise DataError(what, got=source.path, fix="leave it out")
+    offset, reason, row = found[0]
+    delimiter = columns.delimiter
+    fix = "name every column in the first row, "
+    fix += f'and put each field that holds {delimiter!r} between double quotes: "..."'
+    if any(b'\\"' in row for _, _, row in found):
+        fix = converted(source, 'sed \'s/\\\\"/""/g\'')
+    elif len(columns.names) == 1:
+        fix = "data.format=lines"
+    raise DataError(
+        f"None of the first {len(found)} rows of a table fits its header.",
+        got=f"{file_and_line(source, offset)}: {reason}: {row[:60].decode(errors='replace')!r}",
+        fix=fix,
+    )
 
 
 def _check_json(source: SourceFile, max_document_bytes: int) -> None:
@@ -101,23 +163,31 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
         longest = max(longest, size)
         if payload is None:
             continue
-        first = first or payload[:4096]
+        first = first or payload[:_LONGEST_RECORD]
         with suppress(ValueError):  # includes UnicodeDecodeError
             values.append(parse_json(payload.removeprefix(BOM).decode()))
     objects = [value for value in values if isinstance(value, dict)]
     kinds: dict[str, type] = {}
     for value in objects:  # a key counts as text when any record has a string there
         kinds |= {name: type(v) for name, v in value.items() if kinds.get(name) is not str}
+    is_array = source.format == "json"
     if objects:
         texts = [name for name, kind in kinds.items() if kind is str]
         shown = [f"{name} ({KINDS.get(kind, 'a string')})" for name, kind in kinds.items()]
-        _check_names(source, texts, shown)
-    elif first or not longest:
+        command = text_of(values, source.text_key, is_array) if source.text_key not in texts else ""
+        _check_names(source, texts, shown, command)
+    elif not first and not longest:
+        raise DataError("A file holds no records.", got=source.path, fix="leave it out")
+    elif first:
         text = first.decode("utf-8", errors="replace")
+        what, command = mistake_in(text, is_array)
+        if values:
+            what = f"None of the first {PROBED_RECORDS} records is a JSON object"
+            command = text_of(values, source.text_key, is_array)
         raise DataError(
-            f"None of the first {PROBED_RECORDS} records is a JSON object.",
+            f"{what}.",
             got=f"{source.path} (read as {source.format}) starts with {text[:60]!r}",
-            fix=HOW_TO_WRITE_JSON,
+            fix=converted(source, command, ".jsonl") if command else HOW_TO_WRITE_JSON,
         )
     else:
         raise DataError(
@@ -128,4 +198,5 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
 
 
 def _short(name: str) -> str:
+    name = name.replace("\n", "\\n")
     return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."

@@ -121,6 +121,39 @@ def test_a_comma_in_a_name_is_explained(corpus, settings):
     with pytest.raises(DataError, match="commas separate paths") as caught:
         prepare_store(cfg)
     assert caught.value.fix == f"""'data.path=["{whole}"]'"""
+    # Other entries stay in the fix.
+    first = str(corpus / "a.jsonl")
+    last = str(corpus / "linked")
+    with pytest.raises(DataError, match="commas separate paths") as caught:
+        locate([first, *str(whole).split(","), last])
+    assert caught.value.fix == f"""'data.path=["{first}", "{whole}", "{last}"]'"""
+    with pytest.raises(DataError, match="does not exist") as caught:
+        locate([first, last.replace("linked", "Linked")])
+    assert caught.value.fix == f"""'data.path=["{first}", "{last}"]'"""
+
+
+def test_a_folder_without_sources_names_what_was_left_out(corpus):
+    (corpus / "a.jsonl").rename(corpus / ".a.jsonl")
+    (corpus / "linked").unlink()
+    with pytest.raises(DataError, match="no file that is named like a corpus") as caught:
+        locate([str(corpus)])
+    assert f"left out: {corpus / '.a.jsonl'}, which is hidden" in caught.value.got
+
+
+def test_another_text_key_in_some_files_is_not_answered_with_data_text_key(corpus, settings):
+    """With data.text_key=content the other file would be refused instead."""
+    (corpus / "b.jsonl").write_text('{"content": "a text"}\n')
+    with pytest.raises(DataError, match="no text under 'text'") as caught:
+        prepare_store(settings(corpus))
+    assert f"the text of {corpus / 'a.jsonl'} is under 'text'" in caught.value.got
+    assert "data.mixture" in caught.value.fix and "data.text_key=" not in caught.value.fix
+
+
+@pytest.mark.parametrize("wanted", ["csv", "json", "mediawiki", "parquet"])
+def test_a_format_that_the_file_does_not_have_is_answered_with_auto(corpus, settings, wanted):
+    with pytest.raises(DataError, match=f"data.format={wanted} says: it is jsonl") as caught:
+        prepare_store(settings(corpus / "a.jsonl", format=wanted))
+    assert caught.value.fix == "data.format=auto"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +173,7 @@ def test_a_missing_path_names_the_nearest_folder_and_a_similar_source(tmp_path, 
         locate([str(entry)])
     assert f"exists is {tmp_path}: {there or 'other'}" in caught.value.got
     fix = f"data.path={tmp_path / near}" if near else "name an existing file or folder"
-    assert caught.value.fix == fix
+    assert caught.value.fix.startswith(fix)
 
 
 def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):

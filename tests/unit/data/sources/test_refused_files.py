@@ -8,6 +8,7 @@ import json
 import pickle
 import random
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -63,38 +64,31 @@ def sqlite() -> bytes:
 
 NO_TEXT = "no text under 'text'"
 NO_OBJECTS = "None of the first 50 records is a JSON object"
-BEGINS_LIKE_JSON = "begins like JSON"
+COMMA = "Each line of a file ends with a comma"
+PYTHON = "Python dicts, not JSON: single quotes"
+AROUND = "one JSON object around its records"
+SEVERAL = "A JSON object is on several lines"
+BEFORE = "characters before their JSON objects"
 CR_ALONE = "end with CR alone"
+OTHER_MARK = "are separated by"
+NO_ROW = "rows of a table fits its header"
 UNKNOWN = "format of a file is not known"
 CHAT = [{"messages": [{"role": "user", "content": text}]} for text in TEXTS]
+SHARE = [{"conversations": [{"from": "gpt", "value": text}]} for text in TEXTS]
 INSTRUCTIONS = [{"instruction": "do", "input": "", "output": text} for text in TEXTS]
-PYTHON = "\n".join(map(repr, RECORDS)).encode()
+DICTS = "\n".join(map(repr, RECORDS)).encode()
+DATED = {"version": "1", "lists": [], "data": RECORDS}
 
 # name of the file, its content, what the error says
 EXPLAINED: dict[str, tuple[str, bytes, str]] = {
-    "commas at line ends": ("x.jsonl", lines(RECORDS, ",\n"), BEGINS_LIKE_JSON),
-    "commas, not after the last": ("x.jsonl", lines(RECORDS[:3], ",\n")[:-2], BEGINS_LIKE_JSON),
-    "commas inside records": ("x.jsonl", lines(RECORDS).replace(b"}", b",}"), BEGINS_LIKE_JSON),
-    "Python dicts": ("x.jsonl", PYTHON, BEGINS_LIKE_JSON),
-    "Python dicts in a .txt": ("x.txt", PYTHON, BEGINS_LIKE_JSON),
-    "Python dicts in a list": ("x.json", repr(RECORDS).encode(), NO_OBJECTS),
-    "JavaScript": ("x.json", b'{text: "a"}\n' * 9, BEGINS_LIKE_JSON),
-    "indented objects": ("x.jsonl", lines(RECORDS, indent=2), BEGINS_LIKE_JSON),
-    "objects on one line": ("x.json", lines(RECORDS, ""), BEGINS_LIKE_JSON),
-    "an object around the records": ("x.json", lines([{"n": 1, "data": RECORDS}]), NO_TEXT),
-    "the same, indented": ("x.json", lines([{"rows": RECORDS}], indent=2), BEGINS_LIKE_JSON),
-    "a compressed one": ("x.json.gz", gzip.compress(lines([{"data": RECORDS}])), NO_TEXT),
-    "an object of columns": ("x.json", lines([{"text": TEXTS}]), NO_TEXT),
-    "an array of strings": ("x.json", lines([TEXTS]), NO_OBJECTS),
-    "a string on each line": ("x.jsonl", lines(TEXTS), NO_OBJECTS),
-    "an array on each line": ("x.jsonl", lines([RECORDS[:30], RECORDS[30:]]), NO_OBJECTS),
-    "chat": ("x.jsonl", lines(CHAT), NO_TEXT),
-    "instructions": ("x.jsonl", lines(INSTRUCTIONS), NO_TEXT),
-    "nested text": ("x.jsonl", lines([{"doc": record} for record in RECORDS]), NO_TEXT),
-    "text in a list": ("x.jsonl", lines([{"text": [text]} for text in TEXTS]), NO_TEXT),
-    "a caret between fields": ("x.csv", TABLE.replace(",", "^").encode(), NO_TEXT),
+    "JavaScript": ("x.json", b'{text: "a"}\n' * 9, "begins like JSON"),
+    "no records": ("x.json", b"[]\n", "no records"),
     "a table without a header": ("x.csv", "\n".join(ROWS[1:]).encode(), NO_TEXT),
     "two columns of one name": ("x.csv", TABLE.replace("id", "text").encode(), "Several columns"),
+    "a header alone": ("x.csv", b"id,text\n", "no rows"),
+    "a header on two lines": ("x.csv", b'"i\nd",' + TABLE[3:].encode(), "not closed on its line"),
+    "rows of three fields": ("x.csv", TABLE.replace("\n", ",\n").encode()[8:], NO_TEXT),
+    "short rows": ("x.csv", TABLE.replace("id", "id,n").encode(), NO_ROW),
     "a column of bytes": ("x.parquet", parquet_of(text=[t.encode() for t in TEXTS]), NO_TEXT),
     "a column of lists": ("x.parquet", parquet_of(text=[[t] for t in TEXTS]), NO_TEXT),
     "HTML": ("x.jsonl", b"<html><body>\n404", "not a MediaWiki export"),
@@ -140,6 +134,11 @@ SETTINGS: dict[str, tuple[str, bytes, str, tuple[str, object]]] = {
     "a table under another name": ("table.data", TABLE.encode(), UNKNOWN, ("format", "csv")),
     "lines": ("notes.md", "\n".join(PLAIN).encode(), UNKNOWN, ("format", "lines")),
     "paragraphs": ("notes.md", "\n\n".join(PLAIN).encode(), UNKNOWN, ("format", "blocks")),
+    "one column with commas": ("x.csv", "\n".join(["text", *TEXTS[:59]]).encode(), NO_ROW,
+                               ("format", "lines")),
+    "a table named .txt": ("x.txt", TABLE.encode(), "one document", ("format", "csv")),
+    "the only text": ("x.jsonl", lines([{"my text": t, "n": 1} for t in TEXTS]), NO_TEXT,
+                      ("text_key", "my text")),
     "not Parquet": ("x.parquet", lines(RECORDS), "is not what", ("format", "auto")),
     "one text": ("novel.txt", "\n".join(PLAIN).encode(), "one document", ("format", "lines")),
 }  # fmt: skip
@@ -159,33 +158,62 @@ def test_a_setting_that_is_advised_reads_the_file(tmp_path, settings, name):
     assert store.manifest.funnel.kept_records == 60
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message", "command"),
-    [
-        ("x.csv", TABLE.replace("\n", "\r").encode(), CR_ALONE, "tr"),
-        ("x.csv", TABLE.replace("\n", "\r")[:-1].encode() + b"\n", CR_ALONE, "tr"),
-        ("x.jsonl", lines(RECORDS, "\r"), CR_ALONE, "tr"),
-        ("x.csv", TABLE.encode("utf-16"), "looks like utf-16", "iconv"),
-        ("x.csv", TABLE.encode("utf-16-le"), "looks like utf-16-le", "iconv"),
-        ("x.jsonl", lines(RECORDS, ",\n"), BEGINS_LIKE_JSON, "sed"),
-        ("x.jsonl", lines(RECORDS, indent=2), BEGINS_LIKE_JSON, r"jq -c \."),
-        ("x.json", lines([{"n": 1, "KEY": RECORDS}]), NO_TEXT, r"jq -c '\.KEY\[\]'"),
-    ],
-)
-def test_a_command_that_is_advised_converts_the_file(
-    tmp_path, settings, file, content, message, command
-):
-    if shutil.which(command.split()[0]) is None:
-        pytest.skip(f"no {command}")
+# what the file is: its name, its content, what the error says
+COMMANDS: dict[str, tuple[str, bytes, str]] = {
+    "CR between rows": ("x.csv", TABLE.replace("\n", "\r").encode(), CR_ALONE),
+    "the last row ends": ("x.csv", TABLE.replace("\n", "\r")[:-1].encode() + b"\n", CR_ALONE),
+    "CR between records": ("x.jsonl", lines(RECORDS, "\r"), CR_ALONE),
+    "UTF-16": ("x.csv", TABLE.encode("utf-16"), "looks like utf-16"),
+    "UTF-16 without a mark": ("x.csv", TABLE.encode("utf-16-le"), "looks like utf-16-le"),
+    "GB 18030": ("x.jsonl", lines(RECORDS, ensure_ascii=False).decode().encode("gb18030"), "UTF-8"),
+    "commas at line ends": ("x.jsonl", lines(RECORDS, ",\n"), COMMA),
+    "commas, compressed": ("x.jsonl.gz", gzip.compress(lines(RECORDS, ",\n")), COMMA),
+    "commas, not after the last": ("it's 1.jsonl", lines(RECORDS, ",\n")[:-2], COMMA),
+    "commas before brackets": ("x.jsonl", lines(RECORDS).replace(b"}", b",}"), PYTHON),
+    "Python dicts": ("x.jsonl", DICTS, PYTHON),
+    "Python dicts in a .txt": ("x.txt", DICTS, PYTHON),
+    "Python dicts in a list": ("x.json", repr(RECORDS).encode(), PYTHON),
+    "a mark before each record": ("x", lines(RECORDS).replace(b"{", b"\x1e{"), BEFORE),
+    "BOMs": ("x.jsonl", lines(RECORDS).replace(b"{", b"\xef\xbb\xbf{"), BEFORE),
+    "tabs in strings": ("x.jsonl", lines(RECORDS).replace(b"river", b"\t"), "control characters"),
+    "indented objects": ("x.jsonl", lines(RECORDS, indent=2), SEVERAL),
+    "objects on one line": ("x.json", lines(RECORDS, ""), SEVERAL),
+    "an object around the records": ("x.json", lines([DATED]), NO_TEXT),
+    "the same, indented": ("x.json", lines([DATED], indent=2), AROUND),
+    "the same, cut off": ("x.json", lines([{"KEY": RECORDS * 99}], indent=2), AROUND),
+    "deeper": ("x.json", lines([{"n": 1, "data": {"the train": RECORDS}}]), NO_TEXT),
+    "an object of columns": ("x.json", lines([{"text": TEXTS}]), NO_TEXT),
+    "an object of objects": ("x.json", lines([dict(enumerate(RECORDS))]), NO_TEXT),
+    "an array of strings": ("x.json", lines([TEXTS]), NO_OBJECTS),
+    "a string on each line": ("x.jsonl", lines(TEXTS), NO_OBJECTS),
+    "an array on each line": ("x.jsonl", lines([RECORDS[:30], RECORDS[30:]]), NO_OBJECTS),
+    "chat": ("x.jsonl", lines(CHAT), NO_TEXT),
+    "chat of ShareGPT": ("x.json", lines([SHARE]), NO_TEXT),
+    "instructions": ("x.jsonl", lines(INSTRUCTIONS), NO_TEXT),
+    "nested text": ("x.jsonl", lines([{"doc": record} for record in RECORDS]), NO_TEXT),
+    "text in a list": ("x.jsonl", lines([{"text": [text]} for text in TEXTS]), NO_TEXT),
+    "a caret between fields": ("x.csv", TABLE.replace(",", "^").encode(), OTHER_MARK),
+    "0x1f between fields": ("x.csv", TABLE.replace(",", "\x1f").encode(), OTHER_MARK),
+    "a wide comma": ("x.csv", TABLE.replace(",", "，").encode(), OTHER_MARK),
+    "quotes after a backslash": (
+        "x.csv", re.sub(r",(p.*)", r',"\1 \\"so\\""', TABLE).encode(), NO_ROW),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_is_advised_converts_the_file(tmp_path, settings, name):
+    file, content, message = COMMANDS[name]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         prepare_store(settings(tmp_path / file))
-    line = re.search(rf"{command} .*?(?= \(decompress|$)", caught.value.fix, re.MULTILINE)[0]
-    new = tmp_path / f"new-{file}"
-    line = line.replace("FILE", str(tmp_path / file)).replace("NEW.jsonl", "NEW")
-    subprocess.run(["bash", "-c", line.replace("NEW", str(new))], check=True)
-    funnel = prepare_store(settings(new)).manifest.funnel
-    assert (funnel.kept_records, funnel.bad_records) == (60, 0)
+    command, advice = caught.value.fix.splitlines()
+    tool = next(t for t in ("jq", "iconv", "python3", "sed", "tr") if f"{t} " in command)
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool}")
+    subprocess.run(["bash", "-c", command], check=True)
+    (word,) = shlex.split(advice.partition(" instead: ")[2])
+    funnel = prepare_store(settings(word.removeprefix("data.path="))).manifest.funnel
+    assert (funnel.kept_records, funnel.bad_records) == (60 if "cut" not in name else 60 * 99, 0)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.csv", "x.txt", "x.json.gz", "no-name"])

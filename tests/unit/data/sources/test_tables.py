@@ -154,7 +154,7 @@ def test_rows_do_not_depend_on_pieces_or_start(seed, size, columns):
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", "\x01"])
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
 def test_delimiters_are_recognised_from_the_header_and_logged(tmp_path, capsys, delimiter, name):
-    (tmp_path / name).write_bytes(table(5, delimiter, {}))
+    (tmp_path / name).write_bytes(table(5, delimiter, {}).replace(b"; it", b" it"))
     check_text_key(sniff(tmp_path / name), LIMIT)
     shown = capsys.readouterr().out
     assert ("is separated by" in shown) == (delimiter != ("\t" if name == "x.tsv" else ","))

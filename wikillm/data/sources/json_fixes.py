@@ -1,0 +1,161 @@
+"""What is wrong with JSON that gives no text, and the command that mends it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wikillm.data.sources.json_value import parse_json
+
+HOW_TO_WRITE_JSON = 'write {"text": "..."} on each line (JSON Lines), or one array of such objects'
+_LITERAL_BYTES = 1 << 16  # longest line that is tried as a Python literal
+_RECORDS = re.compile(
+    r'\{[^\[\]{}]*"([^"]+)"\s*:\s*(?:\{[^\[\]{}]*"([^"]+)"\s*:\s*)?\[\s*\{(?!\s*\})'
+)
+"""The start of an object that holds its records in a list, at most two keys deep."""
+_PYTHON = "python3 -c 'import ast, json, sys; "
+_PYTHON_LINES = _PYTHON + "[print(json.dumps({})) for line in sys.stdin if line.strip()]'"
+_PYTHON_ARRAY = _PYTHON + "print(json.dumps(ast.literal_eval(sys.stdin.read())))'"
+_DIALOGUES = ("instruction", "input", "prompt", "question", "query", "context")
+_ANSWERS = ("output", "response", "completion", "answer", "chosen")
+
+_OF_A_LINE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    (
+        "Each line of a file ends with a comma, which JSON Lines does not allow",
+        lambda line: parse_json(line.removesuffix(",")),
+        "sed 's/,[[:space:]]*$//'",
+    ),
+    (
+        "The lines of a file have characters before their JSON objects",
+        lambda line: parse_json(line[line.index("{") :]),
+        "sed 's/^[^{]*//'",
+    ),
+    (
+        "The strings of a file hold control characters, which JSON wants escaped",
+        lambda line: json.loads(line, strict=False),
+        _PYTHON_LINES.format("json.loads(line, strict=False)"),
+    ),
+    (
+        "A file holds Python dicts, not JSON: single quotes, None, True, or commas before brackets",
+        lambda line: ast.literal_eval(line[:_LITERAL_BYTES].removesuffix(",")),
+        _PYTHON_LINES.format('ast.literal_eval(line.strip().rstrip(","))'),
+    ),
+)
+"""For each mistake: what it is, a function that reads a line with it, the command that mends it."""
+
+
+def mistake_in(text: str, is_array: bool = False) -> tuple[str, str]:
+    """What is wrong with a file of JSON whose records are not JSON, and a command that mends it.
+
+    `text` is the beginning of the file, or with `is_array` its first record. The command is empty
+    for an unknown mistake.
+    """
+    if is_array:
+        if _is_object(ast.literal_eval, text):
+            return _OF_A_LINE[-1][0], _PYTHON_ARRAY
+        return "None of the first records is a JSON object", ""
+    lines = (line.strip(" \t\r") for line in text.split("\n")[:10])
+    line = next((line for line in lines if line and not _is_object(parse_json, line)), "")
+    for what, read, command in _OF_A_LINE:
+        if _is_object(read, line):
+            return what, command
+    found = _RECORDS.match(text)  # the object may be cut off
+    try:
+        first, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        first = None
+    path = _path(*filter(None, found.groups())) if found else ""
+    path = path or (isinstance(first, dict) and _list_in(first)) or ""
+    if path:
+        return "A file is one JSON object around its records", f"jq -c {shlex.quote(path + '[]')}"
+    if isinstance(first, dict):
+        return "A JSON object is on several lines, or several are on one line", "jq -c ."
+    return "A file begins like JSON, but most of its first lines are not JSON objects", ""
+
+
+def _is_object(read: Callable[[str], Any], text: str) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of escapes in Python literals
+            return isinstance(read(text), dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, IndexError, KeyError):
+        return False
+
+
+def text_of(values: Sequence[Any], key: str, is_array: bool) -> str:
+    """A command that writes records with a string under `key`; empty if it cannot be derived.
+
+    `values` are the first records, none of which has a string under `key`.
+    """
+    each = ".[] | " if is_array else ""
+    first = values[0]
+    if not isinstance(first, dict):
+        inner = _text_in([first], key) if isinstance(first, str) else None
+        inner = inner or (".[]" if isinstance(first, list) and first else "")
+    elif len(values) == 1 and (inner := _records_in(first, key)):
+        pass
+    else:
+        objects = [value for value in values if isinstance(value, dict)]
+        inner = _text_in(objects, key)
+    return f"jq -c {shlex.quote(each + inner)}" if inner else ""
+
+
+def _records_in(record: dict[str, Any], key: str) -> str:
+    """A filter for the records in a single object: a list, columns, or an object of objects."""
+    column = record.get(key)
+    if column and isinstance(column, list) and isinstance(column[0], str):
+        return f"{_path(key)}[] | {{{json.dumps(key)}: .}}"
+    if path := _list_in(record):
+        return f"{path}[]"
+    if record and all(isinstance(value, dict) for value in record.values()):
+        return ".[]"
+    return ""
+
+
+def _list_in(record: dict[str, Any]) -> str:
+    """The path of a list of objects, at most two keys deep."""
+    inner = {
+        (key, name): value
+        for key, held in record.items()
+        if isinstance(held, dict)
+        for name, value in held.items()
+    }
+    for keys, value in ({(key,): value for key, value in record.items()} | inner).items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return _path(*keys)
+    return ""
+
+
+def _text_in(objects: Sequence[Any], key: str) -> str:
+    """A filter for the text of each record: turns of a chat, parts, or a string further inside."""
+    made = f"{{{json.dumps(key)}: %s}}"
+    join = ' | map(strings) | join("\\n\\n")'
+    if isinstance(objects[0], str):
+        return made % "."
+    kept = {name: value for record in objects for name, value in record.items() if value}
+    for name, value in kept.items():
+        if isinstance(value, list) and isinstance(value[0], dict):
+            for part in ("content", "value", "text", "context"):
+                if isinstance(value[0].get(part), str):
+                    return made % f"([{_path(name)}[]{_path(part)}]{join})"
+        if isinstance(value, dict) and isinstance(value.get(key), str):
+            return made % _path(name, key)
+    if isinstance(kept.get(key), list) and isinstance(kept[key][0], str):
+        return made % f"({_path(key)}{join})"
+    parts = [name for name in (*_DIALOGUES, *_ANSWERS) if isinstance(kept.get(name), str)]
+    if set(parts) & set(_DIALOGUES) and set(parts) & set(_ANSWERS):
+        return made % f"([{', '.join(map(_path, parts))}]{join})"
+    return ""
+
+
+def _path(*keys: str) -> str:
+    """The jq path of nested keys."""
+    path = ""
+    for key in keys:
+        is_plain = re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII)
+        path += f".{key}" if is_plain else f"[{json.dumps(key)}]"
+    return path if path.startswith(".") else f".{path}"
