@@ -95,7 +95,7 @@ def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = ""
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
         wikitext = without_unpaired(resolve_variants(wikitext))
-    wikitext = _NO_HEADING.sub(f"\n{NOWIKI}", without_switches(wikitext))
+    wikitext = _NO_HEADING.sub(f"\n{NOWIKI}", without_switches(f"\n{wikitext}"))
     wikitext = _BEFORE_TABLE.sub("\n", wikitext)
     _refuse_unpaired(wikitext)
     article = _Article(_Renderer(names, regions, title))
