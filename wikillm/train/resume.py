@@ -245,15 +245,19 @@ def check_same_run(
         lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
+    back = "set it back"
+    if any(line.startswith("data.cleaner:") for line in lines):  # of another version of WikiLLM
+        store = f"data.path=null data.store=stores/{str(then['store'])[:12]}"
+        back = f"continue with the store of that run: {store}"
     # Another fix for each case: only the horizon or batch differs; the weights differ; the rest.
     weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
     elif weights_differ or any("tokenizer" in line for line in lines):
-        fix = "set it back; or train another model in a new run directory: run.dir=NEW"
+        fix = f"{back}; or train another model in a new run directory: run.dir=NEW"
     else:
         fix = (
-            "set it back; or continue from the weights alone in a new run directory:\n"
+            f"{back}; or continue from the weights alone in a new run directory:\n"
             f"wikillm export {point.checkpoint} --to FOLDER, "
             "then model.init_from=FOLDER run.dir=NEW"
         )

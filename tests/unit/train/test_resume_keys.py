@@ -163,6 +163,14 @@ def test_another_store_is_refused_with_the_key_that_differs(
     assert f"\n  {key.split('_units')[0].split('_share')[0]}: " in str(caught.value)
 
 
+def test_a_store_of_older_text_rules_is_named_in_the_fix(tmp_path: Path) -> None:
+    point = make_point(tmp_path, store="e9ec70c58d11bd12", store_facts={"data.cleaner": 2})
+    now = SAME | {"store": "b", "store_facts": {"data.cleaner": 3}}
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(point, now, allow_change=True)
+    assert "data.path=null data.store=stores/e9ec70c58d11;" in caught.value.fix
+
+
 def test_deduplication_settings_are_facts(shape: dict[str, Any]) -> None:
     wanted = [
         dedup_facts(config(shape, changes).data)
