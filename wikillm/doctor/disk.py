@@ -31,17 +31,20 @@ _FEWER = f"train.save_total_limit=1, or {_LARGER}"
 
 def existing_folder(folder: str) -> Path:
     """`folder`, or its deepest parent that exists."""
-    path = Path(os.path.expanduser(folder))
+    path = Path(folder)
     return path.absolute() if path.is_dir() else nearest_existing(path)
 
 
 @check("disk")
 def run_folder(needs: Needs) -> Finding:
     """The run directory can be written, and lies on a disk that outlives the run."""
+    run = Path(needs.run_dir)
     folder = existing_folder(needs.run_dir)
+    why = "checkpoints and logs are stored there"
+    if run.exists() and not run.is_dir():
+        return fail(f"{run} is not a folder", why, "run.dir=FOLDER")
     if not os.access(folder, os.W_OK | os.X_OK):
-        what = f"{folder} cannot be written"
-        return fail(what, "checkpoints and logs are stored there", "run.dir=FOLDER")
+        return fail(f"{folder} cannot be written", why, "run.dir=FOLDER")
     stat = os.statvfs(folder)
     if stat.f_files and stat.f_favail < LEAST_INODES:
         found = f"{stat.f_favail} inodes free on {folder}"
@@ -88,34 +91,28 @@ def _existing_checkpoints(needs: Needs) -> tuple[int, int]:
         return 0, 0
 
 
-@check("disk")
-def store_room(needs: Needs) -> Finding:
-    """The token store fits on the disk."""
-    sources, _ = find_sources(needs)
-    if _has_store(needs) or not sources:
-        return skip("the store exists" if _has_store(needs) else "no source to estimate it from")
+@check("run")
+def data_source(needs: Needs) -> Finding:
+    """The files of data.path can be read, and their token store fits on the disk."""
+    sources, error = find_sources(needs)
+    has_store = Path(needs.store_dir, MANIFEST_NAME).exists()
+    if error and not has_store:
+        why = "the token store is built from it"
+        return fail(error, why, "data.path=FILE, as this node sees it")
+    if not sources:
+        addresses = "data.path names addresses or finished stores, which the doctor does not open"
+        return skip(f"the store exists; {error}" if error else addresses)
+    if has_store:
+        return ok(f"{len(sources)} files; the store exists")
     folder = existing_folder(needs.store_dir)
     size = predicted_store_bytes(sources)
     free = shutil.disk_usage(folder).free
-    found = f"{format_size(free)} free on {folder}, about {format_size(size)} for the store"
+    found = f"{len(sources)} files, about {format_size(size)} for the store"
+    found += f", {format_size(free)} free on {folder}"
     if free < size:
-        why = "building it stops when the disk is full"
+        why = "building the store stops when the disk is full"
         return warn(found, why, "data.store=FOLDER on a larger disk")
     return ok(found)
-
-
-@check("run")
-def data_source(needs: Needs) -> Finding:
-    """The files of data.path are there and readable."""
-    sources, error = find_sources(needs)
-    if sources:
-        return ok(f"{len(sources)} files")
-    if not error:
-        return skip("data.path names addresses or finished stores, which the doctor does not open")
-    if _has_store(needs):
-        return skip(f"the store exists; {error}")
-    why = "the token store is built from it"
-    return fail(error, why, "data.path=FILE, as this node sees it")
 
 
 @check("run")
@@ -151,7 +148,3 @@ def quick_digest(path: Path) -> str:
         file.seek(max(0, size - _EDGE))
         digest.update(file.read(_EDGE))
     return digest.hexdigest()[:16]
-
-
-def _has_store(needs: Needs) -> bool:
-    return (Path(os.path.expanduser(needs.store_dir)) / MANIFEST_NAME).exists()

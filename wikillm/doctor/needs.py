@@ -105,7 +105,9 @@ def needs_of(
         master=master,
         master_port=master_port,
         run_dir=cfg.run.dir or f"runs/{cfg.run.name}",
-        store_dir=cfg.data.cache or "~/.cache/wikillm/remote" if is_remote else store,
+        store_dir=cfg.data.cache or os.path.expanduser("~/.cache/wikillm/remote")
+        if is_remote
+        else store,
         data_path=local,
         has_source=bool(local) or not (named or cfg.data.mixture or is_remote),
         data_format=cfg.data.format,

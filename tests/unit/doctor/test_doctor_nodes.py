@@ -221,7 +221,11 @@ def test_sources_are_read_as_the_run_reads_them(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("One document.\n\nAnother one.\n")
     words = (f"data.path={tmp_path / 'notes.md'}", f"data.store={tmp_path / 'store'}")
     assert CHECKS["data-source"](needs(*words)).level == "fail"
-    assert CHECKS["data-source"](needs(*words, "data.format=blocks")).found == "1 files"
+    assert CHECKS["data-source"](needs(*words, "data.format=blocks")).found.startswith(
+        "1 files, about"
+    )
+    (tmp_path / "file").touch()
+    assert CHECKS["run-folder"](needs(*words, f"run.dir={tmp_path / 'file'}")).level == "fail"
     absent = needs(f"data.path={tmp_path / 'absent.jsonl'}")
     assert "does not exist" in CHECKS["data-source"](absent).found
     assert CHECKS["data-source"](needs("data.path=s3://bucket/a.jsonl")).level == "skip"

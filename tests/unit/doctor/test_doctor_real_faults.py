@@ -151,7 +151,7 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
         "op-folder": ("fail", "is mounted noexec"),
         "run-folder": ("warn", "inodes free"),
         "checkpoint-room": ("fail", "64 KiB free"),
-        "store-room": ("warn", "for the store"),
+        "data-source": ("warn", "for the store, 64 KiB free"),
         "card-named": ("fail", "GLOO_SOCKET_IFNAME=nosuch0"),
         "master-port": ("warn", f"port {number}: Address already in use"),
         "reach-hf-mirror": ("warn", "not a web address"),
