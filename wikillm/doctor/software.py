@@ -13,8 +13,8 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
-from wikillm.doctor.gpus import count_gpus, read_gpus
+from wikillm.doctor.checks import Finding, check, fail, ok, warn
+from wikillm.doctor.gpus import read_gpus
 from wikillm.doctor.needs import Needs
 from wikillm.supervise.facts import PACKAGE, code_digest, installed_version
 
@@ -83,31 +83,23 @@ def packages(needs: Needs) -> Finding:
 
 @check("python")
 def torch_build(needs: Needs) -> Finding:
-    """torch is the build for GPUs where there are GPUs."""
+    """torch is a build for the GPUs and the driver of this machine."""
     cuda = torch_cuda()
+    gpus = read_gpus()
     if cuda is None:
         return fail("torch is not installed", "nothing can be trained", INSTALL)
-    if not cuda and count_gpus():
-        found = f"a CPU build of torch, {count_gpus()} GPUs"
+    if not gpus.cards:
+        why = "the run trains on the CPU"
+        return warn(f"CUDA {cuda}, no GPU is seen", why) if cuda else ok("CPU build, no GPU")
+    if not cuda:
+        found = f"a CPU build of torch, {len(gpus.cards)} GPUs"
         return fail(found, "the run would train on the CPU", "install torch from its CUDA index")
-    if cuda and not count_gpus():
-        return warn(f"CUDA {cuda}, no GPU is seen", "the run trains on the CPU")
-    return ok(f"CUDA {cuda}" if cuda else "CPU build, no GPU")
-
-
-@check("gpu")
-def driver_cuda(needs: Needs) -> Finding:
-    """The driver runs the CUDA version that torch was built for."""
-    wheel = torch_cuda()
-    gpus = read_gpus()
-    if not wheel or not gpus.driver_cuda:
-        return skip("no GPU, or a CPU build of torch")
-    found = f"driver {gpus.driver} up to CUDA {gpus.driver_cuda}, torch for {wheel}"
-    newest = Version(gpus.driver_cuda)
-    if newest.major < Version(wheel).major:
+    found = f"CUDA {cuda}, driver {gpus.driver} up to CUDA {gpus.driver_cuda or '?'}"
+    newest = Version(gpus.driver_cuda or cuda)
+    if newest.major < Version(cuda).major:
         fix = "install a newer driver, or torch for an older CUDA"
         return fail(found, "torch would not find a GPU", fix)
-    if newest < Version(wheel):
+    if newest < Version(cuda):
         why = "it works, except for kernels compiled at run time"
         return warn(found, why, "install a newer driver")
     return ok(found)

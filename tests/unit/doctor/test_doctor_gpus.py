@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from wikillm.config.load import load
-from wikillm.doctor import gpus, network
+from wikillm.doctor import gpus, network, software
 from wikillm.doctor.checks import Finding
 from wikillm.doctor.examine import NODE_CHECKS
 from wikillm.doctor.needs import Needs, needs_of
@@ -96,6 +96,17 @@ def test_a_fault_of_a_card_is_named(
     assert (found.level, words in found.found) == (level, True), found
 
 
+@pytest.mark.parametrize(
+    ("cuda", "level"), [("13.0", "fail"), ("12.8", "warn"), ("12.4", "ok"), ("", "fail")]
+)
+def test_torch_must_fit_the_driver(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, cuda: str, level: str
+) -> None:
+    machine(SOUND)
+    monkeypatch.setattr(software, "torch_cuda", lambda: cuda)
+    assert CHECKS["torch-build"](needs()).level == level
+
+
 def test_what_a_run_asks_for_decides(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(other(compute_capability="7.5"))
     assert CHECKS["gpu-bf16"](replace(needs(), precision="auto")).level == "warn"
@@ -143,7 +154,7 @@ def test_torch_nvcc_and_driver_must_fit_each_other(corpus: Path, tmp_path: Path)
     done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     said = {each["name"]: Finding(**each) for each in json.loads(done.stdout)["checks"]}
-    assert said["driver-cuda"].found == "driver 580.95.05 up to CUDA 12.4, torch for 13.0"
-    assert (said["driver-cuda"].level, said["torch-build"].level) == ("fail", "ok")
+    assert said["torch-build"].found == "CUDA 13.0, driver 580.95.05 up to CUDA 12.4"
+    assert said["torch-build"].level == "fail"
     assert (said["nvcc"].level, said["nvcc"].found) == ("fail", "nvcc 12.4, torch for CUDA 13.0")
     assert said["gpu-count"].found == "2 GPUs, 2 processes", "one process per GPU"
