@@ -150,6 +150,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "communication_data_type": _TYPES,
     "seq_parallel_communication_data_type": _TYPES,
     "data_types.grad_accum_dtype": _TYPES,
+    "torch_autocast.dtype": ("bfloat16", "bf16", "float16", "fp16", "half"),
     "checkpoint.tag_validation": ("ignore", "warn", "fail"),
     "gradient_allreduce_op": ("mean",),  # a sum depends on the number of ranks
 }

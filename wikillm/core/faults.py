@@ -138,7 +138,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _from_deepspeed(error: BaseException) -> WikiLLMError | None:
     """The refusal of a value in the DeepSpeed JSON that only DeepSpeed's own start checks."""
-    if not isinstance(error, AssertionError | ValueError):  # pydantic's error is a ValueError
+    # pydantic's error is a ValueError
+    is_own = type(error).__name__ == "DeepSpeedConfigError"
+    if not is_own and not isinstance(error, AssertionError | ValueError):
         return None
     places = [(Path(f.filename), f.name) for f in traceback.extract_tb(error.__traceback__)]
     is_start = any(

@@ -158,14 +158,14 @@ def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[Wr
     for folder in arrange(run / "checkpoints").branch:
         try:
             state = read_state(folder)
-        except CheckpointError:
+            step = state["step"]
+            consumed = state["consumed_samples"]
+        except (CheckpointError, KeyError):
             continue  # a damaged checkpoint is reported elsewhere, when it is named or resumed
-        step = state["step"]
         if not found.first_step <= step <= found.last_step:
             continue
         found.checkpoints += 1
         stop = stops.get(step)
-        consumed = state["consumed_samples"]
         if stop is None:
             text = f"{folder.name} exists, but its step has no record"
             yield WrongStep(step, "record", text)

@@ -88,6 +88,9 @@ def deliver(
         except Exception as error:
             outcome[channel] = _why(error, _secrets_of(channel, alerts, environ))
 
+    if set(outcome) != {"webhook"}:
+        # Two threads that import it at the same time can deadlock, which loses a message.
+        import swanlab.plugin.notification  # noqa: F401
     senders = [threading.Thread(target=send, args=(name,), daemon=True) for name in outcome]
     for sender in senders:
         sender.start()

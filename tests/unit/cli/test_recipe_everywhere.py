@@ -28,6 +28,7 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
         "reduce_bucket_size must be a whole number",
     ),
     "sum of gradients": ({"gradient_allreduce_op": "sum"}, "must be one of mean"),
+    "autocast": ({"torch_autocast": {"enabled": True, "dtype": "int8"}}, "must be one of bfloat16"),
     "scaled gradients": ({"prescale_gradients": True}, "is not supported"),
     "no norm": (
         {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},

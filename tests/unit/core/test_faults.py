@@ -148,8 +148,9 @@ def test_a_value_that_only_deepspeed_refuses_is_a_mistake_in_its_json() -> None:
         ({"gradient_allreduce_op": "max"}, "gradient_allreduce_op"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "reduce_bucket_size"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf"),
+        ({"data_types": {"keep_in_fp32_modules": "x"}}, "keep_in_fp32_modules"),
     ):
-        with pytest.raises((AssertionError, ValueError)) as refused:
+        with pytest.raises(Exception) as refused:
             DeepSpeedConfig({"train_batch_size": 1, **values})
         refusal = as_refusal(refused.value)
         assert isinstance(refusal, ConfigError) and named in str(refusal.got), values
