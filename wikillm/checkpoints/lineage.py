@@ -67,10 +67,11 @@ def read_ancestry(checkpoint: Path) -> Ancestry:
         raise CheckpointError(
             f"{checkpoint} is not named like a checkpoint.", fix="name it checkpoint-STEP"
         )
-    if manifest.get("step", step) != step:
+    if manifest.get("step", step) != step or checkpoint.name != checkpoint_name(step):
         raise CheckpointError(
             f"{checkpoint} is not named by its step.",
-            got=f"its manifest has step {manifest['step']}",
+            got=f"its manifest has step {manifest.get('step', step)}",
+            fix=f"if only the name was changed: {checkpoint_name(manifest.get('step', step))}",
         )
     if "sequence" in manifest:
         return _from_json(manifest)

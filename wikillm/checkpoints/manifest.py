@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, step_of
+from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, checkpoint_name, step_of
 from wikillm.checkpoints.tensor_digests import RANKS, verify_tensors
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
@@ -177,7 +177,7 @@ def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: step {step}, and the folder is {checkpoint.name}"
         for name, step in steps.items()
-        if step != named
+        if step != named or checkpoint.name != checkpoint_name(named)
     ]
 
 

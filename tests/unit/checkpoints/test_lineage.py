@@ -240,7 +240,7 @@ def test_the_name_of_a_folder_and_the_steps_in_it_must_agree(tmp_path: Path) -> 
         verify(tmp_path / "checkpoint-4")
 
 
-@pytest.mark.parametrize("name", ["checkpoint-9", "checkpoint-1"])
+@pytest.mark.parametrize("name", ["checkpoint-9", "checkpoint-1", "checkpoint-04"])
 def test_a_copy_under_another_step_is_neither_taken_nor_removed(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path)
     shutil.copytree(run.save(4), tmp_path / name)
