@@ -19,11 +19,12 @@ Verify = Callable[[Path], Any]
 """Raises CheckpointError for a damaged checkpoint: `verify`, or a check shared by all ranks."""
 
 
-def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
+def latest_complete(folder: Path, check: Verify = verify, *, quiet: bool = False) -> Path | None:
     """The last checkpoint written into `folder` that verifies; None without any checkpoint.
 
     Each damaged checkpoint of the current branch is skipped with a warning that gives the reason.
     Abandoned checkpoints are named in warnings and never used. Nothing is deleted.
+    `quiet` leaves out the warnings about abandoned ones.
 
     Raises:
         CheckpointError: every checkpoint of the current branch is damaged.
@@ -37,7 +38,7 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
             damaged.append(error)
             warn(f"skipping {checkpoint.name}: {error}")
             continue
-        for abandoned in lineage.abandoned:
+        for abandoned in () if quiet else lineage.abandoned:
             warn(
                 f"skipping {abandoned.name}: it is abandoned; "
                 "the run went back to an earlier checkpoint and saved another one later"
@@ -54,7 +55,7 @@ def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
     return None
 
 
-def find_complete(path: Path, check: Verify = verify) -> Path:
+def find_complete(path: Path, check: Verify = verify, *, quiet: bool = False) -> Path:
     """The verified checkpoint at `path`, or the last sound one of a run or checkpoints folder.
 
     Raises:
@@ -71,7 +72,7 @@ def find_complete(path: Path, check: Verify = verify) -> Path:
         check(path)
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    latest = latest_complete(folder, check) if folder.is_dir() else None
+    latest = latest_complete(folder, check, quiet=quiet) if folder.is_dir() else None
     if latest is None:
         exists = path.exists()
         raise CheckpointError(

@@ -264,7 +264,7 @@ def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]
         eos_token_id=ends,
         pad_token_id=pad,
         # Without this limit, generate stops after 20 tokens. The prompt may use the other half.
-        max_new_tokens=config.max_position_embeddings // 2,
+        max_new_tokens=max(1, config.max_position_embeddings // 2),
     )
     generation.save_pretrained(folder)
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 
 from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.manifest import verify
-from wikillm.core.errors import CheckpointError, Problems
+from wikillm.core.errors import CheckpointError, ConfigError, Problems
 from wikillm.models.build import shards_of
 from wikillm.models.unpickle import only_known_classes
 
@@ -137,7 +137,7 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
                 f"The weight {name} in {checkpoint} does not fit its config.json.",
                 got=f"{list(weights[name].shape)} instead of {list(tensor.shape)}",
             )
-        elif not torch.equal(weights[name], weights.get(tied.get(name, name), weights[name])):
+        elif name in tied and not torch.equal(weights[name], weights.get(tied[name], tensor)):
             pair = f"{name} and {tied[name]}"
             problems.add(f"{pair} differ in {checkpoint}, though config.json ties them.")
     for name in sorted(set(weights) - set(expected)):
@@ -150,12 +150,25 @@ def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
     """Convert `weights` to their stored type, each with its own memory. Empties `weights`.
 
     Consolidated partitions are views into one flat tensor, which safetensors refuses to write.
+
+    Raises CheckpointError for NaN and infinity, ConfigError for a value too large for `dtype`.
     """
     stored = {}
     for name in list(weights):
         tensor = weights.pop(name)
+        if not tensor.isfinite().all():
+            what = f"The weight {name} holds NaN or infinity."
+            raise CheckpointError(what, fix="export an earlier checkpoint")
         if dtype is not None and tensor.is_floating_point():
+            largest = float(tensor.abs().max())
             tensor = tensor.to(dtype)
+            if not tensor.isfinite().all():
+                raise ConfigError(
+                    f"The weight {name} is too large for {dtype_name(dtype)}.",
+                    got=f"a value of {largest:.4g}; {dtype_name(dtype)} ends at "
+                    f"{torch.finfo(dtype).max:.4g}",
+                    fix="--dtype bfloat16 or float32",
+                )
         shares_memory = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
         stored[name] = tensor.clone() if shares_memory else tensor.contiguous()
     return stored

@@ -74,7 +74,7 @@ def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> Tr
         return train
     with contextlib.suppress(CheckpointError):  # verified, and refused, when it is loaded
         checkpoint = find_complete(
-            checkpoints if resume == "auto" else Path(resume), lambda _: None
+            checkpoints if resume == "auto" else Path(resume), lambda _: None, quiet=True
         )
         recorded = read_state(checkpoint).get("precision")
         if recorded in ("bf16", "fp32"):  # anything else is refused with the checkpoint

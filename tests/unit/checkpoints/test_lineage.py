@@ -78,6 +78,8 @@ def test_the_branch_written_last_is_used_and_the_other_is_named(
     found = latest_complete(rolled_back.folder)
     assert found is not None and found.name == "checkpoint-6"
     assert "skipping checkpoint-8: it is abandoned" in capsys.readouterr().err
+    assert find_complete(rolled_back.folder, quiet=True).name == "checkpoint-6"
+    assert capsys.readouterr().err == ""
     assert find_complete(rolled_back.folder).name == "checkpoint-6"
     assert find_complete(rolled_back.folder / "checkpoint-8").name == "checkpoint-8"  # by name
 

@@ -209,6 +209,25 @@ def test_damaged_checkpoints_are_named(
         exported(checkpoint, tmp_path / "m", tokenizer_dir)
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "error", "message"),
+    [
+        (float("nan"), None, CheckpointError, "norm.weight holds NaN or infinity"),
+        (1e5, "float16", ConfigError, "norm.weight is too large for float16"),
+    ],
+)
+def test_values_that_no_model_or_type_holds_are_refused(
+    tmp_path: Path, tokenizer_dir: Path, value: float, dtype: str, error: type, message: str
+) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[3] = value
+    checkpoint = write_checkpoint(tmp_path, model)
+    with pytest.raises(error, match=message):
+        exported(checkpoint, tmp_path / "m", tokenizer_dir, dtype=dtype)
+    assert not (tmp_path / "m").exists()
+
+
 def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-3"
     partition = checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
