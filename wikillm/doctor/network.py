@@ -106,19 +106,13 @@ def card_named(needs: Needs) -> Finding:
         found = ", ".join(f"{name}={chosen[name]}" for name in wrong)
         fix = f"export {wrong[0]}={outer_card(needs) or names[-1]}"
         return fail(found, f"this node has {', '.join(names)}", fix)
-    if chosen:
-        return ok(", ".join(f"{name}={value}" for name, value in chosen.items()))
-    usable = [
-        name
-        for name, addresses in card_addresses().items()
-        if not all(is_loopback(address) for address in addresses)
-    ]
-    outer = outer_card(needs) if needs.nodes > 1 and len(usable) > 1 else None
-    if outer:
+    usable = [name for name, addresses in card_addresses().items() if addresses and name != "lo"]
+    is_open = needs.nodes > 1 and DRIVER.exists() and not chosen and len(usable) > 1
+    if is_open and (outer := outer_card(needs)):
         found = f"{len(usable)} cards ({', '.join(usable[:6])}), none chosen"
         why = "NCCL may take one that the other nodes do not reach"
         return warn(found, why, f"export NCCL_SOCKET_IFNAME={outer}")
-    return ok("not set") if usable else skip("no card but loopback")
+    return ok(", ".join(f"{name}={value}" for name, value in chosen.items()) or "not set")
 
 
 def names_a_card(variable: str, value: str, names: list[str]) -> bool:

@@ -136,6 +136,21 @@ def test_nccl_names_cards_by_prefix(
     assert CHECKS["card-named"](needs()).level == level
 
 
+def test_nccl_is_told_which_of_several_cards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second card and the driver are not there; the route to the master is a real one."""
+    monkeypatch.setattr(network, "DRIVER", tmp_path)
+    monkeypatch.setattr(
+        network, "card_addresses", lambda: {"e0": ["127.0.0.1"], "docker0": ["172.17.0.1"]}
+    )
+    monkeypatch.setattr(network, "is_loopback", lambda address: False)
+    found = CHECKS["card-named"](replace(needs(), nodes=2, master="127.0.0.1"))
+    assert (found.level, found.fix) == ("warn", "export NCCL_SOCKET_IFNAME=e0")
+    monkeypatch.setattr(network, "DRIVER", tmp_path / "absent")
+    assert CHECKS["card-named"](replace(needs(), nodes=2, master="127.0.0.1")).level == "ok"
+
+
 def test_torch_nvcc_and_driver_must_fit_each_other(corpus: Path, tmp_path: Path) -> None:
     """torch for CUDA 13.0 is a folder of that name: the doctor reads its version.py only."""
     nvidia_smi(tmp_path / "bin", SOUND)
