@@ -217,7 +217,7 @@ def test_changes_inside_a_deepspeed_file_are_logged(shape: dict[str, Any], tmp_p
     file = tmp_path / "mine.json"
 
     def settings(**changes: Any) -> dict[str, Any]:
-        zero = {"stage": 2, "overlap_comm": True, "offload_param": {"nvme_path": "/home/me"}}
+        zero = {"stage": 2, "overlap_comm": True, "offload_param": {"nvme_path": "/nvme"}}
         file.write_text(json.dumps({"zero_optimization": zero} | changes))
         return recorded_settings(config(shape, {"deepspeed.config": str(file)}))
 
