@@ -108,7 +108,7 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
 
     def limits() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20))
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (4096, 4096))
 
     class Refuses(Handler):
         def do_HEAD(self) -> None:
@@ -145,7 +145,7 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
         "cores": ("warn", "1 cores"),
         "memory": ("fail", "1 GiB, "),
         "open-files": ("fail", "limit 200"),
-        "locked-memory": ("fail", "limit 8388608"),
+        "locked-memory": ("fail", "limit 4096"),
         "shared-memory": ("fail", "1 MiB free"),
         "toolchain": ("fail", "C++"),
         "op-folder": ("fail", "is mounted noexec"),
