@@ -17,6 +17,7 @@ from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, checkpoin
 from wikillm.checkpoints.tensor_digests import RANKS, verify_tensors
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
+from wikillm.core.faults import is_of_the_file
 from wikillm.core.files import files_below, fsync_path, read_regular, sha256_file, write_json
 
 FORMAT_VERSION = 2
@@ -71,6 +72,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if not is_of_the_file(error):
+            raise
         raise CheckpointError(
             f"The manifest of {checkpoint} cannot be read.", got=repr(error)
         ) from None
@@ -138,7 +141,9 @@ def damage(
     for name in whole[rank::ranks]:
         try:
             differs = sha256_file(checkpoint / name) != files[name]["sha256"]
-        except OSError:
+        except OSError as error:
+            if not is_of_the_file(error):
+                raise
             differs = True
         if differs:
             wrong.append(f"{name}: its content changed (sha256 differs)")
@@ -198,4 +203,6 @@ def _read_object(checkpoint: Path, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads(read_regular(checkpoint / name)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
+        if not is_of_the_file(error):
+            raise
         raise CheckpointError(f"{checkpoint} has no readable {name}.", got=repr(error)) from None

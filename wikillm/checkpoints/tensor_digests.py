@@ -23,6 +23,7 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
+from wikillm.core.faults import is_of_the_file
 
 RANKS = "ranks"
 GROUP_BYTES = 16 << 20
@@ -126,6 +127,8 @@ def verify_tensors(
     try:
         recorded = [_read_rank(path) for path in sorted((checkpoint / RANKS).glob("rank_*.json"))]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if not is_of_the_file(error):
+            raise
         return [f"{RANKS}/: cannot be read ({error!r})"]
     work = [
         (files, group, digest)
@@ -157,7 +160,9 @@ def _damage(
     try:
         with open_files(checkpoint, [name], os.O_RDONLY) as fds:
             data = read_extents(fds[0], group.extents)
-    except OSError:
+    except OSError as error:
+        if not is_of_the_file(error):
+            raise
         return name
     if xxh3_128_hexdigest(data) != digest:
         return name

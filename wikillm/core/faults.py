@@ -112,6 +112,22 @@ _DAMAGED = re.compile(
 )
 
 
+_OF_ONE_FILE = frozenset(
+    {
+        errno.EFBIG, errno.EINVAL, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENODEV, errno.ENOENT,
+        errno.ENOTDIR, errno.ENXIO,
+    }
+)  # fmt: skip
+
+
+def is_of_the_file(error: BaseException) -> bool:
+    """Whether an error while a file was read shows that this file is missing or damaged.
+
+    False for too many open files, no permission or no memory: then another file fails too.
+    """
+    return not isinstance(error, OSError) or error.errno in _OF_ONE_FILE
+
+
 def as_refusal(error: BaseException) -> WikiLLMError | None:
     """The WikiLLMError that explains an exception to a user; None if the exception is a bug."""
     for link in _causes(error):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from wikillm.core.errors import CheckpointError
+from wikillm.core.faults import is_of_the_file
 from wikillm.core.files import cut_torn_line, fsync_path, read_regular
 from wikillm.core.log import warn
 
@@ -174,6 +175,8 @@ def read_ledger(path: Path) -> list[Entry]:
     try:
         content = read_regular(path)
     except OSError as error:
+        if not is_of_the_file(error):
+            raise
         raise CheckpointError(
             f"There is no ledger at {path}.",
             got=error.strerror,

@@ -166,14 +166,14 @@ def agree_on_resume_point(
     if world.is_main:
         try:
             answer = find_resume_point(checkpoints, resume, verify_together)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             answer = error
         group.gather(answer)
     else:
         # Rank 0 sends every candidate's path, then its answer.
         while isinstance(answer := group.gather(None)[0], Path):
             _damage_on_all_ranks(answer, group, world, verified)
-    if isinstance(answer, CheckpointError):
+    if isinstance(answer, Exception):
         raise answer
     return replace(answer, verified=verified) if isinstance(answer, ResumePoint) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from wikillm.checkpoints.retention import (
     rotate,
     superfluous,
 )
-from wikillm.core.errors import CheckpointError
+from wikillm.core.errors import CheckpointError, MachineError
+from wikillm.core.faults import as_refusal
 from wikillm.core.files import files_below
 
 
@@ -186,6 +188,27 @@ def test_every_file_is_hashed_by_one_of_the_ranks(tmp_path: Path) -> None:
         shares = [damage(checkpoint, manifest, rank=rank, ranks=ranks) for rank in range(ranks)]
         found = sorted(line.partition(":")[0] for share in shares for line in share)
         assert found == sorted(manifest["files"])
+
+
+def test_too_many_open_files_damage_no_checkpoint(tmp_path: Path) -> None:
+    """Otherwise a resume would fall back to an older checkpoint, or find none."""
+    checkpoint = make(tmp_path, 1)
+    manifest = verify(checkpoint)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(checkpoint, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        for check in (
+            lambda: verify(checkpoint),
+            lambda: damage(checkpoint, manifest, rank=1, ranks=2),
+        ):
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                check()
+            assert isinstance(as_refusal(caught.value), MachineError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert latest_complete(tmp_path) == checkpoint
 
 
 def test_bytes_freed_at_start_are_leftovers_and_superfluous_checkpoints(tmp_path: Path) -> None:
