@@ -10,7 +10,9 @@ not available here, so text transcluded from them is lost.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from urllib.parse import unquote
 
 import mwparserfromhell
@@ -31,6 +33,7 @@ from wikillm.data.text.language_variants import resolve_variants, without_unpair
 from wikillm.data.text.namespaces import SiteNames, prefix_of, site_names
 from wikillm.data.text.wikitext_leftovers import remove_leftovers, without_switches
 from wikillm.data.text.wikitext_names import (
+    AMBIGUOUS_SECTIONS,
     INTERLANGUAGE_PREFIXES,
     LITERALS,
     PAGE_NAMES,
@@ -57,6 +60,7 @@ _BLOCK_TAGS = frozenset(
         *("h1", "h2", "h3", "h4", "h5", "h6"),
     )
 )
+_PROSE = re.compile(r"^[^*#:;{|!<=\n][^\n]{60}", re.MULTILINE)  # not in a list of sources
 _HIDING_STYLE = re.compile(r"display\s*:\s*none\b", re.IGNORECASE)
 _URL = re.compile(r"(?<![a-zA-Z+.-])(?:[a-zA-Z+.-]++:)?//[!-~]*")
 """An address; Chinese text may follow it without a space."""
@@ -135,17 +139,21 @@ class _Article:
         self._skipped_level: int | None = None  # inside a tail section of this level
 
     def walk(self, code: Wikicode) -> None:
-        for node in code.nodes:
+        for at, node in enumerate(code.nodes):
             if isinstance(node, Heading):
-                self._heading(node)
+                self._heading(node, islice(code.nodes, at + 1, None))
             elif self._skipped_level is None:
                 self._renderer.add(node, self._sections[-1].parts, "\n")
 
-    def _heading(self, node: Heading) -> None:
+    def _heading(self, node: Heading, rest: Iterable[object]) -> None:
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
         title = remove_leftovers(self._renderer.text(node.title)).replace("\n", " ")
-        is_tail = title.casefold().rstrip(":：") in TAIL_SECTIONS
+        name = title.casefold().rstrip(":：")
+        is_tail = name in TAIL_SECTIONS
+        if is_tail and name in AMBIGUOUS_SECTIONS:
+            section = takewhile(lambda node: not isinstance(node, Heading), rest)
+            is_tail = _PROSE.search("".join(map(str, section))) is None
         self._skipped_level = node.level if is_tail else None
         if self._skipped_level is None:
             self._sections.append(_Section(node.level, title))

@@ -30,6 +30,7 @@ CASED_SWITCHES = frozenset({"INDEX", "DISAMBIG", "START", "END"})
 """Switches that count in upper case only: `__index__` is a name in Python."""
 REDIRECTS = _names("redirects")
 TAIL_SECTIONS = _names("tail_sections")
+AMBIGUOUS_SECTIONS = _names("ambiguous_sections")
 FIRST_ARGUMENT = _names("first_argument")
 PAGE_NAMES = _names("page_names")
 QUOTES = _names("quotes")

@@ -240,6 +240,17 @@ def test_sections_keep_their_heading_and_tail_sections_go():
     assert text_of_wikitext(wikitext) == "导言\n\n历史\n甲\n\n早期\n乙\n\n文化\n丙"
 
 
+@pytest.mark.parametrize("title", ["来源", "來源:", "Literatur", "Литература"])
+def test_sections_of_sources_are_kept_if_they_have_prose(title):
+    prose = "这个名称来自当地的语言，[[甲|最早]]见于十三世纪的文献，" * 3
+    sources = "* [[某人]]：《某书》，某出版社，2001年，第123页，{{ISBN|0}}\n" * 3
+    shown = prose.replace("[[甲|最早]]", "最早")
+    assert text_of_wikitext(f"甲\n== {title} ==\n{prose}<ref>x</ref>\n== 乙 ==\n丙") == (
+        f"甲\n\n{title}\n{shown}\n\n乙\n丙"
+    )
+    assert text_of_wikitext(f"甲\n== {title} ==\n{sources}\n== 乙 ==\n丙") == "甲\n\n乙\n丙"
+
+
 @pytest.mark.parametrize(
     ("wikitext", "text"),
     [
