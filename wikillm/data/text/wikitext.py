@@ -227,7 +227,7 @@ class _Renderer:
         return self._regions.protect(character) if character in _MARKUP else character
 
     def _wikilink(self, node: Wikilink) -> str:
-        target = str(node.title).strip()
+        target = unquote(str(node.title).strip())
         if is_marked(target):  # MediaWiki shows a link with a nowiki in its target as it is written
             parts = [self.text(part) for part in (node.title, node.text) if part is not None]
             return self._as_written("[[", parts, "]]")

@@ -176,7 +176,7 @@ def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
     if name == "nowiki":
         return NOWIKI + regions.protect(_decoded(content)) if content else NOWIKI
     if name in _FORMULA:
-        formula = _decoded(content).strip()
+        formula = _decoded(content).replace(_EMPTY, "").strip()
         return regions.protect(formula) if _PLAIN_FORMULA.fullmatch(formula) else ""
     if name in ("syntaxhighlight", "source"):
         code = content.strip("\r\n").rstrip()

@@ -185,7 +185,7 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("<nowiki>&#2;9&#3; &apos;</nowiki><code>&#x2;0&#x3;</code>", "&#2;9&#3; '&#x2;0&#x3;"),
         # empty brackets that the page has itself
         ("می\u200cخواهم a&shy;b&#8203;c", "می\u200cخواهم abc"),
-        ("main()与f()（{{x}}），<code>g()</code>", "main()与f()，g()"),
+        ("main()与f()（{{x}}），<code>g()</code><math>h()</math>", "main()与f()，g()h()"),
         # apostrophes
         ("''foo'''，\n'''foo''，\n''甲''' ''乙''", "foo'，\n'foo，\n甲' 乙"),
         ("'''{{x}}'''甲''[[File:a]]''", "甲"),
@@ -203,7 +203,7 @@ def test_the_content_of_a_literal_region_is_text(tag, content):
         ("[[wikt:词]]，[[:en:Foo]]", "词，en:Foo"),
         ("[[甲 (乙)|]]，[[:Category:甲|]]，[[甲|<nowiki/>]]", "甲 (乙)，Category:甲，"),
         ("[[甲{{!}}乙]]，[[7%25]]，[[%E4%B8%AD]]，[[5%]]", "乙，7%，中，5%"),
-        ("[[قط:x]][[ملف:a.png|[[x]]]][[Luokka:y]]", "قط:x"),
+        ("[[File%3AA.jpg|thumb|x]][[قط:x]][[ملف:a.png|[[x]]]][[Luokka:y]]", "قط:x"),
         ("[[en:Foo|富]]，[[Wikipedia:互助]]", "富，Wikipedia:互助"),
         ("甲[[commons:File:x.jpg]][[commons:Category:Y]][[s:论语]]", "甲论语"),
         ("甲[[ File :x.jpg|thumb|[[a]]]][[file_:y]]乙", "甲乙"),
