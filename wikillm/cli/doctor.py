@@ -4,8 +4,10 @@ configuration."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         _print_list(as_json=args.json)
         return ExitCode.DONE
-    examination = _examine(args)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        examination = _examine(args)
     if args.json:
         print(json.dumps(to_json(examination), indent=2, ensure_ascii=False))
     else:

@@ -36,6 +36,17 @@ def test_this_machine(words: Words, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "python-version" in shown and f"{len(said['checks'])} checks in" in shown
 
 
+def test_json_is_alone_on_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files left out of a folder of sources are reported on standard error."""
+    (tmp_path / "corpus.txt").write_text("One document.\n")
+    (tmp_path / "README").write_text("About it.\n")
+    main(["doctor", "--json", "--config", "demo", f"data.path={tmp_path}"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["checks"] and "README" in err
+
+
 def test_a_problem_is_expanded_and_the_code_is_3(
     words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
