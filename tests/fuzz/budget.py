@@ -15,7 +15,10 @@ FACTOR = int(os.environ.get("WIKILLM_FUZZ", "0"))
 
 
 def fuzzed(examples: int) -> Any:
-    """Hypothesis settings for a test that tries `examples` inputs on each commit."""
+    """Hypothesis settings for a test that tries `examples` inputs on each commit.
+
+    All tests together try at least 3,000 (`test_settings_and_messages.py` counts them).
+    """
     return settings(
         max_examples=examples * max(1, FACTOR),
         derandomize=not FACTOR,

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
+import json
 import lzma
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import strategies as st
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.filters.documents import CleanJob
+from wikillm.data.prepare.quarantine import HEAD_BYTES, quarantined
+from wikillm.data.sources import decompress
 from wikillm.data.sources.read import csv_header, items_of, read_shards
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.text_key import check_text_key
-from wikillm.data.types import DroppedItem, SourceFile
+from wikillm.data.types import CleanedDocuments, DroppedItem, SourceFile
 
 LIMIT = 1 << 20
 PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress}
@@ -48,9 +53,14 @@ def read(
 ) -> Read:
     """Read and clean a file with `content` (decompressed). Raises WikiLLMError as the readers do.
 
-    Fails when a byte is neither in a record nor a separator, or a record is neither kept nor
-    dropped with a reason.
+    The file is read in pieces of `range_bytes` too. Fails when a byte is neither in a record nor a
+    separator, a record is neither kept nor dropped with a reason, or a text is not its record's.
     """
+    with mock.patch.object(decompress, "PIECE_BYTES", range_bytes):
+        return _read(path, content, wanted, range_bytes)
+
+
+def _read(path: Path, content: bytes, wanted: str, range_bytes: int) -> Read:
     source = sniff(path, wanted)
     check_text_key(source, LIMIT)
     items = list(items_of(source, 0, LIMIT))
@@ -67,10 +77,19 @@ def read(
         for batch in CleanJob((source.format,), "text").batches(shard):
             texts += batch.texts
             dropped += batch.dropped
+            if source.format in ("json", "jsonl"):
+                check_texts(batch)
             offsets += [*batch.offsets, *(item.offset for item in batch.dropped)]
     # Each record is either kept or dropped, exactly once.
     assert sorted(offsets) == [offset for offset, _, _ in items]
     assert all(item.why.reason and item.why.characters >= 0 for item in dropped)
+    # What cannot be read is quarantined with its beginning.
+    for item in dropped:
+        if item.why.is_bad:
+            line = json.loads(json.dumps(quarantined(0, item, source.format == "csv")))
+            head = item.payload[:HEAD_BYTES].decode(errors="backslashreplace")
+            assert line["reason"] and line["offset"] == item.offset
+            assert head.startswith(line["head"]) and (line["head"] or not item.payload)
     for text in texts:
         assert text and text == text.strip() and "\x00" not in text
         text.encode()
@@ -94,6 +113,14 @@ def check_gaps(content: bytes, found: list[tuple[int, int]], format: str) -> Non
         at = max(at, offset + size)
     assert at <= len(content) + 1
     assert _BETWEEN[format].fullmatch(content[at:]), content[at:]
+
+
+def check_texts(batch: CleanedDocuments) -> None:
+    """Check that each text is the whole text of its record, as Python reads it."""
+    for offset, payload, text in zip(batch.offsets, batch.payloads, batch.texts, strict=True):
+        record = payload.removeprefix(decompress.BOM) if offset == 0 else payload
+        with contextlib.suppress(RecursionError):
+            assert text == clean(json.loads(record, parse_int=float)["text"])
 
 
 def clean(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from pathlib import Path
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.lists(TOKENS, max_size=30).map("".join))
-@fuzzed(125)
+@fuzzed(225)
 def test_yaml_of_any_kind(text: str) -> None:
     try:
         parse_yaml(text, "x.yaml")
@@ -125,7 +126,7 @@ def test_deepspeed_of_any_shape(made: Any) -> None:
 
 
 @given(st.data())
-@fuzzed(75)
+@fuzzed(150)
 def test_damaged_deepspeed(data: st.DataObject) -> None:
     text = data.draw(damaged(json.dumps(RECIPE, indent=1).encode())).decode("utf-8", "replace")
     try:
@@ -170,7 +171,7 @@ def checkpoint(folder: Path) -> tuple[Path, Any]:
 
 
 @given(st.data(), st.sampled_from(["structure", "bytes"]))
-@fuzzed(100)
+@fuzzed(150)
 def test_manifests_of_checkpoints(
     checkpoint: tuple[Path, Any], data: st.DataObject, kind: str
 ) -> None:
@@ -213,7 +214,7 @@ def test_records_of_ranks(folder: Path, record: Any, ended: Any) -> None:
         st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()), st.just(b"x")
     ).flatmap(damaged)
 )
-@fuzzed(100)
+@fuzzed(200)
 def test_lines_at_a_wire(line: bytes) -> None:
     found = parse(line)
     assert found is None or isinstance(found, dict)
@@ -255,3 +256,9 @@ def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
         for later in (0.0, 10.0, 1e6):
             verdict = membership.verdict(time.monotonic() + later)
             assert verdict is None or verdict.reason
+
+
+def test_each_commit_sees_three_thousand_inputs() -> None:
+    sources = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
+    counts = re.findall(r"^@fuzzed\((\d+)\)$", "\n".join(sources), re.MULTILINE)
+    assert sum(map(int, counts)) >= 3000

@@ -22,6 +22,7 @@ TEXTS = st.one_of(
         st.sampled_from("ab 中文，\n\r\t\"\\'{}[]<>&,;|:\u2028\u0301é👩\u200d🚀\ufeff\x1b"),
         max_size=60,
     ),
+    st.builds(str.__mul__, st.text('ab 中文\n"\\', min_size=1, max_size=9), st.integers(100, 3000)),
 )
 NUMBERS = st.integers() | st.integers(10**400, 10**401) | st.floats(allow_nan=True)
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
@@ -88,8 +89,12 @@ def test_json_is_kept_exactly(
     assert {item.why.reason for item in found.dropped} <= {"empty"}
 
 
-@given(st.lists(JSON, min_size=1, max_size=5))
-@fuzzed(75)
+@given(
+    st.lists(st.one_of(JSON, st.fixed_dictionaries({"text": JSON})), min_size=1, max_size=5).map(
+        lambda values: [*values, {"text": "a text"}]
+    )
+)
+@fuzzed(125)
 def test_json_of_any_shape(folder: Path, values: list[Any]) -> None:
     content = "\n".join(map(json.dumps, values)).encode()
     try:
@@ -148,7 +153,7 @@ def test_damaged_json_and_tables_are_refused_or_accounted_for(
 
 
 @given(TEXTS, st.sampled_from(["text", "blocks", "lines"]))
-@fuzzed(75)
+@fuzzed(175)
 def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> None:
     content = text.encode()
     try:
@@ -168,7 +173,7 @@ def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> Non
     st.binary(max_size=300),
     st.sampled_from(["c", "c.txt", "c.csv", "c.json", "c.gz", "c.bz2", "c.parquet", "c.xml"]),
 )
-@fuzzed(75)
+@fuzzed(225)
 def test_bytes_of_any_kind(folder: Path, content: bytes, name: str) -> None:
     (folder / name).write_bytes(content)
     refused_or_read(folder / name, content)

@@ -80,7 +80,7 @@ def test_each_page_is_kept_or_dropped_with_a_reason(
 
 
 @given(st.data(), exports())
-@fuzzed(100)
+@fuzzed(200)
 def test_damaged_exports_are_refused_or_accounted_for(
     folder: Path, data: st.DataObject, made: tuple[bytes, int]
 ) -> None:
@@ -89,7 +89,7 @@ def test_damaged_exports_are_refused_or_accounted_for(
 
 
 @given(st.text(max_size=10), WIKITEXT)
-@fuzzed(150)
+@fuzzed(300)
 def test_wikitext_of_any_kind(title: str, text: str) -> None:
     payload = page(title, "0", text + " the end" * 20).encode()
     found = cleaner("mediawiki", "text")(payload, 0)
@@ -99,7 +99,7 @@ def test_wikitext_of_any_kind(title: str, text: str) -> None:
 @given(
     st.lists(st.sampled_from(BALANCED), min_size=1, max_size=8), st.randoms(use_true_random=False)
 )
-@fuzzed(75)
+@fuzzed(150)
 def test_words_between_markup_are_kept(pieces: list[str], random: Any) -> None:
     """Plain words in separate paragraphs are kept, whatever complete markup surrounds them."""
     words = [f"Word{n}kept" for n in range(len(pieces) + 1)]
@@ -149,7 +149,7 @@ def test_each_row_of_parquet_is_kept(
 
 
 @given(st.data(), COLUMNS, st.sampled_from(["plain", "dictionary"]))
-@fuzzed(40)
+@fuzzed(80)
 def test_damaged_parquet_is_refused_or_read(
     folder: Path, data: st.DataObject, texts: list[str | None], kind: str
 ) -> None:

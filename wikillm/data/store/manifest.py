@@ -22,6 +22,7 @@ from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
+from wikillm.data.types import Natural
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -37,8 +38,8 @@ class TokenizerInfo:
     name: str
     origin: str
     sha256: str  # of tokenizer.json
-    length: int  # highest id + 1
-    eos_id: int
+    length: Natural  # highest id + 1
+    eos_id: Natural
     eos_token: str
 
     @classmethod
@@ -52,7 +53,7 @@ class TokenizerInfo:
 class SourceInfo:
     __pydantic_config__ = _KNOWN_KEYS
     path: str
-    size: int
+    size: Natural
     sha256: str
     format: str
     compression: str
@@ -65,9 +66,9 @@ class SplitInfo:
     """Sizes of a split. `text_bytes`: bytes of UTF-8 text, without EOS."""
 
     __pydantic_config__ = _KNOWN_KEYS
-    tokens: int
-    documents: int
-    text_bytes: int
+    tokens: Natural
+    documents: Natural
+    text_bytes: Natural
 
     @staticmethod
     def sum(parts: Iterable[SplitInfo]) -> SplitInfo:
@@ -95,7 +96,7 @@ class ShardInfo:
     data.max_text_bytes ended it; `backend`: library that encoded it, with version.
     """
 
-    number: int
+    number: Natural
     start: Cursor
     end: Cursor
     is_cut: bool
@@ -132,9 +133,9 @@ class Manifest:
     tokenizer: TokenizerInfo
     backend: dict[str, str]
     sources: tuple[SourceInfo, ...]
-    shard_bytes: int
+    shard_bytes: Natural
     stopped_at_text_limit: bool
-    duplicates: int | None
+    duplicates: Natural | None
     funnel: Funnel
     splits: dict[str, SplitInfo]
     shards: tuple[ShardInfo, ...]
