@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from wikillm.data.types import CleanedDocuments, Dropped, Natural
+from wikillm.data.types import CleanedDocuments, Dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class FunnelLine:
 
     __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
     reason: str
-    records: Natural
-    characters: Natural
+    records: int
+    characters: int
     is_bad: bool
 
 
@@ -28,8 +28,8 @@ class Funnel:
     """Counts of kept and dropped records. `kept_characters` is the size of the clean text."""
 
     __pydantic_config__ = {"extra": "forbid"}
-    kept_records: Natural = 0
-    kept_characters: Natural = 0
+    kept_records: int = 0
+    kept_characters: int = 0
     dropped: tuple[FunnelLine, ...] = ()
 
     @property

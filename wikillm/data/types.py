@@ -8,14 +8,10 @@ Offsets are bytes of the decompressed source. All types are picklable.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Ge, Lt
-
-Natural = Annotated[int, Ge(0), Lt(2**63)]
-"""A size, count or position in a file; checked when the file is read."""
 
 
 @dataclass(frozen=True, slots=True)

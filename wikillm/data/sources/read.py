@@ -21,7 +21,7 @@ from wikillm.data.sources.lines import split_blocks, split_lines, split_runs, sp
 from wikillm.data.sources.mediawiki import split_pages
 from wikillm.data.sources.record_batches import RecordBatch, batches_of_items, batches_of_runs
 from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
-from wikillm.data.types import Item, Natural, SourceFile
+from wikillm.data.types import Item, SourceFile
 
 LINES = ("jsonl", "lines")
 """Formats in which each line is a record."""
@@ -39,9 +39,9 @@ class Cursor:
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
-    source: Natural = 0
-    offset: Natural = 0
-    base: Natural = 0
+    source: int = 0
+    offset: int = 0
+    base: int = 0
 
     @property
     def position(self) -> int:

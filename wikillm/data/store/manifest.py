@@ -22,7 +22,6 @@ from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
-from wikillm.data.types import Natural
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -38,8 +37,8 @@ class TokenizerInfo:
     name: str
     origin: str
     sha256: str  # of tokenizer.json
-    length: Natural  # highest id + 1
-    eos_id: Natural
+    length: int  # highest id + 1
+    eos_id: int
     eos_token: str
 
     @classmethod
@@ -53,7 +52,7 @@ class TokenizerInfo:
 class SourceInfo:
     __pydantic_config__ = _KNOWN_KEYS
     path: str
-    size: Natural
+    size: int
     sha256: str
     format: str
     compression: str
@@ -66,9 +65,9 @@ class SplitInfo:
     """Sizes of a split. `text_bytes`: bytes of UTF-8 text, without EOS."""
 
     __pydantic_config__ = _KNOWN_KEYS
-    tokens: Natural
-    documents: Natural
-    text_bytes: Natural
+    tokens: int
+    documents: int
+    text_bytes: int
 
     @staticmethod
     def sum(parts: Iterable[SplitInfo]) -> SplitInfo:
@@ -96,7 +95,7 @@ class ShardInfo:
     data.max_text_bytes ended it; `backend`: library that encoded it, with version.
     """
 
-    number: Natural
+    number: int
     start: Cursor
     end: Cursor
     is_cut: bool
@@ -133,9 +132,9 @@ class Manifest:
     tokenizer: TokenizerInfo
     backend: dict[str, str]
     sources: tuple[SourceInfo, ...]
-    shard_bytes: Natural
+    shard_bytes: int
     stopped_at_text_limit: bool
-    duplicates: Natural | None
+    duplicates: int | None
     funnel: Funnel
     splits: dict[str, SplitInfo]
     shards: tuple[ShardInfo, ...]
@@ -189,6 +188,7 @@ class Manifest:
                 fix="build the store again: remove its folder, or set data.store to another folder",
             )
         manifest: Manifest = _read(cls, content)
+        _check_numbers({**value, "facts": None})
         _check(manifest)
         return manifest
 
@@ -206,6 +206,15 @@ def _read(kind: Any, content: bytes) -> Any:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"{place}: {first['msg']}, got {_short(first['input'])}") from None
+
+
+def _check_numbers(value: Any, place: str = "") -> None:
+    """Raise ValueError for a number that is negative or has more than 63 bits."""
+    if isinstance(value, int) and not 0 <= value < 2**63:
+        raise ValueError(f"{place[1:]}: {value} is not a size, count or position")
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(inner, f"{place}.{key}")
 
 
 @lru_cache
