@@ -37,7 +37,7 @@ def test_one_node_goes_on_with_the_same_tokens_when_the_other_is_gone(
         ends(process, place, within=300)
     assert process.returncode == 0, place.tail()
     assert place.exit()["code"] == 0 and place.exit()["step"] == 40
-    assert "without node2: no answer over ssh" in place.log.read_text(errors="replace")
+    assert "leaving out node2: no answer over ssh" in place.log.read_text(errors="replace")
     assert list(place.losses()) == list(range(1, 41)), "each step counts once"
     whole = words(tmp_path / "whole", *STEPS, "train.save_steps=1000")
     (reference, _) = run_ranks(train_with_options, 2, whole, {"deepspeed": recipe})

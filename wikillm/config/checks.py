@@ -1,6 +1,6 @@
-"""Rules across keys that need no machine and no data: divisors, lengths, keys without effect.
+"""Checks between settings that need no hardware and no data: divisibility, lengths, no effect.
 
-Combinations of settings that do not work are listed in `compatibility`.
+`compatibility` lists the features that do not work together.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
 TEXT = ("data.path", "data.mixture")
 SIZE = ("model.depth", "model.size")
 GROUPS = (HORIZON, BATCH, TEXT, SIZE)
-"""Groups of keys that exclude each other: a key set in a higher layer unsets the others of its
-group."""
+"""Groups of keys that exclude each other: a key set with higher precedence (command line over file
+over preset) clears the others of its group."""
 
 NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
     ("ema_start", "ema_decay", lambda t: t.ema_decay > 0, "train.ema_decay=0.999"),
@@ -72,7 +72,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_data(config.data, origins, problems)
     if all(getattr(train, key.removeprefix("train.")) is None for key in HORIZON):
         problems.add(
-            "The run has no horizon.",
+            "The length of the run is not set.",
             got=f"none of {', '.join(HORIZON)} is set",
             fix="--max_steps 1000, or train.max_tokens=2.5B",
         )
@@ -81,8 +81,8 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
 def check_init_from(
     config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """Add a problem for each model key that the user set to another value than the model in
-    model.init_from has."""
+    """Add a problem for each model key that the user set, and that differs from the model in
+    model.init_from."""
     for setting in shape:
         value = getattr(config.model, setting.key.removeprefix("model."))
         if value != setting.value and origins[setting.key].is_user:
@@ -92,7 +92,7 @@ def check_init_from(
 
 
 def ranks_that_can_share(model: ModelSection) -> list[int]:
-    """Sizes of sequence-parallel groups over which query and key heads can be divided evenly."""
+    """Sequence-parallel sizes that divide the query heads, and fit the key and value heads."""
     heads = model.num_attention_heads
     kv_heads = model.num_key_value_heads
     return [n for n in _divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
@@ -118,7 +118,7 @@ def _check_effects(train: TrainSection, origins: Mapping[str, Origin], problems:
     limit = "train.max_micro_batch_tokens"
     micro = "train.per_device_train_batch_size"
     size = train.per_device_train_batch_size
-    # A micro-batch set in a higher layer than the limit overrides it without an error.
+    # A micro-batch set with higher precedence than the limit overrides it; that is no error.
     is_chosen = origins[limit].rank >= origins[micro].rank
     if size != "auto" and is_chosen and _is_changed(limit, train.max_micro_batch_tokens, origins):
         problems.add(
@@ -131,8 +131,8 @@ def _check_effects(train: TrainSection, origins: Mapping[str, Origin], problems:
 def _check_retention(
     train: TrainSection, origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """Add a problem for each retention rule that matches no checkpoint: steps at which none is
-    saved, or no held-out loss is measured."""
+    """Add a problem if no checkpoint is saved at the steps of keep_every_steps, or none is
+    evaluated for keep_best."""
     save = train.save_steps
     every = train.keep_every_steps
     if every is not None and every % save:
@@ -144,7 +144,7 @@ def _check_retention(
     evaluates = train.eval_steps
     if train.keep_best and (evaluates is None or (save % evaluates and evaluates % save)):
         problems.add(
-            "keep_best needs evaluations at the steps of checkpoints.",
+            "keep_best needs eval_steps to be a multiple of save_steps, or the reverse.",
             got=f"eval_steps={evaluates}, save_steps={save} "
             f"({where_of(origins, 'train.keep_best', 'train.eval_steps', 'train.save_steps')})",
             fix=f"train.eval_steps={save}",
@@ -152,7 +152,7 @@ def _check_retention(
 
 
 def _check_data(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    """Add a problem for an invalid `train:N` tokenizer, and for a store path without a name."""
+    """Add a problem for an invalid `train:N` tokenizer, or a data.store that names no folder."""
     if data.tokenizer.startswith(PREFIX):
         try:
             parse_train(data.tokenizer)
@@ -173,7 +173,7 @@ def _check_heads(model: ModelSection, origins: Mapping[str, Origin], problems: P
     keys = ("model.hidden_size", "model.num_attention_heads")
     if model.head_dim is None and hidden % heads:
         legal = [str(n) for n in _divisors(hidden) if hidden // n in (32, 64, 96, 128)]
-        fix = f"model.num_attention_heads={', '.join(legal)}"
+        fix = f"model.num_attention_heads, one of: {', '.join(legal)}"
         problems.add(
             f"hidden_size={hidden} cannot be split over num_attention_heads={heads}.",
             got=where_of(origins, *keys),
@@ -181,8 +181,9 @@ def _check_heads(model: ModelSection, origins: Mapping[str, Origin], problems: P
         )
     elif (head_dim := model.head_dim or hidden // heads) % 2:
         problems.add(
-            f"The heads are {head_dim} wide; rotary embeddings need an even width.",
+            f"head_dim={head_dim} is odd; rotary embeddings need an even head_dim.",
             got=where_of(origins, "model.head_dim", *keys),
+            fix=f"model.head_dim={head_dim + 1}",
         )
     if heads % kv_heads:
         legal = [str(n) for n in _divisors(heads)]
@@ -221,7 +222,7 @@ def _check_sequence_parallel(
         return
     if size not in legal:
         problems.add(
-            f"{heads} query and {kv_heads} key heads cannot be divided over {size} ranks.",
+            f"sequence_parallel_size={size} does not fit {heads} query and {kv_heads} key heads.",
             got=where_of(origins, key, "model.num_attention_heads", "model.num_key_value_heads"),
             fix=f"{key}, one of: {', '.join(map(str, legal))}",
         )
@@ -238,7 +239,8 @@ def _check_warmup(train: TrainSection, origins: Mapping[str, Origin], problems: 
     warmup = train.warmup_steps
     if warmup >= 1 and warmup != int(warmup):
         what = f"warmup_steps={warmup:g} is neither a share nor a whole number of steps."
-        problems.add(what, got=where_of(origins, key))
+        fix = f"{key}={round(warmup)}"
+        problems.add(what, got=where_of(origins, key), fix=fix)
     if train.lr_scheduler_type == "constant" and warmup > 0 and origins[key].is_user:
         problems.add(
             "The constant schedule has no warm-up, but warmup_steps is set.",

@@ -55,7 +55,7 @@ DTYPES = _DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPE
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A finished export. `tensors` is the number of tensors that were read back bit-equal."""
+    """A finished export. `tensors`: how many tensors were read back and matched bit for bit."""
 
     folder: Path
     parameters: int
@@ -80,7 +80,7 @@ def export_model(
     held_out: Sequence[str] = (),
     prove: bool = True,
 ) -> Exported:
-    """Export a complete checkpoint, gathered or in ZeRO partitions, to `target`.
+    """Export a complete checkpoint, with whole weights or ZeRO partitions, to `target`.
 
     Args:
         trust: allow the checkpoint's pickles to run code (--trust-checkpoint).
@@ -88,13 +88,13 @@ def export_model(
         dtype: float32, bfloat16 or float16; None for the type that the model was trained in.
         verified: the caller has just checked the checkpoint's manifest.
         ema: export the moving average of the weights (train.ema_decay) instead of the weights.
-        trained_with: tokenizer folder of the training; None if only `tokenizer_dir` is known.
-        held_out: additional texts for the proof; prove=False leaves the proof out.
+        trained_with: folder of the tokenizer used in training; None: `tokenizer_dir`.
+        held_out: more texts to compare; prove=False skips the comparison with transformers.
 
     Raises:
         CheckpointError: a damaged checkpoint, a wrong config.json, or other logits in the folder.
         ConfigError: unknown dtype, missing or wrong tokenizer, or `target` holds other files.
-        DataError: the folder would give other ids than in training.
+        DataError: the exported tokenizer gives other ids than the training tokenizer.
         MachineError: disk full or not writable, or plain transformers cannot open the folder.
     """
     check_target(target)
@@ -104,7 +104,7 @@ def export_model(
     ends = _ends(trained, facts.chat_template)
     positions = config.max_position_embeddings
     files = tokenizer_files(tokenizer_dir, max_length=positions, template=facts.chat_template)
-    # Read the weights, with the names of the checkpoint's model, and convert their type.
+    # Read the weights under the checkpoint's parameter names, and convert their dtype.
     model = skeleton(config)
     read = _read(checkpoint, ema=ema, verified=verified, trust=trust)
     weights = as_stored(fit(read, model, checkpoint), chosen)
@@ -123,7 +123,7 @@ def export_model(
         if logits is not None:
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
         size = _seal(staging, facts, trained)
-        _publish(staging, target)
+        _move_into_place(staging, target)
     architecture = str((config.architectures or [""])[0])
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
@@ -135,8 +135,10 @@ def _read(checkpoint: Path, *, ema: bool, verified: bool, trust: bool) -> Weight
 
 
 def _seal(folder: Path, facts: ExportFacts, trained: TextTokenizer) -> int:
-    """Write the list of digests, which marks the folder as an export. Returns the folder's size in
-    bytes."""
+    """Write wikillm_export.json (size and sha256 of each file), the mark of an export.
+
+    Returns the size of the folder in bytes.
+    """
     mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
     names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
     write_json(folder / MARK, {**mark, "files": seal_files(folder, names)})
@@ -177,7 +179,7 @@ def _write(
 
 
 def _ends(trained: TextTokenizer, chat_template: str) -> int | list[int]:
-    """Ids that end a text: the end of a document, and the end of an answer in the chat template.
+    """EOS ids for generation: the end of a document and, with a chat template, of an answer.
 
     Raises ConfigError for an unusable template.
     """
@@ -203,8 +205,8 @@ def _tokenizer(
         raise ConfigError(
             "The tokenizer does not belong to the model.",
             got=f"{trained_with or folder}: {trained.length:,} tokens, "
-            f"end of text {trained.eos_id}; the model: {config.vocab_size:,} rows, "
-            f"end of text {config.eos_token_id}",
+            f"eos_token_id {trained.eos_id}; the model: {config.vocab_size:,} embedding rows, "
+            f"eos_token_id {config.eos_token_id}",
             fix="--tokenizer FOLDER, with the tokenizer that the model was trained with",
         )
     return trained, texts
@@ -222,8 +224,7 @@ def _read_config(checkpoint: Path) -> PretrainedConfig:
 
 
 def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | None:
-    """The type to store weights in: the requested type, else the type in config.json, because ZeRO
-    partitions are always fp32."""
+    """The requested dtype, else that of config.json: ZeRO partitions are always fp32."""
     if name is None:
         trained = getattr(config, "dtype", None)
         return DTYPES.get(trained) if isinstance(trained, str) else trained
@@ -239,7 +240,7 @@ def _finish_config(
     """Complete the configuration for plain transformers. If the tokenizer requires it, convert the
     model to Llama, which adds biases to `weights`.
 
-    A text starts with EOS, as every document in training did.
+    bos_token_id becomes EOS, because every training document started after an EOS.
     """
     if model_type_for(config.model_type, tokenizer_json) != config.model_type:
         config = as_llama(config, weights)
@@ -269,7 +270,7 @@ def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]
     generation.save_pretrained(folder)
 
 
-def _publish(staging: Path, target: Path) -> None:
+def _move_into_place(staging: Path, target: Path) -> None:
     """Rename the finished folder. An earlier export is moved aside before, and removed after."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.earlier")
     had = target.exists()

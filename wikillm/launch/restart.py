@@ -1,13 +1,12 @@
 """`wikillm launch --go` starts a failed run again, from its last good checkpoint.
 
-The launcher outlives the ranks, so a restart needs nothing of the failed start: it is the same
-command with `--resume auto`. A restart is useless after a mistake of the user, a divergence or
-damage, and unwanted after a request to stop; their exit codes end the launch. At most `limit`
-restarts follow each other without a new checkpoint between them, with a growing pause.
+`wikillm launch` outlives the ranks, so a restart is the same command with `--resume auto`. After a
+user error, a divergence, damage or a requested stop, the launch ends: the exit code tells which.
+It gives up after `limit` restarts in a row without a new checkpoint. Pauses between restarts grow.
 
 With `elastic` each restart first contacts every node over ssh, and leaves out nodes that do not
-answer; for one machine see fewer_ranks.py. The batch is a number of tokens, so fewer ranks train on
-the same batches.
+answer; for one machine see fewer_ranks.py. The global batch is given in tokens, so it stays the
+same with fewer ranks.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ DEFAULT = 3
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
 PROBE_SECONDS = 20.0
-RANKS_SECONDS = 120.0  # for ranks that outlive their launcher to save and exit
+RANKS_SECONDS = 120.0  # for ranks that outlive DeepSpeed's or torch's launcher to save and exit
 FINAL = frozenset(map(int, ExitCode)) - {ExitCode.BUG, ExitCode.MACHINE}
-"""Exit codes that the same command would end with again, or that the user requested."""
+"""Exit codes without a restart: done, would fail the same way again, or stopped on request."""
 
 
 @dataclass
@@ -55,7 +54,7 @@ class RestartPolicy:
     reached: Position | None = None
 
     def may_restart(self, code: int, reached: Position | None) -> bool:
-        """Whether to start again after exit code `code` with `reached` as the last checkpoint."""
+        """Whether to start again after exit code `code`. `reached`: the newest checkpoint."""
         if reached != self.reached:
             self.tried = 0
         self.reached = reached
@@ -71,7 +70,7 @@ class RestartPolicy:
 
 @dataclass
 class Launched:
-    """The processes of the current start; a signal to the launcher is passed on to them."""
+    """The processes of the current start; a signal to this command ends them with SIGTERM."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     is_signalled: bool = False
@@ -89,14 +88,14 @@ def keep_running(
     check: Callable[[Launch], None],
     alert: Callable[[int, str], None] = lambda code, reason: None,
 ) -> int:
-    """Start the run, and start it again where that may help; returns the last exit code.
+    """Start the run, and restart it while a restart can help; returns the last exit code.
 
     Args:
         start: runs one start to its end.
-        check: raises ConfigError for a launch that every rank would refuse, such as a batch that
-            fewer nodes cannot share.
-        alert: called with exit code and reason when no restart is left. Each failed start sends a
-            message itself.
+        check: raises ConfigError if the run could not start, e.g. because its batch does not
+            divide over fewer nodes.
+        alert: called once, with exit code and reason, when the command gives up. Each failed start
+            sends its own alert.
     """
     run = run_of(launch)
     policy = RestartPolicy(launch.max_restarts, reached=last_checkpoint(run))
@@ -104,12 +103,12 @@ def keep_running(
     os.environ[RESTARTS] = str(policy.limit)
     old = _stop_requests(run)
     current = launch
-    losses = LostRanks()
+    lost_ranks = LostRanks()
     with _passing_signals() as launched:
         while True:
             code = _one_start(run, current, start, launched)
             reached = last_checkpoint(run)
-            lost = losses.lost_again(run, reached)
+            lost = lost_ranks.lost_again(run, reached)
 
             def is_stopped() -> bool:
                 return launched.is_signalled or not _stop_requests(run) <= old
@@ -133,7 +132,7 @@ def run_of(launch: Launch) -> Path:
 
 
 def last_checkpoint(run: Path) -> Position | None:
-    """Position of the checkpoint that `--resume auto` takes, judged by names and manifests."""
+    """Position of the checkpoint that `--resume auto` takes, found from names and manifests."""
     for checkpoint in arrange(run / "checkpoints").branch:
         with suppress(CheckpointError):
             return read_ancestry(checkpoint).position
@@ -160,7 +159,7 @@ def _one_start(
 
 
 def _wait_for_ranks(run: Path) -> None:
-    """Wait for ranks that outlive their launcher: they detect its end, save and record a code.
+    """Wait for ranks that outlive their launcher: they notice its end, save and record a code.
 
     Ranks on other machines count as running until their records are half a minute old.
     """
@@ -170,13 +169,13 @@ def _wait_for_ranks(run: Path) -> None:
 
 
 def _stop_requests(run: Path) -> set[tuple[int, int] | None]:
-    """Identities of the files of stop requests. Each start removes requests made before it."""
+    """The files of stop requests that exist now. Each start removes requests made before it."""
     return {None, file_identity(stop_file(run)), file_identity(stop_path(run))}
 
 
 def _say_why_not(code: int, policy: RestartPolicy, alert: Callable[[int, str], None]) -> None:
     if code not in FINAL and policy.limit and policy.tried >= policy.limit:
-        why = f"not started again: {policy.tried} restarts made no new checkpoint (--max-restarts)"
+        why = f"giving up after {policy.tried} restarts without a new checkpoint (--max-restarts)"
         say(why)
         alert(code, why)
 
@@ -210,15 +209,16 @@ def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> La
     try:
         check(again)
     except ConfigError as error:
-        warn(f"without {', '.join(gone)} the run cannot go on:\n{error}")
+        names = ", ".join(gone)
+        warn(f"the run cannot continue without {names}; restarting with all its nodes:\n{error}")
         return launch
     if gone:
-        say(f"without {', '.join(gone)}: no answer over ssh")
+        say(f"leaving out {', '.join(gone)}: no answer over ssh")
     return again
 
 
 def unreachable(launch: Launch) -> tuple[str, ...]:
-    """Nodes of the hostfile without an answer over ssh; () if none answers or without a file."""
+    """Nodes of the hostfile that do not answer over ssh; () if none at all answers."""
     if launch.hostfile is None:
         return ()
     names = [host.name for host in read_hostfile(launch.hostfile)]

@@ -51,7 +51,7 @@ def count_steps(
         more = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
         return batch.steps_for(math.ceil(epochs * sequences + more))
     # load() refuses this earlier.
-    raise ConfigError("The run has no horizon.", fix="--max_steps 1000")
+    raise ConfigError("The length of the run is not set.", fix="--max_steps 1000")
 
 
 def refuse_small_corpus(

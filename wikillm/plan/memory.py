@@ -1,29 +1,33 @@
 """Memory of one rank by part, by formula. For GPUs it is an estimate that no run has confirmed yet.
 
 With Psi parameters and N ranks, in 16-bit training with AdamW (ZeRO paper, arXiv:1910.02054,
-section 3; DeepSpeed's bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them):
+section 3). DeepSpeed's bf16 optimizer and ZeRO stages 1 to 3 also keep the gradients in fp32:
 
     stage    weights   gradients   optimizer (fp32 copy, two moments)
     0        2 Psi     4 Psi       12 Psi        fp16: gradients 2 Psi
     1        2 Psi     4 Psi       12 Psi / N
-    2        2 Psi     6 Psi / N   12 Psi / N    16-bit share and its 32-bit copy at the step
-    3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
+    2        2 Psi     6 Psi / N   12 Psi / N    16-bit gradients, and an fp32 copy in the step
+    3        2 Psi/N   4 Psi / N   12 Psi / N    plus gathered layers: see `Memory.buckets`
 
 With 10^9 parameters on 8 ranks: stage 0 keeps 18 GB, stage 1 7.5, stage 2 4.25, stage 3 2.25.
-Muon's matrices have one moment less (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N. In
-fp32, weights and gradients take 4 bytes each, the moments 8, and stages 1-3 keep a copy (4 bytes)
-of their share. DeepSpeed's own estimator leaves out activations, logits, buckets and context.
+At stages 0 and 3, Muon's matrices have one moment fewer: 4 bytes less per element.
+train.ema_decay adds 4 Psi / N. In fp32, weights and gradients take 4 bytes each and the moments 8;
+stages 1 to 3 also keep a 4-byte copy of the weights that each rank updates. DeepSpeed's own
+estimator leaves out activations, logits, buckets and context.
 
-On a CPU in fp32 the figures are resident bytes, less those after importing the libraries, fitted to
-runs of 8M to 62M parameters on 2 gloo ranks (docs/measurements/2026-11-23-cpu-memory.md).
+On a CPU in fp32: resident memory minus what the imported libraries use, fitted to runs of 8M to 62M
+parameters on 2 gloo ranks (docs/measurements/2026-11-23-cpu-memory.md).
 
     stage    weights    gradients          optimizer     buckets
     DDP      4 Psi      4 Psi              8 Psi         4 Psi     torch's own copy, N > 1
-    1        4 Psi      4 Psi + 4 Psi/N    12 Psi / N    -         the share's copy is fp32 too
+    1        4 Psi      4 Psi + 4 Psi/N    12 Psi / N    -         see above
     2        4 Psi      4 Psi / N          12 Psi / N    reduce bucket, at most 4 Psi
-    3        4 Psi / N  4 Psi / N          12 Psi / N    2.8 x 4 Psi: gathered weights and more
+    3        4 Psi / N  4 Psi / N          12 Psi / N    2.8 x 4 Psi: see GATHER_COPIES
 
-Only written parts of a buffer are resident, so buckets are bounded by Psi.
+Memory that is never written is not resident, so a bucket counts at most Psi elements.
+
+In the formulas below: h hidden size, f feed-forward width, H query heads, K key heads, d width of a
+head, V vocabulary, T tokens per sequence, C rows of a chunk, R ranks that share a sequence.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ CONTEXT_BYTES = 2_000_000_000
 FRAGMENTATION = 0.05
 """Share of the memory that torch's caching allocator cannot use: 3 to 6 % with steady shapes."""
 KEPT_FREE = 0.08
-"""Share of a GPU's memory that no plan uses, since the error of the formulas is not known."""
+"""Safety margin: share of GPU memory that plans leave free, as the formulas' error is unknown."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Bytes per logit at the peak of Hugging Face's loss: logits, fp32 copy, log-softmax, gradient."""
 CPU_CONTEXT_BYTES = 44_000_000
@@ -90,7 +94,7 @@ def memory_per_rank(workload: Workload, strategy: Strategy) -> Memory:
     if strategy.device == "cpu":
         return _on_cpu(workload, strategy, activations)
     weights, gradients, optimizer = _states(workload.parameters, strategy)
-    optimizer += _muon_saves(workload, strategy)
+    optimizer -= _saved_by_muon(workload, strategy)
     if strategy.ema:
         optimizer += 4 * -(-workload.parameters // strategy.ranks)
     used = Memory(
@@ -108,7 +112,7 @@ def memory_per_rank(workload: Workload, strategy: Strategy) -> Memory:
 def sequences_that_fit(workload: Workload, strategy: Strategy, gpu_memory: int, wanted: int) -> int:
     """The largest micro-batch up to `wanted` that fits into `gpu_memory` bytes.
 
-    If none fits, it is 1, since the memory is only an estimate.
+    Returns 1 even if one sequence does not fit, because the memory is only an estimate.
     """
     usable = (1 - KEPT_FREE) * gpu_memory
     for micro in range(wanted, 1, -1):
@@ -120,12 +124,13 @@ def sequences_that_fit(workload: Workload, strategy: Strategy, gpu_memory: int, 
 def loss_bytes(workload: Workload, strategy: Strategy) -> int:
     """Bytes of the output projection and the loss of one micro-step on a GPU.
 
-    Stock keeps every logit of the micro-batch. Chunked (`kernels.linear_cross_entropy`) keeps: for
-    one chunk the logits, their fp32 softmax and its narrow copy (8 bytes per logit in 16 bit, 4 in
-    fp32); the head's gradient in fp32 (4 V h), of which the backward makes a narrow copy (2 V h)
-    after the last chunk; the gradient of the hidden states. fp8 adds the 8-bit weight twice (2 V h)
-    and the 8-bit hidden states; in fp32 a chunk's gradient; and, before the first chunk, the weight
-    in fp32 while it is scaled.
+    "stock" (Hugging Face's loss) keeps every logit of the micro-batch. "chunked"
+    (`kernels.linear_cross_entropy`) keeps three things:
+    - for one chunk: logits, fp32 softmax and its 16-bit copy (8 bytes per logit; 4 in fp32);
+    - the head's gradient in fp32 (4 V h), copied to 16 bit (2 V h) after the last chunk;
+    - the gradient of the hidden states.
+    "fp8" adds two 8-bit copies of the weight (2 V h), the 8-bit hidden states and, in fp32, the
+    gradient of one chunk. Before the first chunk it holds an fp32 copy of the weight.
     """
     tokens = strategy.tokens(workload)
     vocab = workload.vocab_size
@@ -153,16 +158,16 @@ def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
     """Bytes per token of the micro-batch that the forward pass keeps for the backward pass.
 
     A layer of Hugging Face's decoder in 16 bit with flash attention keeps (derived from its code):
-    for each RMSNorm its fp32 input (4h), the normalised vector (2h) and the scaled vector (2h); q
-    and k twice before and once after rotation; v; attention's output; one fp32 statistic per head;
-    four vectors of the SwiGLU. The sum is 16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing one
-    layer is kept in full, and every layer keeps `kept_by_checkpointing`. The tiled MLP keeps none
-    of the 8 f: its input is the scaled vector.
+    for each RMSNorm its fp32 input (4h), the normalised vector (2h) and the scaled vector (2h); two
+    copies of q and k before RoPE and one after it; v; attention's output; one fp32 statistic per
+    head; four vectors of the SwiGLU. The sum is 16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing
+    one layer is kept in full, and every layer keeps `kept_by_checkpointing`. A tiled MLP keeps none
+    of the 8 f: its input, the output of RMSNorm, is already counted.
 
-    If R ranks share sequences, attention's output is kept a second time (2 H d), and so are the
-    copies of key heads if there are fewer than ranks (4 (R / K - 1) K d); the exchanged q, k, v
-    replace the rotated ones. With a mask, SDPA needs a key and a value per query head
-    (4 (H - K) d); the mask itself, T x T numbers per sequence, is shared by all layers.
+    With sequence parallelism over R ranks, the attention output is kept twice (2 H d more). If
+    K < R, replicated key and value heads add 4 (R / K - 1) K d. The exchanged q, k and v replace
+    the rotated ones. With a mask, SDPA needs keys and values repeated for every query head
+    (4 (H - K) d). The mask itself, T x T numbers per sequence, is shared by all layers.
     """
     layer = kept_by_layer(workload, strategy)
     layers = workload.model.num_hidden_layers
@@ -213,8 +218,8 @@ def kept_by_checkpointing(workload: Workload, strategy: Strategy) -> int:
 def tile_bytes(workload: Workload, strategy: Strategy) -> int:
     """Working memory of a tiled MLP in its backward; it does not depend on the number of layers.
 
-    It consists of four chunks of C x f, the fp32 sums of the three weights' gradients (12 h f), and
-    in 16 bit a chunk's product (4 h f). See `kernels.tiled_swiglu`.
+    Four chunks of C x f, three weight gradients summed in fp32 (12 h f) and, in 16 bit, one chunk's
+    product (4 h f). See `kernels.tiled_swiglu`.
     """
     h = workload.model.hidden_size
     f = workload.model.intermediate_size
@@ -243,11 +248,11 @@ def _states(psi: int, strategy: Strategy) -> tuple[int, int, int]:
     return weights, 0 if strategy.offload_optimizer else 4 * share, optimizer
 
 
-def _muon_saves(workload: Workload, strategy: Strategy) -> int:
-    """Bytes, 0 or below, for Muon's single moment; stages 1 and 2 save none: they keep a copy."""
+def _saved_by_muon(workload: Workload, strategy: Strategy) -> int:
+    """Bytes that Muon's single moment saves; none at stages 1 and 2, which keep a copy."""
     if not strategy.muon or strategy.stage in (1, 2):
         return 0
-    return -4 * -(-workload.hidden_matrices // (strategy.ranks if strategy.stage == 3 else 1))
+    return 4 * -(-workload.hidden_matrices // (strategy.ranks if strategy.stage == 3 else 1))
 
 
 def _buckets(workload: Workload, strategy: Strategy) -> int:
@@ -260,12 +265,15 @@ def _buckets(workload: Workload, strategy: Strategy) -> int:
         return width * (live + largest + min(psi, strategy.reduce_bucket))
     if strategy.ranks == 1:
         return 0
-    # Stages 1 and 2 gather the updated weights in place (see `time`), which needs no buffer.
+    # Stages 1 and 2 gather the updated weights in place (plan/time.py), which needs no buffer.
     return width * min(psi, strategy.reduce_bucket) * (2 if strategy.overlap else 1)
 
 
 def _on_cpu(workload: Workload, strategy: Strategy, activations: int) -> Memory:
-    """Peak memory of one rank on a CPU. `activations`: without the repeated keys and values."""
+    """Peak memory of one rank on a CPU.
+
+    `activations`: bytes before adding the keys and values that attention on a CPU repeats.
+    """
     psi = workload.parameters
     model = workload.model
     tokens = strategy.tokens(workload)

@@ -1,10 +1,9 @@
-"""The coordinator: a thread in rank 0's agent that receives messages from every rank and sends
-the verdict.
+"""A thread in rank 0's agent: it receives messages from all ranks, and tells them why to end.
 
-Each rank has one TCP connection; once all have joined they carry a few hundred bytes a second at 64
-nodes. Anyone who reaches the port can connect. So a connection has 5 s to prove that it knows
-the run's secret, few connections may be unproven at a time, and an error closes only the
-connection that it occurs on.
+Each rank has one TCP connection. After the start all of them together carry a few hundred bytes
+per second on 64 nodes. Anyone who reaches the port can connect, so a connection has 5 s to prove
+that it knows the run's secret, only a few unauthenticated connections are kept, and an error closes
+only the connection that it occurs on.
 """
 
 from __future__ import annotations
@@ -25,17 +24,23 @@ from wikillm.supervise.wire import Message, SealedWire
 TICK = 0.25
 PROVE_SECONDS = 5.0
 ALONE_SECONDS = 1.0
-"""Seconds from the end of a local agent to the check of its rank: both may be killed together."""
+"""After a local agent ends, wait this long to check its rank: both may be killed together."""
 SUSPENDED_SECONDS = 5.0
 """A longer gap between two checks means that this process was suspended (Ctrl-Z, a scheduler)."""
 MOST_UNPROVEN = 16
-"""Limit of unproven connections, plus one per absent rank; the oldest is closed first."""
+"""Unauthenticated connections that are kept, plus one per rank that has not joined; the oldest is
+closed first."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
 _CODES = frozenset(map(int, ExitCode))
 
 
 class Coordinator(threading.Thread):
-    """Serves until every rank has exited. `secret` and `context` are those of `SealedWire`."""
+    """Serves until `wait` returns: the other ranks are gone, or its time is up.
+
+    Args:
+        secret, context: see `SealedWire`.
+        interval: seconds between keep-alive messages.
+    """
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class Coordinator(threading.Thread):
             self._check()
 
     def wait(self, timeout: float, own: int, *, for_verdict: bool = False) -> End | None:
-        """Wait until at most `own` ranks are connected, then stop serving; returns the verdict.
+        """Wait until only this agent's rank is connected, stop the thread, and return the verdict.
 
         Args:
             timeout: longest wait in seconds.
@@ -119,7 +124,8 @@ class Coordinator(threading.Thread):
             self._drop(wire)
 
     def _drop(self, wire: SealedWire) -> None:
-        """Close a connection. A rank that has not reported its exit counts as ended."""
+        """Close a connection. A rank that has not reported its exit is dead, or checked if it
+        is local."""
         self._unproven.pop(wire, None)
         rank = self._rank_of.pop(wire, None)
         if rank is not None and self._end is None:
@@ -165,7 +171,7 @@ class Coordinator(threading.Thread):
 
     def _check(self) -> None:
         now = time.monotonic()
-        # No message is read during a suspension, so that silence does not count.
+        # Suspended, it reads no messages: missing heartbeats of that time do not count.
         if now - self._last_check > SUSPENDED_SECONDS:
             self.membership.since = now
         self._last_check = now
@@ -190,7 +196,7 @@ class Coordinator(threading.Thread):
             self._send_all({"hub": True})
 
     def _check_alone(self, now: float) -> None:
-        """Check the local ranks whose agent is gone: each has ended, or continues unsupervised."""
+        """For each local rank without an agent: forget it if it still runs, else report its end."""
         for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
             del self._alone[rank]
             process = self._processes[rank]

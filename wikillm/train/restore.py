@@ -1,4 +1,7 @@
-"""Loads a checkpoint into the training state of any engine, on any number of ranks."""
+"""Loads the tensors of a checkpoint, with or without DeepSpeed, on any number of ranks.
+
+`resume.py` decides which checkpoint is loaded and which settings stay.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _SHOWN = 6  # names in an error
 
 
 def is_portable(checkpoint: Path) -> bool:
-    """Whether it holds global tensors; format 1 holds Hugging Face's or DeepSpeed's own files."""
+    """Whether any number of ranks can read it: format 1, of version 0.2, has DeepSpeed's files."""
     return (checkpoint / RANKS).is_dir()
 
 
@@ -37,14 +40,16 @@ def restore(
     """Fill the weights and the optimizer of this rank. (all ranks)
 
     Args:
-        run_state: the checkpoint's run state; its "engine" holds `TrainingState.counters`.
-        verified: bytes of the checkpoint that need not be read again.
+        run_state: of the checkpoint; `run_state["engine"]` holds the optimizer's step counts.
+        verified: contents of files that verification has already read.
 
     Raises CheckpointError if the tensors are not those of this model and optimizer.
     """
     counters = run_state.get("engine")
     if counters is None:
-        raise CheckpointError(f"{checkpoint} has no step counts of its optimizer.")
+        raise CheckpointError(
+            f"{checkpoint} lacks the optimizer's step counts.", fix="resume from another checkpoint"
+        )
     with TensorReader(checkpoint, verified) as reader:
         found = {spec for spec in reader.specs if spec.kind != "average"}
         check_same_tensors(checkpoint, found, state.specs())
@@ -54,7 +59,7 @@ def restore(
 def restore_average(
     checkpoint: Path, average: WeightAverage | None, verified: VerifiedBytes | None = None
 ) -> None:
-    """Load the moving average of the weights if run and checkpoint have one. (all ranks)
+    """Load the moving average of the weights if run and checkpoint both have one. (all ranks)
 
     Raises CheckpointError if its tensors are not those of this model.
     """
@@ -71,7 +76,7 @@ def restore_average(
 
 
 def _restore_old_average(checkpoint: Path, average: WeightAverage) -> None:
-    """Load the average of format 1, in which ranks saved whole tensors."""
+    """Load the average of a checkpoint of format 1, which stores whole tensors."""
     if not (checkpoint / AVERAGE).is_dir():
         return
     whole = read_average(checkpoint)
@@ -81,7 +86,7 @@ def _restore_old_average(checkpoint: Path, average: WeightAverage) -> None:
 
 
 def reading(reader: TensorReader) -> Read:
-    """`reader` as a function that returns tensors."""
+    """Wrap `reader` as a function that returns torch tensors."""
     return lambda spec, start, stop: torch.from_numpy(reader.read(spec, start, stop))
 
 
@@ -93,8 +98,8 @@ def check_same_tensors(
     unknown = sorted(set(found) - set(wanted))
     if missing or unknown:
         raise CheckpointError(
-            f"The tensors in {checkpoint} are not those of this model and optimizer.",
-            got=f"missing: {_named(missing)}\nunknown: {_named(unknown)}",
+            f"The tensors in {checkpoint} do not match this run's model and optimizer.",
+            got=f"missing: {_named(missing)}\nunexpected: {_named(unknown)}",
             fix="resume with the model and the optimizer that were trained",
         )
 
@@ -102,23 +107,23 @@ def check_same_tensors(
 def check_loaded_weights(result: Any, tied: Iterable[str]) -> None:
     """Raise CheckpointError for missing or unknown weights in torch's load result.
 
-    A tied weight is stored once.
+    Tied weights may be missing, because each is stored once.
     """
     missing = sorted(set(result.missing_keys) - set(tied))
     if missing or result.unexpected_keys:
         raise CheckpointError(
-            "The weights in the checkpoint are not those of this model.",
+            "The weights in the checkpoint do not match this run's model.",
             got=f"missing: {', '.join(missing) or 'none'}\n"
-            f"unknown: {', '.join(result.unexpected_keys) or 'none'}",
+            f"unexpected: {', '.join(result.unexpected_keys) or 'none'}",
             fix="resume with the model that was trained",
         )
 
 
 def restore_random_state(checkpoint: Path, rank: int) -> None:
-    """Load this rank's random state; a rank without a saved state keeps the seed's state."""
+    """Load this rank's random state; ranks added since the save keep the state of run.seed."""
     path = checkpoint / rank_file(rank)
     if not path.is_file():
-        return  # not a missing file: `verify` has checked every file of the writing ranks
+        return  # a new rank: verification has checked the files of all ranks that saved
     try:
         set_random_state(json.loads(path.read_text(encoding="utf-8"))["random"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

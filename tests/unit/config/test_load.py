@@ -136,7 +136,7 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
     [
         (["model.hidden_size=500"], "cannot be split over num_attention_heads=8"),
         (["model.num_key_value_heads=3"], "not a multiple of num_key_value_heads=3"),
-        (["model.head_dim=33"], "even width"),
+        (["model.head_dim=33"], "even head_dim"),
         (["train.sequence_length=40000"], "longer than max_position_embeddings=32768"),
         (["train.sequence_parallel_size=3"], "one of: 1, 2, 4, 8"),
         (["train.sequence_parallel_size=4", "train.sequence_length=510"], "sequence_length=512"),
@@ -149,9 +149,9 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.optimizer=muon"], "Muon does not work with gradient clipping"),
         (["train.muon_momentum=0.9"], "muon_momentum has no effect with optimizer=adamw"),
         (["train.keep_every_steps=700"], "is not a multiple of save_steps=500."),
-        (["train.keep_best=1", "train.eval_steps=null"], "keep_best needs evaluations"),
+        (["train.keep_best=1", "train.eval_steps=null"], "keep_best needs eval_steps"),
         (["train.keep_best=2", "train.eval_steps=3", "train.save_steps=4"], "keep_best needs"),
-        (["train.num_train_epochs=null"], "no horizon"),
+        (["train.num_train_epochs=null"], "length of the run"),
         (["train.gradient_checkpointing=some"], "'selective', 'full_but_attention' or 'full'"),
         (["train.learning_rate=nan"], "train.learning_rate"),
         (["run.name=../x"], "run.name"),
@@ -163,7 +163,7 @@ def test_contradictions(words: list[str], what: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(None, words)
     assert what in str(refused.value)
-    assert words[0] in str(refused.value) or "horizon" in what
+    assert words[0] in str(refused.value) or "length of the run" in what
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def test_starts_that_save_nothing_are_limited(
 ) -> None:
     run = Run(tmp_path, *[(1, 3, None)] * 3)
     assert run.keep_running() == 3 and len(run.words) == 3
-    assert "2 restarts made no new checkpoint" in capsys.readouterr().out
-    why = "not started again: 2 restarts made no new checkpoint (--max-restarts)"
+    assert "giving up after 2 restarts" in capsys.readouterr().out
+    why = "giving up after 2 restarts without a new checkpoint (--max-restarts)"
     assert run.alerts == [(3, why)]
 
 

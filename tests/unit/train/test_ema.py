@@ -84,5 +84,5 @@ def test_the_shares_of_earlier_versions_go_on_bit_by_bit(tmp_path: Path) -> None
         average.update(0.9)
     assert all(map(torch.equal, whole(resumed).values(), whole(uninterrupted).values()))
     other: Any = torch.nn.Linear(3, 3)
-    with pytest.raises(CheckpointError, match="not those of this model"):
+    with pytest.raises(CheckpointError, match="do not match this run"):
         restore_average(tmp_path, average_of(other))

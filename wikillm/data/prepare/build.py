@@ -1,9 +1,9 @@
 """Build a token store: tokenizer, shards, manifest. One process builds at a time.
 
 One reader cuts the stream of records into shards (`sources.read`) and worker processes build them.
-The files of a shard are complete on disk before its record is written. A killed build resumes at
-the first missing shard and reads from the end of the shard before it. The store has the same bytes
-for any number of workers and interruptions.
+A shard's files are complete on disk before its description, shards/NNNNN.json, is written. A
+killed build resumes at the first missing shard and reads from the end of the shard before it. The
+store has the same bytes for any number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -102,16 +102,15 @@ def set_up(plan: BuildPlan) -> tuple[TextTokenizer, str]:
 
 def _shards_were_read(plan: BuildPlan, backend: str, error: BackendDiffers) -> DataError:
     return DataError(
-        f"The encoder {backend} was found to give other ids than tokenizers "
-        "while a run was training on its shards.",
+        f"The encoder {backend} gave other token ids than the library tokenizers, "
+        "after a run had read its shards.",
         got=f"{plan.store}: {error.what} {error.got or ''}".rstrip(),
-        fix="start from step 0 in another run.dir with data.backend=hf, "
-        "which builds those shards again",
+        fix="train from step 0 in a new run.dir with data.backend=hf; the shards are rebuilt",
     )
 
 
 def _claim(plan: BuildPlan) -> None:
-    """Make the folder, or continue in it: refuse other content, remove a killed build's files."""
+    """Create the store's folder, or resume in it: refuse other files, delete temporary files."""
     marker = plan.store / "build.json"
     if marker.exists():
         refuse_other_facts(plan.store, _facts_of(marker), plan.facts)
@@ -134,7 +133,7 @@ def _claim(plan: BuildPlan) -> None:
             got=f"{plan.store}: {error.strerror}",
             fix="data.store=FOLDER that can be written",
         ) from None
-    # Staged files may belong to another machine that is building a part (`prepare.parts`).
+    # Temporary files may belong to another machine that builds a part (`prepare.parts`).
     parts_lock = FileLock(plan.parts_lock)
     is_alone = parts_lock.try_acquire()
     for folder in (plan.store, *(plan.store / name for name in (*SPLITS, "shards", "tokenizer"))):
@@ -146,7 +145,7 @@ def _claim(plan: BuildPlan) -> None:
 
 
 def _facts_of(marker: Path) -> dict[str, Any]:
-    """The facts with which the build in this folder was started."""
+    """The settings and source hashes that build.json recorded when this build began."""
     try:
         facts = json.loads(marker.read_text(encoding="utf-8"))["facts"]
         if isinstance(facts, dict):
@@ -154,7 +153,11 @@ def _facts_of(marker: Path) -> dict[str, Any]:
         got = f"{marker}: its facts are not an object"
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         got = f"{marker}: {type(error).__name__}: {error}"
-    raise DataError("The record of a build is damaged.", got=got, fix=set_aside(marker.parent))
+    raise DataError(
+        "build.json, which identifies this unfinished store, is damaged.",
+        got=got,
+        fix=set_aside(marker.parent),
+    )
 
 
 def _refuse_too_small_disk(plan: BuildPlan) -> None:
@@ -170,11 +173,11 @@ def _refuse_too_small_disk(plan: BuildPlan) -> None:
             fix="set data.store to a folder on a larger disk, "
             "or data.max_text_bytes=SIZE to use only the first SIZE bytes of text",
         )
-    say(f"store: {plan.store}, about {format_size(need)} at most ({format_size(free)} free)")
+    say(f"store: {plan.store}, up to about {format_size(need)} ({format_size(free)} free)")
 
 
 class _Build:
-    """Builds the missing shards and commits all shards in order."""
+    """Builds missing shards, and commits all in order: a run may read committed shards."""
 
     def __init__(self, plan: BuildPlan, backend: str) -> None:
         self.shards: list[ShardInfo] = []  # committed shards, which other processes may have read
@@ -246,11 +249,11 @@ class _Build:
         self._disk_read += size
 
     def _share(self) -> float:
-        """The finished share of the build: of the source, or of data.max_text_bytes."""
+        """Progress from 0 to 1, of the source or of data.max_text_bytes."""
         sources = self._plan.sources
         total = estimated_bytes(sources)
         if self._disk_read and self._position and any(s.compression != "none" for s in sources):
-            # The ratio of the bytes read so far is better than the typical ratio.
+            # The compression so far predicts the total better than the typical ratio.
             size = sum(source.size for source in sources)
             total = int(self._position * size / self._disk_read)
         share = self._progress.source_bytes / max(1, total)
@@ -263,7 +266,7 @@ def _log_resume(number: int, cursor: Cursor) -> None:
 
 
 def finished_shards(store: Path) -> dict[int, ShardInfo]:
-    """Shards that have a record, files of the right size and an encoder that is not refused."""
+    """Complete shards, with files of the right size, by an encoder that is not refused."""
     found: dict[int, ShardInfo] = {}
     refused = refused_backends(store)
     for path in (store / "shards").glob("*.json"):
