@@ -33,6 +33,7 @@ class SiteNames(NamedTuple):
     hidden: frozenset[str]  # of links that show a picture or set a category
     others: frozenset[str]  # of titles that are not articles
     converts: bool  # whether `-{...}-` is markup
+    is_french: bool  # whether a space stands before `:;!?`
 
 
 def prefix_of(title: str) -> str:
@@ -56,4 +57,5 @@ def site_names(site: WikiSite) -> SiteNames:
         hidden=dropped | {name for key, name in local if key in _HIDDEN_NAMESPACES},
         others=frozenset({*others, "talk", *dropped, *OTHER_PREFIXES}),
         converts=not language or language in CONVERTED_LANGUAGES,
+        is_french=language == "fr",
     )

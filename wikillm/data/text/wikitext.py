@@ -102,7 +102,7 @@ def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = ""
     wikitext = _NO_HEADING.sub(f"\n{NOWIKI}", without_switches(f"\n{wikitext}"))
     wikitext = _BEFORE_TABLE.sub("\n", wikitext)
     _refuse_unpaired(wikitext)
-    article = _Article(_Renderer(names, regions, title))
+    article = _Article(_Renderer(names, regions, title), names.is_french)
     article.walk(_parsed(wikitext))
     return regions.restore(article.text()).strip()
 
@@ -133,8 +133,9 @@ class _Section:
 class _Article:
     """Collects the text of a page, section by section."""
 
-    def __init__(self, renderer: _Renderer) -> None:
+    def __init__(self, renderer: _Renderer, is_french: bool) -> None:
         self._renderer = renderer
+        self._is_french = is_french
         self._sections = [_Section(1, "")]
         self._skipped_level: int | None = None  # inside a tail section of this level
 
@@ -148,7 +149,7 @@ class _Article:
     def _heading(self, node: Heading, rest: Iterable[object]) -> None:
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
-        title = remove_leftovers(self._renderer.text(node.title)).replace("\n", " ")
+        title = self._plain(self._renderer.text(node.title)).replace("\n", " ")
         name = title.casefold().rstrip(":：")
         is_tail = name in TAIL_SECTIONS
         if is_tail and name in AMBIGUOUS_SECTIONS:
@@ -158,11 +159,14 @@ class _Article:
         if self._skipped_level is None:
             self._sections.append(_Section(node.level, title))
 
+    def _plain(self, text: str) -> str:
+        return remove_leftovers(text, is_french=self._is_french)
+
     def text(self) -> str:
         kept: list[str] = []
         deeper = 99  # the level of the nearest following heading that is kept
         for section in reversed(self._sections):
-            body = remove_leftovers("".join(section.parts))
+            body = self._plain("".join(section.parts))
             # A heading without text is kept only above a deeper section that is kept.
             if not body and (deeper == 99 or deeper <= section.level):
                 continue

@@ -35,6 +35,7 @@ _EMPTY_BRACKETS = re.compile(
 _AFTER_BRACKET = re.compile(r"(?<=[(（])[\s,;，；、]++")
 _BEFORE_BRACKET = re.compile(r"(?<![\s,;，；、])[\s,;，；、]++(?=[)）])")
 _BEFORE_MARK = re.compile(r"[ ]+([,;:.!?](?=[\s)]|$)|[，；：。！？、）])")
+_BEFORE_MARK_IN_FRENCH = re.compile(r"[ ]+([,.](?=[\s)]|$))")
 _EMPTY_ITEM = re.compile(r"^[ \t]*(?:[-*#:;•·][ \t]*)+$", re.MULTILINE)
 _LEADING = re.compile(r"^[,;，；、]\s*", re.MULTILINE)  # after a template that began the paragraph
 _GAP = re.compile(r"\n{3,}")
@@ -67,8 +68,11 @@ def _is_switch(word: str) -> bool:
     return is_foreign or word in CASED_SWITCHES or word.casefold() in SWITCHES
 
 
-def remove_leftovers(text: str) -> str:
-    """`text` with single spaces, one blank line between paragraphs, and no unpaired marks."""
+def remove_leftovers(text: str, *, is_french: bool = False) -> str:
+    """`text` with single spaces, one blank line between paragraphs, and no unpaired marks.
+
+    In French, a space before `:;!?` stays.
+    """
     text = _SPACES.sub(" ", text.translate(_INVISIBLE))
     for _ in range(_NESTED):
         if "{{" not in text or (shorter := _STRAY_TEMPLATE.sub(r"\1", text)) == text:
@@ -89,7 +93,8 @@ def remove_leftovers(text: str) -> str:
     text = _STRAY_TAG.sub("", text).replace(NOWIKI, "")
     text = _EMPTY_BRACKETS.sub("", text)
     text = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub("", text))
-    text = _BEFORE_MARK.sub(r"\1", _SPACES.sub(" ", text))
+    before_mark = _BEFORE_MARK_IN_FRENCH if is_french else _BEFORE_MARK
+    text = before_mark.sub(r"\1", _SPACES.sub(" ", text))
     text = "\n".join(line.strip() for line in text.split("\n"))
     return _GAP.sub("\n\n", _LEADING.sub("", _EMPTY_ITEM.sub("", text))).strip()
 

@@ -343,4 +343,7 @@ def test_prefixes_and_variants_depend_on_the_site():
     assert text_of_wikitext(page, sv) == "ab Wikipedia:Y {a}-{b}-{c}"
     assert "miniatyr" not in text_of_wikitext(page.replace("250px|En bild", "x"), sv)
     assert text_of_wikitext("[[Fil:S.jpg|文字]]", zh) == "文字"
+    page = "Qui&nbsp;? ''Oui'' : {{x}}, « non » !"
+    assert text_of_wikitext(page, WikiSite(language="fr")) == "Qui ? Oui :, « non » !"
+    assert text_of_wikitext("a {{x}}: b {{y}}?") == "a: b?"
     assert text_of_wikitext("-{zh-hans:甲;zh-hant:乙}- x-{未完", zh) == "甲 x未完"
