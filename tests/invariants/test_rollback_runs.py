@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from harness.ledgers import assert_proven
+from harness.programs import train_with_options
+from harness.ranks import end_ranks
 from harness.tiny_run import run
 
 from wikillm.checkpoints.latest import find_complete
@@ -42,3 +44,21 @@ def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path
     assert again["losses"] == first["losses"]
     assert_proven(folder, 8, segments=3, superseded=4)
     assert find_complete(folder).name == "checkpoint-8"
+
+
+def test_a_kill_before_the_first_save_does_not_undo_the_rollback(
+    words: Any, tmp_path: Path
+) -> None:
+    """Train to 4, return to 1, killed at 2. The next start resumes from 1, not from 4."""
+    folder = tmp_path / "run"
+    checkpoints = folder / "checkpoints"
+    line = words(folder, "train.save_steps=1", "train.max_steps=4", "train.save_total_limit=4")
+    first = run(1, line)
+    assert first["code"] == 0, first["message"]
+    options = {"resume": str(checkpoints / "checkpoint-1"), "kill_at": 1}
+    assert end_ranks(train_with_options, 1, line, options) == [-9]
+    again = run(1, line, resume="auto")
+    assert again["code"] == 0, again["message"]
+    assert "skipping checkpoint-4: it is abandoned" in again["output"]
+    assert f"resuming   {checkpoints / 'checkpoint-1'} (step 1)" in again["output"]
+    assert again["losses"] == first["losses"]

@@ -41,7 +41,7 @@ def latest_complete(folder: Path, check: Verify = verify, *, quiet: bool = False
         for abandoned in () if quiet else lineage.abandoned:
             warn(
                 f"skipping {abandoned.name}: it is abandoned; "
-                "the run went back to an earlier checkpoint and saved another one later"
+                "the run went back to an earlier checkpoint since"
             )
         return checkpoint
     if damaged:

@@ -10,7 +10,8 @@ always the newest. Every manifest therefore records two facts:
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
 earlier versions have no sequence: they get 0, and so come first, in the order of their steps. The
 facts of the checkpoint written last are also in `.newest.json`, so that its branch is still known
-when the checkpoint is deleted or its manifest is lost.
+when the checkpoint is deleted or its manifest is lost. A run that goes back records itself there
+before it saves.
 """
 
 from __future__ import annotations
@@ -87,9 +88,21 @@ def _from_json(facts: Mapping[str, Any]) -> Ancestry:
 
 def record_newest(checkpoint: Path) -> None:
     """Record `checkpoint`, just published, as the one written last in its folder. (one rank)"""
-    manifest = read_manifest(checkpoint)
-    facts = {key: manifest[key] for key in ("step", "sequence", "ancestors") if key in manifest}
-    write_json(checkpoint.parent / NEWEST, facts)
+    if "sequence" in read_manifest(checkpoint):
+        _record(checkpoint.parent, read_ancestry(checkpoint))
+
+
+def record_return(folder: Path, origin: Ancestry) -> None:
+    """Record that the run goes on from `origin`, before it saves a checkpoint. (one rank)
+
+    A kill before the first save would leave the abandoned branch as the newest one otherwise.
+    """
+    if left_behind(folder, origin):
+        _record(folder, next_ancestry(folder, origin.position.step, origin))
+
+
+def _record(folder: Path, ancestry: Ancestry) -> None:
+    write_json(folder / NEWEST, {"step": ancestry.position.step, **ancestry.to_json()})
 
 
 def _recorded(folder: Path) -> Ancestry | None:
@@ -128,7 +141,8 @@ def arrange(folder: Path) -> Lineage:
     written = _recorded(folder)
     branch = _on_disk(folder, newest, known, unreadable)
     if written is not None and written.position > newest.position:
-        # The checkpoint written last is gone or unreadable: its ancestors are the branch.
+        # The checkpoint written last is gone or unreadable, or the run was killed after it went
+        # back: the ancestors are the branch.
         branch = _on_disk(folder, written, known, unreadable) or branch
     step = step_of(branch[0]) or 0
     unplaced = [path for path in unreadable if path not in branch]
@@ -142,12 +156,12 @@ def _on_disk(
     folder: Path, head: Ancestry, known: Mapping[Path, Ancestry], unreadable: Sequence[Path]
 ) -> list[Path]:
     """`head` and its ancestors, as far as they are in the folder."""
-    found = []
+    found: list[Path] = []
     for position in (head.position, *head.ancestors):
         path = folder / checkpoint_name(position.step)
         if path in unreadable or (path in known and known[path].position == position):
             found.append(path)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def next_ancestry(folder: Path, step: int, parent: Ancestry | None) -> Ancestry:

@@ -310,7 +310,7 @@ def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:
         path.name for path in left_behind(checkpoints, point.origin) if path not in known
     )
     if names:
-        say(f"           abandoned: {names}; --resume auto will use checkpoints saved from now on")
+        say(f"           abandoned: {names}; --resume auto continues from here")
 
 
 def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

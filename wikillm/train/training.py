@@ -11,7 +11,7 @@ from fractions import Fraction
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from wikillm.checkpoints.layout import checkpoint_name
-from wikillm.checkpoints.lineage import next_ancestry
+from wikillm.checkpoints.lineage import next_ancestry, record_return
 from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
@@ -115,14 +115,18 @@ def train(
 def _saver(context: RunContext) -> CheckpointSaver:
     """Make the checkpoint saver, and remove checkpoints above the limit. (all ranks)"""
     run = context.run
+    point = context.point
     saver = CheckpointSaver(
         run.checkpoints,
         run.staging,
         context.world,
         keep_of(context.resolved.config.train),
-        context.point.origin if context.point else None,
+        point.origin if point else None,
     )
     saver.make_room()
+    will_save = point is not None and point.step < context.plan.max_steps
+    if will_save and saver.origin is not None and context.world.is_main:
+        record_return(run.checkpoints, saver.origin)
     return saver
 
 

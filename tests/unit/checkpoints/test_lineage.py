@@ -17,6 +17,7 @@ from wikillm.checkpoints.lineage import (
     arrange,
     next_ancestry,
     read_ancestry,
+    record_return,
 )
 from wikillm.checkpoints.manifest import files_to_list, seal_files, verify, write_manifest
 from wikillm.checkpoints.retention import Keep, clear_leftovers, publish, rotate
@@ -104,6 +105,22 @@ def test_without_the_newest_one_its_branch_is_known(rolled_back: Run, ruin: obje
     rolled_back.go_back(4)
     saved = rolled_back.save(5)
     assert latest_complete(rolled_back.folder) == saved
+
+
+def test_a_run_that_went_back_is_known_before_it_saves(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (2, 4, 6, 8):
+        run.save(step)
+    record_return(tmp_path, read_ancestry(tmp_path / "checkpoint-8"))
+    assert names(arrange(tmp_path).branch) == [8, 6, 4, 2], "this is the newest one"
+    record_return(tmp_path, read_ancestry(tmp_path / "checkpoint-4"))
+    lineage = arrange(tmp_path)
+    assert (names(lineage.branch), names(lineage.abandoned)) == ([4, 2], [8, 6])
+    (tmp_path / "checkpoint-4" / MANIFEST).unlink()
+    assert names(arrange(tmp_path).branch) == [4, 2]
+    run.go_back(2)
+    run.save(5)
+    assert names(rotate(tmp_path, Keep(1))) == [2, 8, 6]
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"sequence": "x", "step": 6, "ancestors": []}', "[]"])
