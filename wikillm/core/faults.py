@@ -125,7 +125,12 @@ def is_of_the_file(error: BaseException) -> bool:
 
     False for too many open files, no permission or no memory: then another file fails too.
     """
-    return not isinstance(error, OSError) or error.errno in _OF_ONE_FILE
+    if not isinstance(error, OSError):
+        return True
+    number = error.errno
+    if number is None and (match := _NUMBER.search(str(error))):  # safetensors
+        number = int(next(filter(None, match.groups())))
+    return number is None or number in _OF_ONE_FILE
 
 
 def as_refusal(error: BaseException) -> WikiLLMError | None:
@@ -175,6 +180,8 @@ def _from_deepspeed(error: BaseException) -> WikiLLMError | None:
 
 def _from_machine(error: BaseException) -> WikiLLMError | None:
     text = str(error)
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        text = str(error.args[0][0][-1])  # the first of the files that copytree could not copy
     if isinstance(error, OSError) and error.errno is not None:
         paths = _paths(error)
         if error.errno in _OF_THE_PROGRAM or (error.errno == errno.EINVAL and not paths):

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError, ConfigError, Problems
+from wikillm.core.faults import is_of_the_file
 from wikillm.models.build import shards_of
 from wikillm.models.unpickle import only_known_classes
 
@@ -86,6 +87,8 @@ def read_safetensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             for name in opened.keys():  # noqa: SIM118  not a dict
                 yield name, opened.get_tensor(name)
     except (OSError, ValueError) as error:
+        if not is_of_the_file(error):
+            raise
         raise CheckpointError(f"{file} cannot be read.", got=str(error)) from None
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged.", got=str(error)) from None

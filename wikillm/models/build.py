@@ -26,6 +26,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
+from wikillm.core.faults import is_of_the_file
 from wikillm.models.init import initialise_weights
 from wikillm.models.pretrained import load_weights
 from wikillm.models.shape import hf_config
@@ -148,6 +149,8 @@ def shards_of(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        if not is_of_the_file(error):
+            raise
         raise CheckpointError(
             "A model folder's weight index cannot be read.", got=f"{index}: {error!r}"
         ) from None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError, WikiLLMError
-from wikillm.core.faults import as_refusal
+from wikillm.core.faults import as_refusal, is_of_the_file
 
 Read = TypeVar("Read")
 
@@ -107,11 +107,15 @@ def _damaged_files(folder: Path) -> list[str]:
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
+            if not is_of_the_file(error):
+                raise
             damaged.append(f"{path.name}: {error}")
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):  # type: ignore[no-untyped-call]
                 pass
         except (OSError, SafetensorError) as error:
+            if not is_of_the_file(error):
+                raise
             damaged.append(f"{path.name}: {path.stat().st_size:,} bytes: {error}")
     return damaged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wikillm.core.errors import CheckpointError, ConfigError, DataError, ExitCode, MachineError
-from wikillm.core.faults import as_refusal
+from wikillm.core.faults import as_refusal, is_of_the_file
+from wikillm.data.tokenizer.tokenizer import load_tokenizer
 
 
 def fill_a_disk() -> None:
@@ -155,3 +157,27 @@ def test_a_value_that_only_deepspeed_refuses_is_a_mistake_in_its_json() -> None:
         refusal = as_refusal(refused.value)
         assert isinstance(refusal, ConfigError) and named in str(refusal.got), values
     assert as_refusal(ValueError("of our own")) is None
+
+
+def error_of(read: Callable[[Path], object], path: Path) -> BaseException:
+    with pytest.raises(Exception) as caught:
+        read(path)
+    return caught.value
+
+
+@pytest.mark.parametrize("read", [Path.read_bytes, load_tokenizer])
+def test_without_a_free_descriptor_no_file_is_damaged(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    assert is_of_the_file(error_of(read, tmp_path / "none"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    path = tmp_path if read is load_tokenizer else tmp_path / "tokenizer.json"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(tmp_path, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        error = error_of(read, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not is_of_the_file(error) and isinstance(as_refusal(error), MachineError)

@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from wikillm.core.errors import DataError
+from wikillm.core.faults import is_of_the_file
 from wikillm.core.files import write_atomic, write_json
 
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -54,6 +55,8 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     try:
         content = path.read_bytes()
     except OSError as error:
+        if not is_of_the_file(error):
+            raise
         raise DataError(
             "A tokenizer folder has no readable tokenizer.json.",
             got=f"{folder}: {error.strerror}",
@@ -121,6 +124,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if not is_of_the_file(error):
+            raise
         raise _damaged(path, str(error)) from None
     return value if isinstance(value, dict) else {}
 
