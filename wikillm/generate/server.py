@@ -17,10 +17,12 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.data.tokenizer.chat_template import read_chat_template
@@ -33,6 +35,9 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
 }
+_READ = ("prompt", "messages", "input", "content", "text")
+"""Keys whose text the model reads."""
+MOST_BYTES = 1 << 20
 _CHAT = ("/v1/chat/completions", "/v1/responses")
 _OPEN = {("GET", "/health"), ("POST", "/v1/completions"), *(("POST", path) for path in _CHAT)}
 NO_TEMPLATE = (
@@ -119,7 +124,9 @@ def start_server(folder: Path, name: str, *, host: str, port: int, device: str) 
             _sample_as_asked(loaded.model, loaded.processor)
             if has_template:
                 _answers_are_text(loaded.model, loaded.processor)
-        _extend(app, name, has_template)
+        most = loaded.model.config.max_position_embeddings
+        _extend(app, name, has_template, partial(_problem, tokenizer=loaded.processor, most=most))
+        _refuse_strangers(app, is_local=is_loopback(host))
         return app
 
     # transformers opens the model's name as a path, so the name is a link in an empty folder.
@@ -187,7 +194,37 @@ def _answers_are_text(model: Any, tokenizer: Any) -> None:
     }
 
 
-def _extend(app: Any, name: str, has_template: bool) -> None:
+def _refuse(status: int, message: str, code: str | None = None) -> Any:
+    """An error in OpenAI's form."""
+    from fastapi.responses import JSONResponse
+
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def _refuse_strangers(app: Any, *, is_local: bool) -> None:
+    """Refuse requests that a page of another site makes a browser send, and long bodies.
+
+    A site can send to 127.0.0.1, and reads the answers once its own name resolves to that address.
+    """
+    from fastapi import Request
+
+    @app.middleware("http")
+    async def refuse(request: Request, call_next: Any) -> Any:
+        own = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        is_foreign = origin is not None and urlsplit(origin).netloc != own
+        if is_foreign or (is_local and not is_loopback(request.url.hostname or "")):
+            return _refuse(403, f"This server takes no requests of {origin or own}.")
+        length = request.headers.get("content-length", "")
+        if request.method == "POST" and not (length.isdecimal() and int(length) <= MOST_BYTES):
+            return _refuse(413, f"A request has a length, of at most {MOST_BYTES:,} bytes.")
+        return await call_next(request)
+
+
+def _extend(
+    app: Any, name: str, has_template: bool, problem_of: Callable[[str, bytes], str | None]
+) -> None:
     """Add the page, the list of models and the errors to transformers' application."""
     from fastapi import Request
     from fastapi.responses import HTMLResponse, JSONResponse
@@ -201,33 +238,48 @@ def _extend(app: Any, name: str, has_template: bool) -> None:
         f"/v1/models/{name}": JSONResponse(model),
     }
 
-    def refuse(status: int, message: str, code: str | None = None) -> JSONResponse:
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-        return JSONResponse({"error": error}, status_code=status)
-
     @app.middleware("http")
     async def answer_or_refuse(request: Request, call_next: Any) -> Any:
         path = request.url.path
         if request.method == "GET" and path in answers:
             return answers[path]
         if (request.method, path) not in _OPEN:
-            return refuse(404, f"There is no {request.method} {path} on this server.")
+            return _refuse(404, f"There is no {request.method} {path} on this server.")
         if path in _CHAT and not has_template:
-            return refuse(400, NO_TEMPLATE, "no_chat_template")
-        if request.method == "POST" and (problem := _problem(path, await request.body())):
-            return refuse(400, problem)
-        return await call_next(request)
+            return _refuse(400, NO_TEMPLATE, "no_chat_template")
+        if request.method == "POST" and (problem := problem_of(path, await request.body())):
+            return _refuse(400, problem)
+        try:
+            return await call_next(request)
+        except (ValueError, TypeError, OverflowError) as error:  # values that transformers refuses
+            return _refuse(400, str(error).partition("\n")[0][:300])
 
     @app.exception_handler(HTTPException)
     async def as_openai(request: Request, error: HTTPException) -> JSONResponse:
-        return refuse(error.status_code, str(error.detail))
+        return _refuse(error.status_code, str(error.detail))
 
 
-def _problem(path: str, body: bytes) -> str | None:
-    """What is wrong with a request that transformers would answer with status 500, or None."""
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a request that the model reads."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        yield from _texts([value[key] for key in _READ if key in value])
+
+
+def _problem(path: str, body: bytes, tokenizer: Any, most: int) -> str | None:
+    """What is wrong with a request that transformers would answer with status 500, or None.
+
+    Args:
+        most: number of tokens that the model reads.
+    """
     try:
         request = json.loads(body)
-    except ValueError:
+        texts = "\n".join(_texts(request))
+    except (ValueError, RecursionError):
         return "The request is not JSON."
     if not isinstance(request, dict):
         return "The request is not a JSON object."
@@ -238,4 +290,7 @@ def _problem(path: str, body: bytes) -> str | None:
         rows = messages if isinstance(messages, list) else []
         if not rows or not all(isinstance(row, dict) and "role" in row for row in rows):
             return "`messages` is not a list of messages with role and content."
+    tokens = len(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    if tokens > most:
+        return f"The text has {tokens:,} tokens, and the model reads at most {most:,}."
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wikillm.core.errors import ConfigError, Problems
 
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 _SLOTS = re.compile(r"slots=([0-9]{1,9})")
 MOST_SLOTS = 64
@@ -29,7 +29,7 @@ class Host:
 
 
 def is_host(text: str) -> bool:
-    """A DNS name or an IP address."""
+    """A DNS name (or an alias of ssh, with `_`) or an IP address."""
     if _HOST.fullmatch(text):
         return True
     try:

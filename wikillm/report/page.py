@@ -52,18 +52,17 @@ def refresh_page(run: Path) -> None:
 
 
 def render(runs: Sequence[RunFiles], price: float | None = None) -> str:
-    """The page as text."""
+    """The page as text, without control characters and direction overrides."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     name = "run" if len(runs) == 1 else "compare"
     values = sections_of(runs[0], price) if len(runs) == 1 else comparison(runs, price)
-    return environment.get_template(f"{name}.html.j2").render(
+    page = environment.get_template(f"{name}.html.j2").render(
         **values,
         plots=[_figure(plot) for plot in plots_of(runs)],
         style=Markup(STYLE + COLOUR_RULES),
@@ -71,12 +70,7 @@ def render(runs: Sequence[RunFiles], price: float | None = None) -> str:
         version=__version__,
         command=" ".join(str(run.path) for run in runs),
     )
-
-
-def _shown(value: Any) -> Any:
-    """Escape control characters and direction overrides in a value of the template."""
-    is_text = isinstance(value, str) and not hasattr(value, "__html__")
-    return printable(value) if is_text else value
+    return printable(page)
 
 
 def _figure(plot: Plot) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from harness.browser import CHROMIUM, WHY_NOT, Page, chromium
 from harness.ranks import start_ranks
 from harness.terminal import command_on_terminal, terminal
@@ -19,6 +20,7 @@ from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
+from wikillm.generate.server import MOST_BYTES
 
 openai = pytest.importorskip("openai", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -115,6 +117,30 @@ def test_other_mistakes_are_refused_in_the_same_form(base: Any) -> None:
     for path in ("/load_model", "/reset", "/v1/audio/transcriptions"):
         with pytest.raises(openai.NotFoundError, match="on this server"):
             base.post(path.removeprefix("/v1"), cast_to=object, body={"model": "/etc"})
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"[" * 200_000, {}, 400),
+        (b'{"prompt": "a", "max_tokens": -1}', {}, 400),
+        (b'{"prompt": "a", "temperature": -5}', {}, 400),
+        (b'{"prompt": "' + "从前 ".encode() * 50_000 + b'"}', {}, 400),  # more than the model reads
+        (b'{"prompt": "' + b"a" * MOST_BYTES + b'"}', {}, 413),
+        (b'{"prompt": "a"}', {"Host": "a-name-of-theirs.example"}, 403),
+        (b'{"prompt": "a"}', {"Origin": "http://a-site.example"}, 403),
+        (b'{"prompt": "a"}', {"Origin": "null"}, 403),
+        (b'{"prompt": "a", "max_tokens": 1}', {"Host": "localhost:1"}, 200),
+    ],
+    ids=str,
+)
+def test_what_a_stranger_or_a_page_of_another_site_sends(
+    base: Any, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    kind = {"Content-Type": "application/json", **headers}
+    answer = requests.post(f"{base.base_url}completions", data=body, headers=kind, timeout=60)
+    assert answer.status_code == status, answer.text
+    assert status == 200 or answer.json()["error"]["message"]
 
 
 def test_a_model_with_a_template_answers_messages(talker: Any) -> None:

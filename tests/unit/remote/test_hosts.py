@@ -82,7 +82,7 @@ def test_an_ipv6_address_in_brackets_is_that_address(zero: str, tmp_path: Path) 
     assert read_hostfile(written(tmp_path, "[2001:db8::1] slots=2\n")) == (Host("2001:db8::1", 2),)
 
 
-@pytest.mark.parametrize("good", ["gpu1", "me@gpu1", "a.b@10.0.0.1", "me@fe80::1"])
+@pytest.mark.parametrize("good", ["gpu1", "gpu_1", "me@gpu1", "a.b@10.0.0.1", "me@fe80::1"])
 def test_destinations(good: str) -> None:
     assert check_destination(good) == good
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -139,8 +140,10 @@ def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
     data["sources"][0]["path"] = markup
     data["funnel"]["dropped"] = [{"reason": markup, "records": 1, "characters": 2, "is_bad": True}]
     (run / "data.json").write_text(json.dumps(data))
-    settings = (run / "config.resolved.yaml").read_text().replace('name: "', f"name: {markup}", 1)
-    (run / "config.resolved.yaml").write_text(settings)
+    settings = (run / "config.resolved.yaml").read_text()
+    name = f"name: {json.dumps(markup + chr(0x1B) + chr(0x202E))}"
+    named = re.sub(r'name: "[^"]*"', lambda _: name, settings, count=1)
+    (run / "config.resolved.yaml").write_text(named)
     document = {"source": markup, "offset": 12, "document": 3}
     batch = {"rank": 1, "micro_step": 0, "nonfinite": {"loss": "nan"}, "documents": [document]}
     (run / "diverged.json").write_text(json.dumps({"step": 7, "micro_batches": [batch]}))
