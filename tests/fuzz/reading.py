@@ -129,10 +129,11 @@ def clean(text: str) -> str:
 
 
 def written(folder: Path, name: str, content: bytes) -> Path:
-    """Write `content` to a file, compressed according to its suffix."""
+    """Write `content` to a file, compressed as two streams according to its suffix."""
     path = folder / name
     pack = PACKED.get(path.suffix, bytes)
-    path.write_bytes(pack(content))
+    half = len(content) // 2
+    path.write_bytes(pack(content[:half]) + pack(content[half:]))
     return path
 
 

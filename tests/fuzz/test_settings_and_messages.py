@@ -56,7 +56,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@given(st.lists(TOKENS, max_size=30).map("".join))
+YAML_LINES = st.builds(
+    "{}{}: {}".format,
+    st.sampled_from(["", "", "  ", "- "]),
+    st.sampled_from(["model", "train", "max_steps", "data.path", "<<", "? x", "1"]),
+    TOKENS,
+)
+
+
+@given(
+    st.one_of(
+        st.lists(TOKENS, max_size=30).map("".join), st.lists(YAML_LINES, max_size=6).map("\n".join)
+    )
+)
 @fuzzed(225)
 def test_yaml_of_any_kind(text: str) -> None:
     try:
@@ -92,8 +104,10 @@ RECIPE = {
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
-    """A JSON value with one or two of its parts replaced, removed or added."""
+    """A JSON value with one or two parts replaced, removed or added; seldom another value."""
     made = json.loads(json.dumps(value))
+    if draw(st.integers(0, 19)) == 7:
+        return draw(JSON)
     for _ in range(draw(st.integers(1, 2))):
         inner = made
         path = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuzz.budget import fuzzed
@@ -152,6 +152,7 @@ def test_damaged_json_and_tables_are_refused_or_accounted_for(
     refused_or_read(written(folder, made[1], content), content)
 
 
+@example("a\rb\r\nc", "text")
 @given(TEXTS, st.sampled_from(["text", "blocks", "lines"]))
 @fuzzed(175)
 def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> None:

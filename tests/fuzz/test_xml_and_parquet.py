@@ -145,6 +145,7 @@ def test_each_row_of_parquet_is_kept(
     as_parquet(path, texts, kind, row_group)
     found = read(path, b"", range_bytes=128)
     assert found.texts == [text for cell in texts if (text := clean(cell or ""))]
+    assert len(found.texts) + len(found.dropped) == len(texts)
     assert {item.why.reason for item in found.dropped} <= {"empty"}
 
 
