@@ -94,12 +94,14 @@ def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
     if "auto_map" in found:
         what = "The model needs remote code, which WikiLLM does not run."
         raise ConfigError(what, got=f"{path}: auto_map", fix="a model without auto_map")
-    rope_type = _rope(found).get("rope_type", _rope(found).get("type", "default"))
+    rope = _rope(found)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     layer_types = set(found.get("layer_types") or ()) - {"full_attention"}
     unsupported = {
         "quantized weights": "quantization_config" in found,
         "sliding-window attention": bool(found.get("use_sliding_window")) or bool(layer_types),
         f"rotary scaling {rope_type!r}": rope_type != "default",
+        "rotary parameters by layer": any(isinstance(value, dict) for value in rope.values()),
         f"activation {found.get('hidden_act')!r}": found.get("hidden_act", "silu") != "silu",
         "attention biases": found["model_type"] == "qwen3" and bool(found.get("attention_bias")),
         "MLP biases": bool(found.get("mlp_bias")),

@@ -69,6 +69,10 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rotary scaling 'yarn'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 5e6, "rope_type": "default"}}},
+            "rotary parameters by layer",
+        ),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention biases"),
         ({"hidden_size": None}, "missing or non-integer keys"),
