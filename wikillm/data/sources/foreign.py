@@ -19,6 +19,9 @@ _KINDS = {
     b"Obj\x01": "Avro",
     b"\x89HDF": "HDF5",
     b"SQLite format 3\0": "SQLite",
+    b"-- MySQL dump": "SQL",  # of a wiki: tables of links, no articles
+    b"-- MariaDB dump": "SQL",
+    b"/*M!999999": "SQL",
     b"\x93NUMPY": "NumPy",
     b"%PDF-": "PDF",
     b"FEA1": "Feather",

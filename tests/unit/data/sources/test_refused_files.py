@@ -105,6 +105,8 @@ EXPLAINED: dict[str, tuple[str, bytes, str]] = {
     "tar": ("x.tar.gz", tarred(), "tar files"),
     "pickle": ("x.txt", pickle.dumps(RECORDS), "pickle files"),
     "SQLite": ("x.jsonl", sqlite(), "SQLite files"),
+    "SQL of a wiki": ("zhwiki-page.sql", b"-- MySQL dump 10.19\nINSERT INTO `page`", "SQL files"),
+    "SQL, gzip": ("zhwiki-page.sql.gz", gzip.compress(b"/*M!999999\\- enable"), "SQL files"),
     "PDF": ("x.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF files"),
     "token ids": ("x.txt", np.arange(5000, dtype="<u4").tobytes(), "binary"),
     "random bytes": ("x.jsonl", random.Random(1).randbytes(5000), "binary"),
