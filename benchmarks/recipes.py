@@ -51,7 +51,11 @@ class Arm:
 
 BASELINE = Arm("AdamW, cosine", (), rates=ADAMW_RATES)
 _MUON = ("train.optimizer=muon", "train.max_grad_norm=0", "train.learning_rate=4e-3")
-_WSD = ("train.lr_scheduler_type=warmup_stable_decay", "train.lr_decay_share=0.2")
+_WSD = (
+    "train.lr_scheduler_type=warmup_stable_decay",
+    "train.lr_decay_share=0.2",
+    "train.lr_decay_type=1-sqrt",
+)
 ARMS = {
     "muon": Arm("Muon, cosine", _MUON, "train.muon_learning_rate", MUON_RATES),
     "wsd": Arm("AdamW, WSD 20 % 1-sqrt", _WSD, rates=ADAMW_RATES),

@@ -25,8 +25,8 @@ OPTIMIZER = {
     "train.adam_epsilon": 1e-6,
     "train.warmup_steps": 4,
     "train.lr_scheduler_type": "warmup_stable_decay",
-    "train.lr_decay_share": 0.5,
-    "train.lr_decay_type": "linear",
+    "train.lr_decay_share": 0.4,
+    "train.lr_decay_type": "1-sqrt",
 }
 CLIPPING = {"train.max_grad_norm": 0.5}
 MUON = {"train.muon_learning_rate": 0.005, "train.muon_momentum": 0.9}

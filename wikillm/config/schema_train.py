@@ -51,10 +51,10 @@ class TrainSection(Section):
     ] = "cosine"
     """Schedule after warm-up; warmup_stable_decay holds the peak rate and decays it at the end
     (arXiv:2404.06395)."""
-    lr_decay_share: float = Field(default=0.2, gt=0, le=1)
+    lr_decay_share: float = Field(default=0.5, gt=0, le=1)
     """Share of all steps over which warmup_stable_decay decays to 0."""
-    lr_decay_type: Literal["1-sqrt", "linear"] = "1-sqrt"
-    """Shape of the decay in warmup_stable_decay; 1-sqrt was better in arXiv:2405.18392."""
+    lr_decay_type: Literal["1-sqrt", "linear"] = "linear"
+    """Shape of the decay in warmup_stable_decay."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """For cosine_with_min_lr: final learning rate as a share of the peak."""
     warmup_steps: float = Field(default=200, ge=0)
