@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from wikillm.remote.hosts import bracketed_host
-from wikillm.remote.private_files import PRIVATE
+from wikillm.remote.private_files import PRIVATE, in_any_case
 
 _OPTIONS = (
     "BatchMode=yes",
@@ -33,7 +33,7 @@ def rsync_argv(
     Files that .gitignore names, keys and passwords are left out.
     """
     filters = ["--include", "id_*.py"]
-    for pattern in (*excluded, *PRIVATE):
+    for pattern in (*excluded, *map(in_any_case, PRIVATE)):
         filters += ["--exclude", pattern]
     user, at, host = destination.rpartition("@")
     shell = shlex.join(("ssh", *OPTIONS))

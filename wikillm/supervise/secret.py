@@ -103,6 +103,14 @@ def _read(path: Path) -> bytes:
                 fix=f"rm {path}\nor, where the file system stores no modes, export {VARIABLE}, "
                 "the same on every node",
             )
+        # Root can read the file of a user, who could then forge messages. On a folder whose server
+        # maps root to another user, the folder's owner is that user too.
+        if about.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+            raise MachineError(
+                f"The secret of this run, {path}, belongs to another user.",
+                got=f"uid {about.st_uid}, not {os.geteuid()}",
+                fix=f"rm {path}",
+            )
         if _WHOLE.fullmatch(content):
             return bytes.fromhex(content.decode())
         if time.monotonic() > deadline:

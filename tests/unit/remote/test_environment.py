@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from wikillm.remote.environment import (
     is_forwarded,
     write_environment_file,
 )
-from wikillm.remote.private_files import PRIVATE, is_private
+from wikillm.remote.private_files import PRIVATE, in_any_case, is_private
 from wikillm.remote.ssh import rsync_argv, ssh_argv
 
 VALUES = {
@@ -70,7 +71,11 @@ def test_the_host_follows_a_double_dash() -> None:
     assert not is_private("train.py") and is_private("id_rsa")
     copy = rsync_argv(".", "me@node1", "a folder", (".git",))
     assert copy[-3:] == ("--", "./", "me@node1:a folder/") and "-azs" in copy
-    assert copy.index("id_*.py") < copy.index("id_*"), (
+    assert copy.index("id_*.py") < copy.index(in_any_case("id_*")), (
         "rsync takes the first rule that fits: code named id_x.py is copied"
     )
-    assert {copy[i + 1] for i, word in enumerate(copy) if word == "--exclude"} == {".git", *PRIVATE}
+    excluded = {copy[i + 1] for i, word in enumerate(copy) if word == "--exclude"}
+    assert excluded == {".git", *map(in_any_case, PRIVATE)}
+    for name in ("id_rsa", "ID_DSA", "Server.PEM", ".Netrc", "x.netrc"):
+        assert any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded), name
+    assert not any(fnmatch.fnmatchcase("train.py", pattern) for pattern in excluded)

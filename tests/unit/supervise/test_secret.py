@@ -84,3 +84,13 @@ def test_a_folder_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path: Path) 
     with pytest.raises(MachineError, match="cannot be stored") as caught:
         run_secret(tmp_path / "file" / "run", {})
     assert "run.dir=FOLDER" in str(caught.value.fix)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_secret_that_another_user_planted_is_refused(tmp_path: Path) -> None:
+    own = run_secret(tmp_path, {})
+    os.chown(tmp_path / FILE_NAME, 65534, -1)
+    with pytest.raises(MachineError, match="belongs to another user"):
+        run_secret(tmp_path, {})
+    os.chown(tmp_path, 65534, -1)  # the folder of that user, or a server that maps root to it
+    assert run_secret(tmp_path, {}) == own
