@@ -97,7 +97,7 @@ def record_return(folder: Path, origin: Ancestry) -> None:
 
     A kill before the first save would leave the abandoned branch as the newest one otherwise.
     """
-    if left_behind(folder, origin):
+    if arrange(folder).branch[:1] != (folder / checkpoint_name(origin.position.step),):
         _record(folder, next_ancestry(folder, origin.position.step, origin))
 
 

@@ -116,6 +116,9 @@ def test_a_run_that_went_back_is_known_before_it_saves(tmp_path: Path) -> None:
     record_return(tmp_path, read_ancestry(tmp_path / "checkpoint-4"))
     lineage = arrange(tmp_path)
     assert (names(lineage.branch), names(lineage.abandoned)) == ([4, 2], [8, 6])
+    record_return(tmp_path, read_ancestry(tmp_path / "checkpoint-8"))
+    assert names(arrange(tmp_path).branch) == [8, 6, 4, 2], "back on the first branch"
+    record_return(tmp_path, read_ancestry(tmp_path / "checkpoint-4"))
     (tmp_path / "checkpoint-4" / MANIFEST).unlink()
     assert names(arrange(tmp_path).branch) == [4, 2]
     run.go_back(2)
