@@ -43,9 +43,7 @@ class World:
             try:
                 return int(text)
             except ValueError:
-                raise MachineError(
-                    f"The environment variable {name} is not a number.", got=repr(text)
-                ) from None
+                raise _not_a_number(name, text) from None
 
         size = number("WORLD_SIZE", 1)
         rank = number("RANK", 0)
@@ -110,8 +108,9 @@ class World:
 
 
 _LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
-_OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Process counts set by MPICH, Intel MPI, Slurm's PMI and MVAPICH; accelerate reads them too."""
+_OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+"""Process counts set by MPICH, Intel MPI, Slurm's PMI, MVAPICH and Open MPI; accelerate reads them
+too. Those of Open MPI count where its ranks are missing, which `adopt_open_mpi` translates."""
 _OPEN_MPI = {
     "RANK": "RANK",
     "WORLD_SIZE": "SIZE",
@@ -122,12 +121,22 @@ _OPEN_MPI = {
 Variables")."""
 
 
+def _not_a_number(name: str, text: str) -> MachineError:
+    return MachineError(
+        f"The environment variable {name} is not a number.",
+        got=repr(text),
+        fix=f"{_LAUNCH}; for a single process: unset {name}",
+    )
+
+
 def _refuse_unknown_mpi(environ: Mapping[str, str]) -> None:
+    for name in _OTHER_MPI:
+        if not environ.get(name, "1").strip().isdecimal():
+            raise _not_a_number(name, environ[name])
     several = [n for n in _OTHER_MPI if environ.get(n, "1") not in ("", "1")]
     if several and "RANK" not in environ:
         raise MachineError(
-            "An MPI launcher other than Open MPI started several processes, "
-            "and each would train alone.",
+            "An MPI launcher started several processes, and each would train alone.",
             got=", ".join(f"{name}={environ[name]}" for name in several),
             fix=f"{_LAUNCH}; for a single process: unset {' '.join(several)}",
         )
@@ -140,9 +149,15 @@ def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     if "RANK" in environ or "OMPI_COMM_WORLD_RANK" not in environ:
         return
-    environ.update(
-        {name: environ[f"OMPI_COMM_WORLD_{theirs}"] for name, theirs in _OPEN_MPI.items()}
-    )
+    variables = {name: f"OMPI_COMM_WORLD_{theirs}" for name, theirs in _OPEN_MPI.items()}
+    missing = [theirs for theirs in variables.values() if theirs not in environ]
+    if missing:
+        raise MachineError(
+            "The environment variables of mpirun are incomplete.",
+            got=f"{', '.join(missing)} not set",
+            fix=f"{_LAUNCH}; for a single process: unset OMPI_COMM_WORLD_RANK",
+        )
+    environ.update({name: environ[theirs] for name, theirs in variables.items()})
     environ.setdefault("MASTER_PORT", "29500")
     if environ["WORLD_SIZE"] == environ["LOCAL_WORLD_SIZE"]:
         environ.setdefault("MASTER_ADDR", "127.0.0.1")

@@ -95,6 +95,19 @@ def test_open_mpi_on_several_nodes_needs_an_address() -> None:
     assert alone["MASTER_ADDR"] == "127.0.0.1"
 
 
+def test_incomplete_variables_of_open_mpi_are_named() -> None:
+    with pytest.raises(MachineError, match="OMPI_COMM_WORLD_LOCAL_SIZE not set"):
+        adopt_open_mpi(dict(OPEN_MPI))
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["", "x", "-"])
+def test_a_size_that_is_not_a_number_is_named(name: str, value: str) -> None:
+    with pytest.raises(MachineError, match=f"{name} is not a number") as caught:
+        World.from_env({name: value}).check_rendezvous({name: value})
+    assert f"unset {name}" in str(caught.value)
+
+
 def test_a_launchers_own_names_win_over_open_mpis() -> None:
     environ = {"RANK": "0", **OPEN_MPI}
     adopt_open_mpi(environ)
@@ -129,7 +142,7 @@ def test_a_lone_process_drops_the_variables_of_a_launcher() -> None:
     assert environ == {"PATH": "/bin", "MASTER_ADDR": "node1"}
 
 
-@pytest.mark.parametrize("name", ["PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("name", ["PMI_SIZE", "MV2_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
 def test_an_unknown_mpi_is_refused(name: str) -> None:
     with pytest.raises(MachineError, match="each would train alone") as caught:
         World().check_rendezvous({name: "2"})
