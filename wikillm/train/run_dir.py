@@ -102,10 +102,13 @@ class RunDir:
             foreign = [n for n in names if n not in own_names and not n.endswith(_LAUNCHER_FILES)]
         if foreign:
             more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+            new = self.path / "run"
+            while new.exists():  # such as /run
+                new = new.with_name(f"{new.name}-2")
             raise ConfigError(
                 f"{self.path} is not a run directory: it holds other files.",
                 got=", ".join(foreign[:5]) + more,
-                fix=f"name a new or empty folder: run.dir={self.path / 'run'}",
+                fix=f"name a new or empty folder: run.dir={new}",
             )
 
     def claim(self, *, resume: bool) -> FileLock:

@@ -123,7 +123,7 @@ def test_a_folder_with_other_files_is_refused_untouched(kind: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/", "holds other files"),
+        ("/", "holds other files(.|\n)*run.dir=/run-2"),
         ("/tmp/..", "holds other files"),
         ("corpus.jsonl", "cannot be a run directory(.|\n)*corpus.jsonl is not a folder"),
         ("corpus.jsonl/run", "cannot be a run directory(.|\n)*corpus.jsonl is not a folder"),
