@@ -3,8 +3,8 @@
 Kept: prose, list items ("- "), section headings as lines of their own, the text of links, templates
 inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas. Dropped:
 other templates, tables, references, pictures with their captions, categories, galleries, formulas
-in TeX, comments, sections of links and sources, headings of sections without text. Other pages are
-not available here, so text transcluded from them is lost.
+in TeX, comments, sections of links and sources, headings of sections without text. Text that a page
+takes from other pages (transclusion) is lost, because only the page itself is read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from wikillm.data.text.wikitext_scripts import subscript, superscript
 from wikillm.data.text.wikitext_templates import is_function, text_of_function, text_of_template
 from wikillm.data.types import WikiSite
 
-# The tags of `wikitext_regions` are gone before parsing.
+# Tags such as <ref> and <math> were removed by `wikitext_regions` before parsing.
 _DROPPED_TAGS = frozenset(("table", "tr", "td", "th", "caption", "img", "video", "audio"))
 _BLOCK_TAGS = frozenset(
     (
@@ -63,15 +63,15 @@ _BLOCK_TAGS = frozenset(
 _PROSE = re.compile(r"^[^*#:;{|!<=\n][^\n]{60}", re.MULTILINE)  # not in a list of sources
 _HIDING_STYLE = re.compile(r"display\s*:\s*none\b", re.IGNORECASE)
 _URL = re.compile(r"(?<![a-zA-Z+.-])(?:[a-zA-Z+.-]++:)?//[!-~]*")
-"""An address; Chinese text may follow it without a space."""
+"""A URL. Chinese text may follow it without a space."""
 _RAISING_STYLE = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
-_NO_HEADING = re.compile(r"\n(?==)(?![^\n]*=[ \t]*(?:\n|$))")  # `= x = y` is text
+_NO_HEADING = re.compile(r"\n(?==)(?![^\n]*=[ \t]*(?:\n|$))")  # such a line is text, not a heading
 _INVALID_IN_TITLES = frozenset("<>[]{}|\ufffd")
 _BEFORE_TABLE = re.compile(r"\n[ \t:*#;]++(?=\{\|)")
-"""The parser finds tables at the start of a line only."""
+"""The parser finds tables only at the start of a line."""
 _MARKUP = frozenset("<>[]{}|'=*#:;!-_&")
 
-_BRACKETS = (  # opening and closing marks of each kind
+_BRACKETS = (  # by kind: opening (group 1) and closing brackets or tags
     re.compile(r"(\{\{)|\}\}"),
     re.compile(r"(\[)|\]"),
     re.compile(r"(^[ :*#]*\{\|)|^[ :*#]*\|\}", re.MULTILINE),
@@ -79,23 +79,23 @@ _BRACKETS = (  # opening and closing marks of each kind
         r"(<(?!(?:br|hr|li|p|dd|dt|wbr|img)\b)[a-z]\w*\b(?![^<>]*/>))|</[a-z]", re.IGNORECASE
     ),
 )
-_MAX_OPEN = 200  # articles have a dozen; the parser takes 0.1 s for 200, and quadratic time
+_MAX_OPEN = 200  # articles have a dozen; 200 take the parser 0.1 s, and its time is quadratic
 
 
 class DamagedWikitext(ValueError):
-    """So many marks are never closed that parsing would take minutes."""
+    """So many brackets or tags are unclosed that parsing would take minutes."""
 
 
 def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = "") -> str:
     """The article's text, paragraphs separated by blank lines. Empty when nothing readable is left.
 
     `site` says what link prefixes mean, `title` is what `{{PAGENAME}}` shows. Raises
-    DamagedWikitext for a page whose marks do not pair at all.
+    DamagedWikitext for a page with more than 200 unclosed brackets or tags of one kind.
     """
     names = site_names(site)
     regions = Regions()
-    # This comes first: no rule below may see what is inside `<nowiki>`, and references are a third
-    # of an English article and half of the parser's time.
+    # This comes first: no later rule may see the content of `<nowiki>`, and references would take
+    # half of the parser's time.
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
         wikitext = without_unpaired(resolve_variants(wikitext))
@@ -137,7 +137,7 @@ class _Article:
         self._renderer = renderer
         self._is_french = is_french
         self._sections = [_Section(1, "")]
-        self._skipped_level: int | None = None  # inside a tail section of this level
+        self._skipped_level: int | None = None  # level of the dropped section that we are in
 
     def walk(self, code: Wikicode) -> None:
         for at, node in enumerate(code.nodes):
@@ -176,7 +176,7 @@ class _Article:
 
 
 class _Renderer:
-    """Renders the parser's nodes as text. `before` is the rendered text in front of a node."""
+    """Renders the parser's nodes as text. `before`: the text rendered just before the node."""
 
     def __init__(self, names: SiteNames, regions: Regions, title: str) -> None:
         self._names = names
@@ -192,10 +192,10 @@ class _Renderer:
         return "".join(parts)
 
     def add(self, node: object, parts: list[str], start: str) -> None:
-        """Append the text of `node` to `parts`; `start` is in front of the first part."""
+        """Append the text of `node` to `parts`; `start`: the text before the first part."""
         before = parts[-1] if parts else start
         shown = self._shown(node, before)
-        if shown[:1] == before[-1:] == "'":  # on both sides of a tag or link: not one mark
+        if shown[:1] == before[-1:] == "'":  # keep two apostrophes from joining into markup
             parts.append(NOWIKI)
         if shown:
             parts.append(shown)
@@ -214,13 +214,13 @@ class _Renderer:
             if node.brackets:
                 return self.text(node.title)
             url = str(node.url)
-            if "//" not in url:  # the parser also takes `Tel:010-1234` for an address
+            if "//" not in url:  # the parser treats `Tel:010-1234` as a URL too
                 return self.text(node.url)
             rest = _URL.sub("", url)
             return self.text(_parsed(rest)) if rest else ""
         if isinstance(node, HTMLEntity):
             return self._entity(str(node))
-        if isinstance(node, Heading):  # inside a tag; _Article handles a page's own
+        if isinstance(node, Heading):  # inside a tag; _Article handles the others
             return f"\n{self.text(node.title).strip()}\n"
         if isinstance(node, Argument):
             return self.text(node.default)
@@ -232,7 +232,7 @@ class _Renderer:
 
     def _wikilink(self, node: Wikilink) -> str:
         target = unquote(str(node.title).strip())
-        if is_marked(target):  # MediaWiki shows a link with a nowiki in its target as it is written
+        if is_marked(target):  # shown literally: <nowiki> in the target
             parts = [self.text(part) for part in (node.title, node.text) if part is not None]
             return self._as_written("[[", parts, "]]")
         prefix = prefix_of(target)
@@ -275,7 +275,7 @@ class _Renderer:
         if name == "rp" or _HIDING_STYLE.search(style):
             return ""
         inside = self.text(node.contents)
-        if name == "rt":  # a reading, shown above the word
+        if name == "rt":  # ruby: the pronunciation, shown above the word
             return f"({inside.strip()})" if inside.strip() else ""
         if name == "span" and (raising := _RAISING_STYLE.search(style)):
             name = "sup" if raising[1].casefold() == "super" else "sub"
@@ -295,7 +295,7 @@ class _Renderer:
         values = [self.text(param.value).strip() for param in node.params if not param.showkey]
         named = {str(param.name).strip(): param.value for param in node.params if param.showkey}
 
-        def argument(key: str) -> str:  # renders only what is shown: infoboxes have dozens
+        def argument(key: str) -> str:  # on demand: infoboxes have dozens, few are shown
             return self.text(named.get(key)).strip()
 
         name = name.casefold().replace("_", " ")
