@@ -65,6 +65,11 @@ def _read(path: Path, folder: str) -> dict[str, Any]:
         raise ConfigError(what, f"{path}: {error}", fix) from None
     if not isinstance(found, dict):
         raise ConfigError("A model folder's config.json is not a JSON object.", str(path), fix)
+    kinds = {"rope_parameters": dict, "rope_scaling": dict, "layer_types": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind | None)]
+    if wrong:
+        what = "config.json has values of another kind than transformers writes."
+        raise ConfigError(what, f"{path}: {', '.join(wrong)}", fix)
     return found
 
 

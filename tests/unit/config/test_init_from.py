@@ -76,6 +76,8 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention biases"),
         ({"hidden_size": None}, "missing or non-integer keys"),
+        ({"rope_parameters": [1]}, "another kind than transformers writes"),
+        ({"layer_types": 1}, "another kind than transformers writes"),
     ],
 )
 def test_refusals(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
