@@ -106,6 +106,7 @@ _TEXTS: tuple[tuple[str, int], ...] = (
     # torch's zip writer reports its position in the file, not the cause of a failed write.
     (r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos", errno.ENOSPC),
 )
+_LOADER_DIED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 _DAMAGED = re.compile(
     r"Error while deserializing header|PytorchStreamReader failed|Weights only load failed"
     r"|incomplete metadata"
@@ -192,6 +193,13 @@ def _from_machine(error: BaseException) -> WikiLLMError | None:
     line = _first_line(text)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _of_number(errno.ENOMEM, line)
+    if _LOADER_DIED.search(text):
+        return MachineError(
+            "A data loader process of this run was killed.",
+            got=line,
+            fix="often by the kernel's out-of-memory killer: lower train.dataloader_num_workers; "
+            "after a bus error, enlarge /dev/shm; then start again with --resume auto",
+        )
     if match := _NUMBER.search(text):
         return _of_number(int(next(filter(None, match.groups()))), line)
     for pattern, number in _TEXTS:

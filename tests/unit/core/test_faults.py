@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,24 @@ TEXTS = {
 @pytest.mark.parametrize("library", TEXTS)
 def test_a_librarys_text_is_understood(library: str) -> None:
     assert isinstance(as_refusal(RuntimeError(TEXTS[library])), MachineError)
+
+
+class Killed(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_killed_loader_process_is_the_machines_fault() -> None:
+    loader = torch.utils.data.DataLoader(Killed(), num_workers=1)
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(loader))
+    refusal = as_refusal(caught.value)
+    assert isinstance(refusal, MachineError) and "loader process" in refusal.what
+    assert "killed by signal" in (refusal.got or "") or "exited" in (refusal.got or "")
 
 
 DAMAGED = {
