@@ -88,8 +88,7 @@ def _from_json(facts: Mapping[str, Any]) -> Ancestry:
 
 def record_newest(checkpoint: Path) -> None:
     """Record `checkpoint`, just published, as the one written last in its folder. (one rank)"""
-    if "sequence" in read_manifest(checkpoint):
-        _record(checkpoint.parent, read_ancestry(checkpoint))
+    _record(checkpoint.parent, read_ancestry(checkpoint))
 
 
 def record_return(folder: Path, origin: Ancestry) -> None:
