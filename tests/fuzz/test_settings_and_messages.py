@@ -223,9 +223,14 @@ def test_records_of_ranks(folder: Path, record: Any, ended: Any) -> None:
     json.dumps(read_status(run).to_json())
 
 
+DEEP = [b"x", b"[" * 30_000, b'{"a":' * 5000]
+
+
 @given(
     st.one_of(
-        st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()), st.just(b"x")
+        st.binary(max_size=100),
+        JSON.map(lambda value: json.dumps(value).encode()),
+        st.sampled_from(DEEP),
     ).flatmap(damaged)
 )
 @fuzzed(200)
