@@ -72,10 +72,10 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def read_regular(path: Path) -> bytes:
-    """The content of a regular file of at most `MOST_BYTES`. Raises OSError."""
+def read_regular(path: Path, *, most: int | None = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes (None: any size). Raises OSError."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, "too large for a record", str(path))
         return file.read()
 
