@@ -221,6 +221,10 @@ def _check_ineffective(problems: _FileProblems) -> None:
     if kind.lower() not in ("adam", "adamw", "muon"):
         what = f"The optimizer block names {kind}, but only Adam and AdamW can be checkpointed."
         problems.at("optimizer", what, "remove the block")
+    elif isinstance(optimizer, Mapping) and kind.lower() != "muon":
+        what = "An optimizer block would replace the run's optimizer, and step its schedule twice."
+        fix = "remove the block: train.learning_rate, train.weight_decay and train.adam_* set it"
+        problems.at("optimizer", what, fix)
 
 
 @dataclass(frozen=True, slots=True)

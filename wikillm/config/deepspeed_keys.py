@@ -85,6 +85,11 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         int="initial_scale_power loss_scale_window hysteresis min_loss_scale",
     ),
     "optimizer": _keys(text="type", block="params", bool="legacy_fusion"),
+    "optimizer.params": _keys(
+        number="lr eps weight_decay momentum",
+        list="betas",
+        bool="adam_w_mode amsgrad bias_correction fp32_optimizer_states set_grad_none torch_adam",
+    ),
     "torch_autocast": _keys(bool="enabled", text="dtype", list="lower_precision_safe_modules"),
     "data_types": _keys(
         text="grad_accum_dtype param_dtype buffer_dtype", any="keep_in_fp32_modules"

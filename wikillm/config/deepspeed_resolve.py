@@ -4,11 +4,11 @@ line.
 The result is saved as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, in which
 Hugging Face finds nothing to fill and no conflict.
 
-The optimizer stays Hugging Face's AdamW, also under offload. A DeepSpeed optimizer block would get
-all parameters as one flat list, so weight decay would apply to norms and biases too (measured at
-ZeRO-2 on two ranks: losses differ from the third step on). With offload on a GPU, accelerate
-converts this AdamW with its parameter groups to DeepSpeed's CPU Adam. Without a GPU, torch's AdamW
-gives bit-equal losses and needs no 3-minute build of the CPU Adam op.
+The optimizer stays Hugging Face's AdamW, also under offload. An optimizer block in the JSON is
+refused: it would step the schedule twice and get all parameters as one flat list, so weight decay
+would apply to norms and biases too. With offload on a GPU, accelerate converts this AdamW with its
+parameter groups to DeepSpeed's CPU Adam. Without a GPU, torch's AdamW gives bit-equal losses and
+needs no 3-minute build of the CPU Adam op.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _drop_nulls(block: dict[str, Any]) -> None:
 def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
     filled: list[str] = []
     for path, linked in linked_values(facts).items():
-        if path.startswith("optimizer.") and lookup(config, path) != "auto":
+        if path.startswith("optimizer."):  # a block is refused
             continue
         *parents, key = path.split(".")
         block = config
@@ -115,16 +115,12 @@ def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -
 def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
     """Decide which implementation of Adam runs, and on which device."""
     zero = config["zero_optimization"]
-    block = config.get("optimizer")
     for name in ("offload_optimizer", "offload_param"):
         offload = zero.get(name)
         if offload and not facts.has_gpu and offload.get("pin_memory", True):
             offload["pin_memory"] = False
             notes.append(f"{name}.pin_memory=false: pinned memory is of no use without a GPU")
     offloads = lookup(zero, "offload_optimizer.device", "none") != "none"
-    if block is not None:
-        _use_optimizer_block(block, offloads, facts, notes)
-        return
     # Hugging Face sets this too. It is safe: AdamW is on DeepSpeed's list of tested optimizers.
     config["zero_allow_untested_optimizer"] = True
     if not offloads:
@@ -136,24 +132,6 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
         adam = "torch's AdamW on the CPU, which needs no build"
     notes.append(
         f"optimizer offload: {adam}, with Hugging Face's groups (norms and biases do not decay)"
-    )
-
-
-def _use_optimizer_block(
-    block: dict[str, Any], offloads: bool, facts: DeepSpeedFacts, notes: list[str]
-) -> None:
-    kind = str(block["type"])
-    params = block.setdefault("params", {})
-    if kind.lower() in ("adam", "adamw"):
-        if not facts.has_gpu and "torch_adam" not in params:
-            params["torch_adam"] = True
-            notes.append("optimizer.params.torch_adam=true: on a CPU this saves building an op")
-        elif not params.get("torch_adam"):
-            adam = "CPU" if offloads else "fused"
-            notes.append(f"the {kind} block builds DeepSpeed's {adam} Adam once, in minutes")
-    notes.append(
-        f"the JSON's {kind} block replaces Hugging Face's AdamW. DeepSpeed gets all parameters in "
-        "one list, so norms and biases decay too (remove the block to exempt them)"
     )
 
 

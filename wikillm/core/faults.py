@@ -162,7 +162,7 @@ def _from_deepspeed(error: BaseException) -> WikiLLMError | None:
     """The refusal of a value in the DeepSpeed JSON that only DeepSpeed's own start checks."""
     # pydantic's error is a ValueError
     is_own = type(error).__name__ == "DeepSpeedConfigError"
-    if not is_own and not isinstance(error, AssertionError | ValueError):
+    if not is_own and not isinstance(error, AssertionError | ValueError | TypeError):
         return None
     places = [(Path(f.filename), f.name) for f in traceback.extract_tb(error.__traceback__)]
     is_start = any(

@@ -28,6 +28,10 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
         "reduce_bucket_size must be a whole number",
     ),
     "sum of gradients": ({"gradient_allreduce_op": "sum"}, "must be one of mean"),
+    "optimizer": (
+        {"optimizer": {"type": "AdamW", "params": {"lr": "auto", "beta": [0.9, 0.95]}}},
+        'did you mean "betas"',
+    ),
     "autocast": ({"torch_autocast": {"enabled": True, "dtype": "int8"}}, "must be one of bfloat16"),
     "scaled gradients": ({"prescale_gradients": True}, "is not supported"),
     "no norm": (

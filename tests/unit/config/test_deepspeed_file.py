@@ -250,12 +250,10 @@ def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:
         gradient_accumulation_steps=8,
         train_batch_size=64,
         gradient_clipping=1,
-        optimizer={
-            "type": "AdamW",
-            "params": {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
-        },
     )
     assert refusal(tmp_path, same, CPU) == ""
+    block = minimal(optimizer={"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}})
+    assert "would replace the run's optimizer" in refusal(tmp_path, block, CPU)
 
 
 def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:
