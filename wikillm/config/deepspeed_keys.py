@@ -212,6 +212,7 @@ NOT_USED: Mapping[str, str] = {
     "csv_monitor": "RUN/metrics.jsonl has every value; run.dir sets the folder RUN",
     "data_efficiency": _LOADER,
     "dataloader_drop_last": _LOADER,
+    "datastates_ckpt": "WikiLLM writes complete, checked checkpoints itself",
     "expert_parallel": _NO_EXPERTS,
     "gradient_predivide_factor": _AVERAGED,
     "hybrid_engine": "it serves reinforcement learning, not pretraining",

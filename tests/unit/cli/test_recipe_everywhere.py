@@ -33,6 +33,7 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
         'did you mean "betas"',
     ),
     "autocast": ({"torch_autocast": {"enabled": True, "dtype": "int8"}}, "must be one of bfloat16"),
+    "checkpoints": ({"datastates_ckpt": {"host_cache_size": 1}}, "checkpoints itself"),
     "scaled gradients": ({"prescale_gradients": True}, "is not supported"),
     "no norm": (
         {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
