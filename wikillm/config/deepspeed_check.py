@@ -221,10 +221,16 @@ def _check_ineffective(problems: _FileProblems) -> None:
     if kind.lower() not in ("adam", "adamw", "muon"):
         what = f"The optimizer block names {kind}, but only Adam and AdamW can be checkpointed."
         problems.at("optimizer", what, "remove the block")
-    elif isinstance(optimizer, Mapping) and kind.lower() != "muon":
-        what = "An optimizer block would replace the run's optimizer, and step its schedule twice."
-        fix = "remove the block: train.learning_rate, train.weight_decay and train.adam_* set it"
-        problems.at("optimizer", what, fix)
+    # A block that says what the run does is left out later; other settings would have no effect.
+    for name, value in (file.get("optimizer.params") or {}).items():
+        path = f"optimizer.params.{name}"
+        if path not in LINKED and not is_off(value) and (name, value) not in ADAMW:
+            problems.at(path, f"{path} has no effect: the run builds its own AdamW.", "remove it")
+
+
+LINKED = frozenset(f"optimizer.params.{name}" for name in ("lr", "betas", "eps", "weight_decay"))
+ADAMW = (("adam_w_mode", True), ("bias_correction", True), ("torch_adam", True))
+"""What the run's AdamW does anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ line.
 The result is saved as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, in which
 Hugging Face finds nothing to fill and no conflict.
 
-The optimizer stays Hugging Face's AdamW, also under offload. An optimizer block in the JSON is
-refused: it would step the schedule twice and get all parameters as one flat list, so weight decay
-would apply to norms and biases too. With offload on a GPU, accelerate converts this AdamW with its
-parameter groups to DeepSpeed's CPU Adam. Without a GPU, torch's AdamW gives bit-equal losses and
-needs no 3-minute build of the CPU Adam op.
+The optimizer stays Hugging Face's AdamW, also under offload. A block of AdamW in the JSON is left
+out if it agrees with the run: DeepSpeed would step the schedule twice and get all parameters as one
+flat list, so weight decay would apply to norms and biases too. With offload on a GPU, accelerate
+converts this AdamW with its parameter groups to DeepSpeed's CPU Adam. Without a GPU, torch's AdamW
+gives bit-equal losses and needs no 3-minute build of the CPU Adam op.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _drop_nulls(block: dict[str, Any]) -> None:
 def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
     filled: list[str] = []
     for path, linked in linked_values(facts).items():
-        if path.startswith("optimizer."):  # a block is refused
+        if path.startswith("optimizer."):  # the block is left out
             continue
         *parents, key = path.split(".")
         block = config
@@ -115,6 +115,9 @@ def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -
 def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
     """Decide which implementation of Adam runs, and on which device."""
     zero = config["zero_optimization"]
+    if config.pop("optimizer", None) is not None:
+        note = "its values are the run's, whose AdamW exempts norms and biases from weight decay"
+        notes.append(f"the optimizer block is left out: {note}")
     for name in ("offload_optimizer", "offload_param"):
         offload = zero.get(name)
         if offload and not facts.has_gpu and offload.get("pin_memory", True):

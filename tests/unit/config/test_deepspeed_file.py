@@ -252,8 +252,10 @@ def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:
         gradient_clipping=1,
     )
     assert refusal(tmp_path, same, CPU) == ""
-    block = minimal(optimizer={"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}})
-    assert "would replace the run's optimizer" in refusal(tmp_path, block, CPU)
+    params = {"lr": "auto", "betas": [0.9, 0.95], "torch_adam": True}
+    assert refusal(tmp_path, minimal(optimizer={"type": "AdamW", "params": params}), CPU) == ""
+    other = minimal(optimizer={"type": "AdamW", "params": params | {"amsgrad": True}})
+    assert "optimizer.params.amsgrad has no effect" in refusal(tmp_path, other, CPU)
 
 
 def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_filled_as_hugging_face_fills_it(name: str) -> None:
 def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
     everything = nested(dict.fromkeys(AUTO, "auto"))
     everything["zero_optimization"]["stage"] = 3
-    del everything["optimizer"]  # refused
+    everything["optimizer"]["type"] = "AdamW"
     found = [resolve(tmp_path, GPU, **everything)]
     found += [resolve_deepspeed(read_deepspeed(name), GPU) for name in shipped_names()]
     for one in found:
@@ -169,6 +169,13 @@ def test_hpz_and_offload(
     resolved = resolve_deepspeed(read_deepspeed(name), facts)
     assert {key: lookup(resolved.json, key) for key in expected} == expected
     assert any(note in line for line in resolved.notes)
+
+
+def test_an_optimizer_block_that_agrees_is_left_out(tmp_path: Path) -> None:
+    block = {"type": "AdamW", "params": dict.fromkeys(("lr", "betas", "weight_decay"), "auto")}
+    resolved = resolve(tmp_path, CPU, optimizer=block)
+    assert "optimizer" not in resolved.json
+    assert any("the optimizer block is left out" in note for note in resolved.notes)
 
 
 def test_nan_is_not_hidden_and_nothing_synchronises(tmp_path: Path) -> None:
