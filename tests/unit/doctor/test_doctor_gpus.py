@@ -63,13 +63,14 @@ def other(**cells: str) -> list[str]:
     return [SOUND[0], ", ".join(card)]
 
 
-def test_two_sound_cards(machine: Machine) -> None:
+def test_two_sound_cards(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(SOUND)
+    monkeypatch.setattr(software, "torch_cuda", lambda: "12.4")
     names = [check.name for check in NODE_CHECKS if check.name.startswith("gpu-")]
     assert {CHECKS[name](needs()).level for name in names} == {"ok"}
     assert CHECKS["gpu-driver"](needs()).found == "driver 580.95.05, 2 GPUs"
     assert gpus.gpu_kinds() == "NVIDIA H100 80GB HBM3"
-    assert CHECKS["torch-build"](needs()).found == "a CPU build of torch, 2 GPUs"
+    assert CHECKS["torch-build"](needs()).found == "CUDA 12.4, driver 580.95.05 up to CUDA 12.4"
     assert "128 MiB needed" in CHECKS["shared-memory"](needs()).found, "NCCL's need, not gloo's"
 
 

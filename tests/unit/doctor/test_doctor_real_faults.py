@@ -21,6 +21,8 @@ import pytest
 from harness.loopback import Handler, serving
 from harness.tiny_run import Words
 
+from wikillm.doctor.software import torch_cuda
+
 CANARY = "canary-1234"
 
 
@@ -69,10 +71,12 @@ def test_a_sound_machine(words: Words, tmp_path: Path) -> None:
     run = tmp_path / "runs/x"
     code, said, _ = doctor(["--deepspeed", "zero2", "--gpus", "1", *words(run)], HF_HUB_OFFLINE="1")
     assert (code, {name for name, each in said.items() if each["level"] == "fail"}) == (0, set())
-    sound = {"python-version", "packages", "torch-build", "memory", "open-files", "shared-memory",
+    sound = {"python-version", "packages", "memory", "open-files", "shared-memory",
              "toolchain", "op-folder", "checkpoint-room", "card-named", "data-source",
              "batch"}  # fmt: skip
     assert {said[name]["level"] for name in sound} == {"ok"}, said
+    build = ("ok", "CPU build, no GPU") if torch_cuda() is None else ("warn", "no GPU is seen")
+    assert said["torch-build"]["level"] == build[0] and build[1] in said["torch-build"]["found"]
     assert said["reach-swanlab"]["found"] == "not asked: this run is offline"
     assert not run.parent.exists(), "the doctor makes no folder"
 

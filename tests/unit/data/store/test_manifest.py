@@ -237,7 +237,7 @@ def test_a_manifest_that_cannot_be_read_is_not_called_damaged(store, monkeypatch
 def test_a_build_whose_own_record_is_damaged_says_so(store, tokenizer_dir, content):
     (store / "manifest.json").unlink()
     (store / "build.json").write_text(content)
-    with pytest.raises(DataError, match="record of a build is damaged") as caught:
+    with pytest.raises(DataError, match="identifies this unfinished store, is damaged") as caught:
         prepare_store(section(store.parent, tokenizer_dir))
     assert caught.value.fix == f"move it away and build it again: mv {store} {store}.old"
 

@@ -149,7 +149,7 @@ def test_a_build_that_a_run_reads_ends_where_another_starts_anew(
     plan = plan_store(settings(path, backend="fastokens", store=str(tmp_path / "s"), workers=1))
     plan = replace(plan, is_read=True)
     if ends:
-        with pytest.raises(DataError, match="fastokens .* while a run was training") as caught:
+        with pytest.raises(DataError, match="fastokens .* after a run had read") as caught:
             ensure_store(plan)
         assert "instead of" in caught.value.got and "data.backend=hf" in caught.value.fix
         assert not list((plan.store / "shards").glob("*.json")), "none of its shards is kept"
