@@ -6,7 +6,7 @@ that waits forever on a dead server and, in the main thread only, a SIGINT handl
 default; online falls back to offline, with a warning, when there is no key, or no server within
 5 s. All arguments are explicit, and only static hardware facts are collected: no stdout, command
 line, host name, packages, git remote. An error is logged once and turns the tracker off;
-`metrics.jsonl` continues. Works with swanlab 0.8 to 0.10.
+`metrics.jsonl` continues. Works with swanlab 0.10.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class SwanLabSink:
             # SwanLab itself refuses a local run without exactly this board.
             tell = say if importlib.util.find_spec("swanboard") else warn
             tell(
-                "SwanLab's local board is no longer maintained: it needs swanlab 0.8 to 0.10 with "
+                "SwanLab's local board is no longer maintained: it needs swanlab 0.10 with "
                 "swanboard 0.1.10b2 (pip install 'wikillm[dashboard]'); "
                 f"{self._report} shows the run without it"
             )
