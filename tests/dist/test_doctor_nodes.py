@@ -100,7 +100,7 @@ def test_each_fault_is_found_and_names_its_node(
         for fault in (["link", "set", "eth0", "mtu", "1300"], firewall):
             subprocess.run([*on_two, *fault], env=made.environ(), check=True)
         made.hide("node2", runs)
-        # On node2 alone other files lie in these places.
+        # Other files are mounted at these paths on node2 only.
         metadata = Path(distribution("psutil").locate_file("x")).parent.glob("psutil-*/METADATA")
         for there, (old, new) in {
             next(metadata): ("\nVersion: ", "\nVersion: 9"),

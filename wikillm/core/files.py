@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 STAGING_SUFFIX = ".staging"
 MOST_BYTES = 1 << 30
-"""Limit of a file that is read as a whole; logs and ledgers of long runs stay far below."""
+"""Bytes: the default limit of a file that is read as a whole."""
 _NETWORK = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs", "9p")
 """Prefixes of the names of network file systems in /proc/mounts."""
 
@@ -62,8 +62,8 @@ def write_json(path: Path, value: Any) -> None:
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
-    Raises OSError. In a folder that others can write, a pipe would block its reader for ever, and a
-    link to a device would never end.
+    Others may write to the folder: reading a pipe there could block without end, and a link to a
+    device may have no end. Raises OSError.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

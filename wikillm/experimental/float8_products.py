@@ -2,7 +2,7 @@
 
 Hidden states and weight are e4m3 (arXiv:2209.05433), each with one scale per call: a power of two
 from the largest element, computed on the device without a synchronisation. The logits' gradient is
-e5m2 with a constant scale. It lies in [-1, 1] (the probability, minus 1 at the label). A scale of
+e5m2 with a constant scale. It is in [-1, 1] (the probability, minus 1 at the label). A scale of
 2^15 keeps probabilities down to 2e-9 as normal numbers; e4m3 would round such small ones, usual
 with a vocabulary of 150,000, to 0. Sums are float32. A scale per row would need other GPU kernels.
 

@@ -38,6 +38,7 @@ _PAGE_HEADERS = {
 _READ = ("prompt", "messages", "input", "content", "text")
 """Keys whose text the model reads."""
 MOST_BYTES = 1 << 20
+"""Largest body of a request."""
 _CHAT = ("/v1/chat/completions", "/v1/responses")
 _OPEN = {("GET", "/health"), ("POST", "/v1/completions"), *(("POST", path) for path in _CHAT)}
 NO_TEMPLATE = (
@@ -218,7 +219,7 @@ def _refuse_strangers(app: Any, *, is_local: bool) -> None:
             return _refuse(403, f"This server takes no requests of {origin or own}.")
         length = request.headers.get("content-length", "")
         if request.method == "POST" and not (length.isdecimal() and int(length) <= MOST_BYTES):
-            return _refuse(413, f"A request has a length, of at most {MOST_BYTES:,} bytes.")
+            return _refuse(413, f"A request must state its length, at most {MOST_BYTES:,} bytes.")
         return await call_next(request)
 
 

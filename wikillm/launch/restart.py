@@ -1,7 +1,7 @@
 """`wikillm launch --go` starts a failed run again, from its last good checkpoint.
 
-`wikillm launch` outlives the ranks, so a restart is the same command with `--resume auto`. After a
-user error, a divergence, damage or a requested stop, the launch ends: the exit code tells which.
+`wikillm launch` outlives the ranks, so a restart is the same command with `--resume auto`. The
+launch ends after a user error, a divergence, damage or a requested stop, known by the exit code.
 It gives up after `limit` restarts in a row without a new checkpoint. Pauses between restarts grow.
 
 With `elastic` each restart first contacts every node over ssh, and leaves out nodes that do not

@@ -33,7 +33,7 @@ class SiteNames(NamedTuple):
     hidden: frozenset[str]  # of links that show a picture or set a category
     others: frozenset[str]  # of titles that are not articles
     converts: bool  # whether `-{...}-` is markup
-    is_french: bool  # whether a space stands before `:;!?`
+    is_french: bool  # French typography puts a space before `:;!?`
 
 
 def prefix_of(title: str) -> str:
