@@ -26,7 +26,7 @@ from wikillm.remote.environment import is_forwarded
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Paths are those of the run, on each node.
+    """What a run needs of each node; paths are those on the node.
 
     Attributes:
         slots: processes per node.
