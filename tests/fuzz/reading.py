@@ -20,7 +20,7 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.prepare.quarantine import HEAD_BYTES, quarantined
 from wikillm.data.sources import decompress
-from wikillm.data.sources.read import csv_header, items_of, read_shards
+from wikillm.data.sources.read import ShardReader, csv_header, items_of
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.types import CleanedDocuments, DroppedItem, SourceFile
@@ -73,7 +73,7 @@ def _read(path: Path, content: bytes, wanted: str, range_bytes: int) -> Read:
     texts: list[str] = []
     dropped: list[DroppedItem] = []
     offsets: list[int] = []
-    for shard in read_shards([source], range_bytes, LIMIT):
+    for shard in ShardReader([source], range_bytes, LIMIT).read():
         for batch in CleanJob((source.format,), "text").batches(shard):
             texts += batch.texts
             dropped += batch.dropped

@@ -25,8 +25,8 @@ from wikillm.data.dedup.minhash import MinHashJob, MinHashShard, read_minhash_sh
 from wikillm.data.filters.bad_records import BadRecords
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, DropList
-from wikillm.data.sources.read import Cursor, estimated_bytes
-from wikillm.data.sources.shard_loop import ShardReader, run_shards
+from wikillm.data.sources.read import Cursor, ShardReader, estimated_bytes
+from wikillm.data.sources.shard_loop import run_shards
 from wikillm.data.workers.exclusive import exclusive
 from wikillm.data.workers.progress import Progress, Work
 

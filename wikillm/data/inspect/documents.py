@@ -10,8 +10,7 @@ from wikillm.data.fetch.find import find_sources
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.filters.settings import plan_filters
 from wikillm.data.prepare.prepare import inspect_source
-from wikillm.data.sources.read import MIN_RANGE
-from wikillm.data.sources.shard_loop import ShardReader
+from wikillm.data.sources.read import MIN_RANGE, ShardReader
 
 
 def read_documents(cfg: DataSection, max_bytes: int | None = None) -> Iterator[tuple[str, str]]:

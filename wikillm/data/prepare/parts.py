@@ -90,12 +90,7 @@ def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
             return tuple(Cursor(*cut) for cut in known["cuts"])
     total = sum(source.size for source in plan.sources)
     progress = Progress("finding the shards", total, relay=plan.relay)
-    cuts = find_cuts(
-        plan.sources,
-        plan.shard_bytes,
-        plan.max_document_bytes,
-        lambda size: progress.add(Work(source_bytes=size)),
-    )
+    cuts = find_cuts(plan.reader, lambda size: progress.add(Work(source_bytes=size)))
     progress.finish()
     write_json(path, {"fingerprint": plan.fingerprint, "cuts": [list(astuple(c)) for c in cuts]})
     return cuts

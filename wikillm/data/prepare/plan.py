@@ -13,8 +13,7 @@ from wikillm.data.filters.drop_list import DropList
 from wikillm.data.filters.settings import Filters
 from wikillm.data.funnel import Funnel
 from wikillm.data.prepare.shard import ShardJob
-from wikillm.data.sources.read import estimated_bytes
-from wikillm.data.sources.shard_loop import ShardReader
+from wikillm.data.sources.read import ShardReader, estimated_bytes
 from wikillm.data.store.manifest import SourceInfo, fingerprint_of
 from wikillm.data.tokenizer.encoders import CHECKED_BEFORE_TRAINING, FIRST_DOCUMENTS
 from wikillm.data.tokenizer.find import TokenizerChoice

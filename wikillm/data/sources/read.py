@@ -1,9 +1,9 @@
 """Read the records of all sources as one stream, and cut the stream into shards.
 
 A position is a byte offset in the concatenated decompressed sources. The records with the same
-`position // range` form a shard, and shards are numbered in order. So the shards depend only on the
-bytes and the range, on any machine and after any number of interruptions. Reading resumes at a
-`Cursor` saved after any record.
+`position // shard_bytes` form a shard, and shards are numbered in order. So the shards depend only
+on the sources and on `shard_bytes`, on any machine and after any number of interruptions. Reading
+resumes at a `Cursor` saved after any record.
 """
 
 from __future__ import annotations
@@ -116,52 +116,66 @@ def csv_header(source: SourceFile, limit: int) -> tuple[int, bytes]:
     return 0, b""
 
 
-def read_shards(
-    sources: Sequence[SourceFile],
-    range_bytes: int,
-    limit: int,
-    start: Cursor = Cursor(),
-    number: int = 0,
-    on_read: OnRead | None = None,
-    threads: int = 1,
-) -> Generator[RawShard, None, None]:
-    """Cut the stream into shards from `start` on, the first of them numbered `number`.
+@dataclass(frozen=True, slots=True)
+class ShardReader:
+    """Reads the records of `sources`, and cuts them into shards.
 
-    Args:
-        range_bytes: decompressed bytes per shard.
-        limit: longest record that is kept in memory, in bytes.
+    Attributes:
+        shard_bytes: decompressed bytes per shard.
+        max_document_bytes: longest record that is kept in memory.
         threads: number of threads that decompress a bz2 file of several streams.
-
-    Raises DataError when a source changed since it was inspected: its shards would not fit the
-    digest in the manifest.
     """
-    batches: list[RecordBatch] = []
-    current_bucket = -1
-    last = start
-    base = start.base
-    offset = start.offset
-    for index in range(start.source, len(sources)):
-        for batch in _batches_of(index, sources[index], offset, limit, on_read, threads):
-            rest: RecordBatch | None = batch
-            # A batch may hold the borders of several shards.
-            while rest is not None:
-                bucket = (base + rest.start) // range_bytes
-                if bucket != current_bucket and batches:
-                    _refuse_changed(sources[index])
-                    yield RawShard(number, start, last, batches)
-                    start = last
-                    number += 1
-                    batches = []
-                head, rest = rest.cut((bucket + 1) * range_bytes - base)
-                batches.append(head)
-                current_bucket = bucket
-                last = Cursor(index, head.end, base)
-            offset = batch.end
-        _refuse_changed(sources[index])
-        base += offset
-        offset = 0
-    if batches:
-        yield RawShard(number, start, last, batches)
+
+    sources: Sequence[SourceFile]
+    shard_bytes: int
+    max_document_bytes: int
+    threads: int = 1
+
+    def read(
+        self, start: Cursor = Cursor(), number: int = 0, on_read: OnRead | None = None
+    ) -> Generator[RawShard, None, None]:
+        """The shards from `start` on, the first of them numbered `number`.
+
+        Raises DataError when a source changed since it was inspected: its shards would not match
+        the sha256 in the manifest.
+        """
+        batches: list[RecordBatch] = []  # of the shard that is being collected
+        shard = -1  # position // shard_bytes of its records
+        end = start  # of its last record
+        base = start.base
+        offset = start.offset
+        for index in range(start.source, len(self.sources)):
+            source = self.sources[index]
+            for batch in self._batches(index, offset, on_read):
+                rest: RecordBatch | None = batch
+                # A batch may hold the borders of several shards.
+                while rest is not None:
+                    shard_of_rest = (base + rest.start) // self.shard_bytes
+                    if shard_of_rest != shard and batches:
+                        _refuse_changed(source)
+                        yield RawShard(number, start, end, batches)
+                        start = end
+                        number += 1
+                        batches = []
+                    shard = shard_of_rest
+                    head, rest = rest.cut((shard + 1) * self.shard_bytes - base)
+                    batches.append(head)
+                    end = Cursor(index, head.end, base)
+                offset = batch.end
+            _refuse_changed(source)
+            base += offset
+            offset = 0
+        if batches:
+            yield RawShard(number, start, end, batches)
+
+    def _batches(self, index: int, start: int, on_read: OnRead | None) -> Iterator[RecordBatch]:
+        """The record batches of source number `index` from offset `start` on."""
+        source = self.sources[index]
+        limit = self.max_document_bytes
+        if source.format in LINES:
+            runs = split_runs(pieces(source, start, on_read, self.threads), start, limit)
+            return batches_of_runs(index, runs, limit)
+        return batches_of_items(index, items_of(source, start, limit, on_read, self.threads))
 
 
 def _refuse_changed(source: SourceFile) -> None:
@@ -174,12 +188,3 @@ def _refuse_changed(source: SourceFile) -> None:
             got=f"{source.path}: {source.size:,} bytes before, {status.st_size:,} now",
             fix="start again once no program writes to the source",
         )
-
-
-def _batches_of(
-    index: int, source: SourceFile, start: int, limit: int, on_read: OnRead | None, threads: int
-) -> Iterator[RecordBatch]:
-    if source.format in LINES:
-        runs = split_runs(pieces(source, start, on_read, threads), start, limit)
-        return batches_of_runs(index, runs, limit)
-    return batches_of_items(index, items_of(source, start, limit, on_read, threads))

@@ -9,38 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from wikillm.data.sources.read import Cursor, RawShard, read_shards
-from wikillm.data.types import SourceFile
+from wikillm.data.sources.read import Cursor, RawShard
 from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress
-
-
-@dataclass(frozen=True, slots=True)
-class ShardReader:
-    """Calls `read_shards` for `sources`.
-
-    A record longer than `max_document_bytes` is not kept in memory.
-    """
-
-    sources: tuple[SourceFile, ...]
-    shard_bytes: int
-    max_document_bytes: int
-    threads: int = 1
-
-    def read(
-        self,
-        cursor: Cursor = Cursor(),
-        number: int = 0,
-        on_read: Callable[[int], None] | None = None,
-    ) -> Generator[RawShard, None, None]:
-        """The shards from `cursor` on, the first of them numbered `number`."""
-        limit = self.max_document_bytes
-        return read_shards(
-            self.sources, self.shard_bytes, limit, cursor, number, on_read, self.threads
-        )
 
 
 class ShardResult(Protocol):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources import decompress
 from wikillm.data.sources.lines import split_lines, split_run, split_runs, trimmed
-from wikillm.data.sources.read import Cursor, RawShard, read_shards
+from wikillm.data.sources.read import Cursor, RawShard, ShardReader
 from wikillm.data.sources.record_batches import BATCH_BYTES, ItemBatch, LineBatch, batches_of_items
 from wikillm.data.types import Item, SourceFile
 
@@ -109,13 +109,14 @@ def test_shards_do_not_depend_on_pieces(tmp_path_factory, files, range_bytes, si
         path = folder / f"{number}.jsonl"
         path.write_bytes(b"\n".join(lines) + b"\n" * ends)
         sources.append(SourceFile(str(path), path.stat().st_size, "jsonl", "none"))
-    whole = list(read_shards(sources, range_bytes, LIMIT))
+    reader = ShardReader(sources, range_bytes, LIMIT)
+    whole = list(reader.read())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decompress, "PIECE_BYTES", size)
-        again = list(read_shards(sources, range_bytes, LIMIT))
+        again = list(reader.read())
         assert what_came_of(again) == what_came_of(whole)
         for raw in whole:
-            again = list(read_shards(sources, range_bytes, LIMIT, raw.start, raw.number))
+            again = list(reader.read(raw.start, raw.number))
             assert what_came_of(again) == what_came_of(whole[raw.number :])
     assert_shards_follow_from_the_records(sources, range_bytes, whole)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wikillm.data.sources.read import Cursor, read_shards
+from wikillm.data.sources.read import Cursor, ShardReader
 from wikillm.data.sources.shard_starts import find_cuts
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.types import SourceFile
@@ -20,8 +20,8 @@ LINES = st.lists(
 )
 
 
-def by_reading(sources, range_bytes: int, limit: int) -> tuple[Cursor, ...]:
-    raws = list(read_shards(sources, range_bytes, limit))
+def by_reading(reader: ShardReader) -> tuple[Cursor, ...]:
+    raws = list(reader.read())
     return (*(raw.start for raw in raws), raws[-1].end) if raws else ()
 
 
@@ -37,8 +37,8 @@ def test_cuts_of_lines_equal_those_of_reading(tmp_path_factory, files, range_byt
         path = folder / f"{number}.jsonl"
         path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
         sources.append(SourceFile(str(path), path.stat().st_size, "jsonl", "none"))
-    limit = 1 << 16
-    assert find_cuts(sources, range_bytes, limit) == by_reading(sources, range_bytes, limit)
+    reader = ShardReader(sources, range_bytes, 1 << 16)
+    assert find_cuts(reader) == by_reading(reader)
 
 
 def test_a_large_file_is_not_read_through(tmp_path):
@@ -48,8 +48,8 @@ def test_a_large_file_is_not_read_through(tmp_path):
     path.write_bytes(b"".join(b'{"text": "' + b"a" * size + b'"}\n' for size in sizes))
     source = sniff(path)
     read: list[int] = []
-    cuts = find_cuts([source], 1 << 20, 1 << 24, read.append)
-    assert cuts == by_reading([source], 1 << 20, 1 << 24)
+    reader = ShardReader([source], 1 << 20, 1 << 24)
+    assert find_cuts(reader, read.append) == by_reading(reader)
     assert read == []
 
 
@@ -58,7 +58,8 @@ def test_long_runs_of_blank_lines_are_read_through(tmp_path, blank):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + b"\n" * blank + b'{"text": "b"}\n' * 3 + b" \n" * blank)
     source = SourceFile(str(path), path.stat().st_size, "jsonl", "none")
-    assert find_cuts([source], 1000, 1 << 24) == by_reading([source], 1000, 1 << 24)
+    reader = ShardReader([source], 1000, 1 << 24)
+    assert find_cuts(reader) == by_reading(reader)
 
 
 @pytest.mark.parametrize(
@@ -74,17 +75,19 @@ def test_a_shard_of_any_format_is_read_from_its_cut(tmp_path, texts, write_sourc
     for number, kind in enumerate(kinds):
         (tmp_path / str(number)).mkdir()
         sources.append(sniff(write_source(tmp_path / str(number), kind, texts(80, seed=number))))
-    raws = list(read_shards(sources, 3000, 1 << 20))
-    cuts = find_cuts(sources, 3000, 1 << 20)
+    reader = ShardReader(sources, 3000, 1 << 20)
+    raws = list(reader.read())
+    cuts = find_cuts(reader)
     assert len(raws) > 10
-    assert cuts == by_reading(sources, 3000, 1 << 20)
+    assert cuts == by_reading(reader)
     for raw in raws:
-        alone = next(read_shards(sources, 3000, 1 << 20, cuts[raw.number], raw.number))
+        alone = next(reader.read(cuts[raw.number], raw.number))
         assert alone == raw
 
 
 def test_sources_without_records_have_no_shards(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n\n")
-    assert find_cuts([SourceFile(str(path), 2, "jsonl", "none")], 1000, 1 << 20) == ()
-    assert find_cuts([], 1000, 1 << 20) == ()
+    source = SourceFile(str(path), 2, "jsonl", "none")
+    assert find_cuts(ShardReader([source], 1000, 1 << 20)) == ()
+    assert find_cuts(ShardReader([], 1000, 1 << 20)) == ()

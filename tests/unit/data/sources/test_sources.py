@@ -17,7 +17,7 @@ from wikillm.data.filters.documents import TOO_LONG, CleanJob
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources import decompress
 from wikillm.data.sources.decompress import file_and_line, pieces
-from wikillm.data.sources.read import Cursor, items_of, read_shards
+from wikillm.data.sources.read import Cursor, ShardReader, items_of
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.text.clean import cleaner
@@ -223,7 +223,8 @@ def test_shards_are_the_same_from_every_cursor(tmp_path, texts, write_source):
     ]
     (tmp_path / "blocks").write_text("\n\n".join(texts(60, seed=20)).replace("\n\n\n", "\n"))
     sources.append(sniff(tmp_path / "blocks", "blocks"))
-    whole = list(read_shards(sources, 4000, LIMIT))
+    reader = ShardReader(sources, 4000, LIMIT)
+    whole = list(reader.read())
     records = [
         (batch.source, offset)
         for raw in whole
@@ -233,15 +234,15 @@ def test_shards_are_the_same_from_every_cursor(tmp_path, texts, write_source):
     assert len(records) == len(set(records)) == 60 * len(sources)
     assert [raw.number for raw in whole] == list(range(len(whole)))
     for raw in whole:
-        assert list(read_shards(sources, 4000, LIMIT, raw.start, raw.number)) == whole[raw.number :]
-    assert list(read_shards(sources, 4000, LIMIT, whole[-1].end, 99)) == []
+        assert list(reader.read(raw.start, raw.number)) == whole[raw.number :]
+    assert list(reader.read(whole[-1].end, 99)) == []
     assert whole[0].start == Cursor()
 
 
 def test_a_record_too_long_reaches_its_shard_as_dropped(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n' + json.dumps({"text": "b" * 500}) + "\n")
-    (raw,) = read_shards((sniff(path),), 1 << 20, 100)
+    (raw,) = ShardReader((sniff(path),), 1 << 20, 100).read()
     (cleaned,) = CleanJob(("jsonl",), "text").batches(raw)
     assert cleaned.texts == ["a"]
     assert [(item.offset, item.why.reason) for item in cleaned.dropped] == [(14, TOO_LONG)]
