@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.record import circumstances, gemm_flops
 from wikillm.measure.device import measure_device
-from wikillm.plan.flops import peak_flops
+from wikillm.plan.gpus import peak_flops
 
 
 def main() -> None:

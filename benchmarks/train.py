@@ -12,9 +12,9 @@ Contenders whose first losses differ train different models and get no rows.
     python benchmarks/train.py --gpu       # 120M, 0.5B, 1.5B, 3B; "not run" without a GPU
     python benchmarks/train.py --gpu --shapes 120m-512-32 --contenders hf wikillm wikillm-compiled
 
-"of GEMM" is the time of the model's FLOPs (plan.flops) at the device's measured matrix product rate
-(float32 on CPU, bf16 on a GPU), as a share of the step. 100 % is the limit. MFU is the share of the
-datasheet's peak.
+"of GEMM" is the time of the model's FLOPs (plan.params) at the measured rate of the device's matrix
+products (float32 on CPU, bf16 on a GPU), as a share of the step. 100 % is the limit. MFU is the
+share of the datasheet's peak.
 """
 
 # ruff: noqa: E402
@@ -39,7 +39,8 @@ sys.path[0] = str(REPO)  # instead of this folder: see kernels.py
 from benchmarks.contender_process import Contender, Shape
 from benchmarks.record import circumstances, gemm_flops, paired_ratio, report, write_partial
 from wikillm.config.load import load
-from wikillm.plan.flops import flops_per_token, peak_flops
+from wikillm.plan.gpus import peak_flops
+from wikillm.plan.params import flops_per_token
 
 CONTENDERS = {
     "hf": "Hugging Face's Trainer, stock",

@@ -91,8 +91,7 @@ def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
 
 
 def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
-    from wikillm.plan.flops import flops_per_token
-    from wikillm.plan.params import count_parameters
+    from wikillm.plan.params import count_parameters, flops_per_token
 
     model = resolved.config.model
     train = resolved.config.train

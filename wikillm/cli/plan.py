@@ -283,7 +283,7 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
     from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
     from wikillm.plan.choose import Machine
-    from wikillm.plan.gpus import describe_gpu, driver_name, find_gpu, with_memory
+    from wikillm.plan.gpus import describe_gpu, find_gpu, with_memory
 
     if args.gpu.lower() == CPU:
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -293,7 +293,7 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
             found = with_memory(find_gpu(args.gpu), args.gpu_memory)
         else:
             found = describe_gpu(args.gpu, args.gpu_memory, args.tflops)
-        gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
+        gpu = apply_calibration(found, read_calibration())
     host = args.host_memory or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
 

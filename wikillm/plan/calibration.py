@@ -17,8 +17,7 @@ from typing import Literal
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
 from wikillm.core.log import warn
-from wikillm.plan.flops import peak_flops
-from wikillm.plan.gpus import Gpu
+from wikillm.plan.gpus import Gpu, peak_flops
 
 VERSION = 1
 CPU = "cpu"
@@ -93,23 +92,22 @@ def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> G
     reduce = calibration.all_reduce_bytes_per_second or calibration.copy_bytes_per_second
     return Gpu(
         CPU,
-        memory // ranks,
-        calibration.gemm_flops / ranks,
-        reduce,
-        reduce,
-        calibration.copy_bytes_per_second / ranks,
+        CPU,
+        peak=calibration.gemm_flops / ranks,
+        memory=memory // ranks,
+        inside_node=reduce,
+        between_nodes=reduce,
+        host_link=calibration.copy_bytes_per_second / ranks,
         has_bf16=False,
         device="cpu",
     )
 
 
-def apply_calibration(gpu: Gpu, calibration: Calibration | None, driver_name: str) -> Gpu:
+def apply_calibration(gpu: Gpu, calibration: Calibration | None) -> Gpu:
     """The GPU with the measured all-reduce and products, if a GPU of that kind was measured."""
-    if (
-        calibration is None
-        or calibration.kind != "cuda"
-        or peak_flops(calibration.device) != peak_flops(driver_name)
-    ):
+    if calibration is None or calibration.kind != "cuda":
+        return gpu
+    if peak_flops(calibration.device) != peak_flops(gpu.driver_name):
         return gpu
     reduce = calibration.all_reduce_bytes_per_second
     return replace(gpu, ceiling=calibration.gemm_flops, inside_node=reduce or gpu.inside_node)

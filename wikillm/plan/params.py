@@ -8,6 +8,12 @@ The counts are exact: a test compares them with transformers.
     tables      V x h for the embedding, and once more for an output head that is not tied
 
 with h hidden_size, H query heads, K key-value heads of width d, f intermediate_size, V vocabulary.
+
+    FLOPs/token = 6 N_matmul + 12 L H d T      forward and backward, full attention
+
+with L layers and T tokens per sequence. This is PaLM's convention (arXiv:2204.02311, appendix B):
+2 FLOPs per weight forward, 4 backward; attention's scores and values over all T positions, although
+a causal kernel computes half of them; recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -59,3 +65,9 @@ def attention_flops(model: ModelSection, sequence_length: int) -> int:
     """FLOPs per token of attention's scores and values, both passes, over all T positions."""
     width = model.num_attention_heads * head_width(model)
     return 12 * model.num_hidden_layers * width * sequence_length
+
+
+def flops_per_token(model: ModelSection, vocab_size: int, sequence_length: int) -> int:
+    """Model FLOPs per trained token, forward and backward."""
+    matmul = count_parameters(model, vocab_size).matmul
+    return 6 * matmul + attention_flops(model, sequence_length)

@@ -16,10 +16,9 @@ from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.plan.batch import BatchSplit, split_batch
-from wikillm.plan.flops import flops_per_token
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup, refuse_small_corpus
 from wikillm.plan.memory import sequences_that_fit
-from wikillm.plan.params import count_parameters
+from wikillm.plan.params import count_parameters, flops_per_token
 from wikillm.plan.strategy import strategy_of
 from wikillm.plan.vocab import resolve_vocab_size
 from wikillm.plan.workload import Workload

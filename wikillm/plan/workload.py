@@ -15,9 +15,8 @@ from wikillm.config.schema import ModelSection, TrainSection
 from wikillm.config.trained_tokenizer import PREFIX, parse_train
 from wikillm.core.units import format_count
 from wikillm.plan.batch import MICRO, BatchSplit, given_micro_batch, split_batch
-from wikillm.plan.flops import flops_per_token
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
-from wikillm.plan.params import ParameterCount, count_parameters
+from wikillm.plan.params import ParameterCount, count_parameters, flops_per_token
 from wikillm.plan.vocab import resolve_vocab_size
 
 QWEN2_TOKENIZER_LENGTH = 151_646

@@ -104,7 +104,7 @@ def _speed(
     gpu: Gpu | None = None
     if strategy.device != "cpu":
         gpu = gpu_by_driver_name(device)
-        gpu = apply_calibration(gpu, known, device) if gpu else None
+        gpu = apply_calibration(gpu, known) if gpu else None
     elif known is not None and known.kind == "cpu":
         gpu = cpu_as_device(known, world.local_size, 0)
     if gpu is None:

@@ -15,7 +15,7 @@ from wikillm.plan.calibration import (
     read_calibration,
     write_calibration,
 )
-from wikillm.plan.gpus import driver_name, find_gpu
+from wikillm.plan.gpus import find_gpu
 
 MADE = Calibration(
     device="Some CPU", kind="cpu", cpus=2, load=0.1, time="2026-11-23T20:00:00+0000",
@@ -69,8 +69,8 @@ def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture
 def test_a_gpu_takes_what_was_measured_on_its_like() -> None:
     h100 = find_gpu("h100")
     made = replace(MADE, kind="cuda", device="NVIDIA H100 80GB HBM3", gemm_flops=7.98e14)
-    used = apply_calibration(h100, made, driver_name("h100"))
+    used = apply_calibration(h100, made)
     assert (used.ceiling, used.inside_node) == (7.98e14, 1e9)
-    assert apply_calibration(find_gpu("a100"), made, driver_name("a100")) == find_gpu("a100")
-    assert apply_calibration(h100, None, driver_name("h100")) == h100
-    assert apply_calibration(h100, MADE, driver_name("h100")) == h100
+    assert apply_calibration(find_gpu("a100"), made) == find_gpu("a100")
+    assert apply_calibration(h100, None) == h100
+    assert apply_calibration(h100, MADE) == h100

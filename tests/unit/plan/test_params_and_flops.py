@@ -6,8 +6,8 @@ import pytest
 
 from wikillm.config.load import load
 from wikillm.config.presets import load_preset, preset_names
-from wikillm.plan.flops import flops_per_token, peak_flops
-from wikillm.plan.params import count_parameters
+from wikillm.plan.gpus import peak_flops
+from wikillm.plan.params import count_parameters, flops_per_token
 
 
 @pytest.mark.parametrize("name", preset_names("models"))

@@ -24,7 +24,7 @@ from wikillm.observe.live import LiveView, wants_live_view
 from wikillm.observe.meter import Meter
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
-from wikillm.plan.flops import peak_flops
+from wikillm.plan.gpus import peak_flops
 from wikillm.report.background import PageRefresh
 from wikillm.report.page import FILE_NAME
 from wikillm.train.start_summary import source_line
