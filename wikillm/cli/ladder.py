@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wikillm.cli.arguments import add_json
+from wikillm.cli.arguments import above_0, add_json, not_negative
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.units import format_count
@@ -40,9 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--predict", type=int, required=True, metavar="N", help="the depth to predict"
     )
     ratio = "tokens per parameter, for all runs and the prediction. Default: by the laws"
-    parser.add_argument("--tokens-per-parameter", type=float, metavar="R", help=ratio)
+    parser.add_argument("--tokens-per-parameter", type=above_0, metavar="R", help=ratio)
     noise = "standard deviation of a run's loss over seeds, in nats (default 0.025)"
-    parser.add_argument("--noise", type=float, default=0.025, metavar="X", help=noise)
+    parser.add_argument("--noise", type=not_negative, default=0.025, metavar="X", help=noise)
     command = "how each run is started (default: wikillm train, in this environment)"
     parser.add_argument("--command", metavar="WORDS", help=command)
     folder = "where the runs are kept (default runs/ladder)"
@@ -51,9 +51,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.plan.ladder import predict
+    from wikillm.plan.ladder import FEWEST, predict
 
     depths = sorted(set(args.depths))
+    if len(depths) < FEWEST:
+        raise ConfigError(
+            "A prediction needs three sizes or more.",
+            got=f"--depths {' '.join(map(str, depths))}",
+            fix="--depths 2 3 4",
+        )
     if args.predict <= depths[-1]:
         raise ConfigError(
             "--predict must be greater than every trained depth.",
@@ -115,7 +121,9 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
     tokens = resolved.config.train.max_tokens
     words = [*_given(args), f"model.depth={depth}", f"train.max_tokens={tokens}"]
     words += [f"run.dir={folder}", "--resume", "auto"]
-    if read_object(folder / "exit.json").get("code") != 0:
+    if read_object(folder / "exit.json").get("code") == 0:
+        _check_same_words(folder, words)
+    else:
         command = shlex.split(args.command) if args.command else [sys.executable, "-m", "wikillm"]
         command = [*command, *([] if args.command else ["train"]), *words]
         print(shlex.join(command), file=sys.stderr, flush=True)
@@ -133,6 +141,22 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
     return Rung(
         depth, facts["parameters"], facts["tokens"], facts["flops"], losses[-1]["eval_loss"]
     )
+
+
+def _check_same_words(folder: Path, words: list[str]) -> None:
+    """Raises ConfigError if the finished run in `folder` was started with other settings."""
+    from wikillm.core.files import read_object
+
+    started = read_object(folder / "environment.json").get("command") or []
+    then = started[-len(words) :]
+    if sorted(then) != sorted(words):
+        before = shlex.join(word for word in then if word not in ("train", *words))
+        now = shlex.join(word for word in words if word not in then)
+        raise ConfigError(
+            f"{folder} holds a finished run with other settings.",
+            got=f"then: {before}\nnow: {now}",
+            fix=f"--folder with a new name; or remove {folder} to train it again",
+        )
 
 
 def _given(args: argparse.Namespace) -> list[str]:

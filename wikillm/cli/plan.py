@@ -65,7 +65,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=count, metavar="N", help="training tokens in the corpus, such as 1.2B"
     )
-    hours = "propose the model size, or with --size the tokens, that fit into N hours"
+    hours = (
+        "propose the model size, or for a given model (--size, --config, model.preset) the tokens, "
+        "that fit into N hours"
+    )
     parser.add_argument("--hours", type=above_0, metavar="N", help=hours)
     every = "plan every model preset on 1, 8, 64 and 512 GPUs"
     parser.add_argument("--all", action="store_true", help=every)
@@ -89,11 +92,13 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.plan.report import lines
 
     machine = _machine(args, args.nodes, args.gpus_per_node)
+    given = [*(["--config", args.config] if args.config else []), *args.rest]
     if args.hours is None:
         plan = plan_run(resolve_run_config(args), machine, args)
     else:
         words, plan = _within_hours(args, machine)
         plan["arguments"] = [*words, *plan["arguments"]]
+    plan["command"] = shlex.join([*_launcher(machine), *given, *plan["arguments"]])
     print(json.dumps(plan, indent=2) if args.json else "\n".join(lines(plan)))
     return 0
 
@@ -166,14 +171,23 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
     )
 
 
+def _launcher(machine: Machine) -> list[str]:
+    """The words that start a run on this machine, before the run's own arguments."""
+    if machine.nodes > 1:
+        return ["wikillm", "launch", "hostfile", "--hostfile", "hosts", "--go"]
+    return ["wikillm", "train"] if machine.ranks == 1 else ["deepspeed", "train.py"]
+
+
 def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str], dict[str, Any]]:
     """(settings to add to the run, its plan) for `args.hours` on this machine.
 
-    With `model.depth` or `model.size` set, the horizon becomes the tokens that fit into the hours.
-    Otherwise `model.depth` becomes the deepest model whose horizon by the laws fits.
+    If the run sets its model, the horizon becomes the tokens that fit into the hours. Otherwise
+    `model.depth` becomes the deepest model whose horizon by the laws fits.
 
-    Raises ConfigError when not even one layer fits, or the run sets a model in another way.
+    Raises ConfigError when not even one layer or a few steps fit, or the run's horizon is set in
+    another unit.
     """
+    from wikillm.config.presets import preset_names
     from wikillm.config.size_laws import DEEPEST
 
     given = list(args.rest)
@@ -186,12 +200,14 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
             return None
 
     args.rest = given
-    model = resolve_run_config(args).config.model
-    if model.depth is not None or model.size is not None:
-        plan = plan_run(resolve_run_config(args), machine, args)
-        tokens = plan["total_tokens"] * args.hours / plan["choices"][0]["hours"]
-        words = [f"train.max_tokens={float(f'{tokens:.2e}'):.0f}"]
-        return words, planned(words) or plan
+    resolved = resolve_run_config(args)
+    model = resolved.config.model
+    is_set = args.config in preset_names("runs") or any(
+        resolved.origins[f"model.{key}"].is_user
+        for key in ("preset", "init_from", "hidden_size", "num_hidden_layers")
+    )
+    if model.depth is not None or model.size is not None or is_set:
+        return _tokens_within_hours(args, machine, resolved)
     # Hours grow with depth: bisect between a depth that fits and a depth that does not.
     fits = 0
     too_deep = DEEPEST + 1
@@ -215,6 +231,30 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
     return [f"model.depth={fits}"], best
 
 
+def _tokens_within_hours(
+    args: argparse.Namespace, machine: Machine, resolved: Resolved
+) -> tuple[list[str], dict[str, Any]]:
+    """(the horizon of this model within `args.hours`, as settings, and its plan)."""
+    given = list(args.rest)
+    plan = plan_run(resolved, machine, args)
+    # The batch follows the tokens and changes the speed, so tokens are corrected a few times.
+    for _ in range(4):
+        steps = int(plan["max_steps"] * args.hours / plan["choices"][0]["hours"])
+        tokens = max(1, steps) * plan["global_batch_tokens"]
+        last_digit = 10 ** max(0, len(str(tokens)) - 3)  # three digits, rounded down
+        words = [f"train.max_tokens={tokens // last_digit * last_digit}"]
+        args.rest = [*given, *words]
+        plan = plan_run(resolve_run_config(args), machine, args)
+        if plan["choices"][0]["hours"] <= args.hours:
+            return words, plan
+    step = plan["choices"][0]["step_seconds"]["total"]
+    raise ConfigError(
+        "These hours are too few steps for a horizon.",
+        got=f"--hours {args.hours:g}; one step takes {step:.3g} s",
+        fix="more hours or GPUs, or a smaller model",
+    )
+
+
 def _calibration_used(machine: Machine) -> str | None:
     from wikillm.plan.calibration import read_calibration
 
@@ -227,8 +267,9 @@ def _run_all(args: argparse.Namespace) -> int:
     from wikillm.config.presets import load_preset, preset_names
     from wikillm.plan.report import ESTIMATE
 
-    if args.config or args.rest or args.deepspeed:
-        got = " ".join([*args.rest, *filter(None, (args.config, args.deepspeed))])
+    if args.config or args.rest or args.deepspeed or args.hours:
+        hours = f"--hours {args.hours:g}" if args.hours else None
+        got = " ".join([*args.rest, *filter(None, (args.config, args.deepspeed, hours))])
         fix = "leave the run's arguments out, or leave --all out"
         raise ConfigError("--all plans the presets as they are.", got=got, fix=fix)
     names = preset_names("models")

@@ -23,7 +23,7 @@ from typing import Any
 from wikillm.config.origin import Origin, Setting
 from wikillm.config.trained_tokenizer import PREFIX, parse_train
 from wikillm.core.errors import ConfigError, Problems
-from wikillm.core.units import parse_count
+from wikillm.core.units import format_count, parse_count
 
 DEPTH = "model.depth"
 SIZE = "model.size"
@@ -95,10 +95,29 @@ def depth_of(parameters: int, rows: int) -> int:
     """The depth whose number of parameters has the ratio to `parameters` that is nearest to 1."""
 
     def distance(depth: int) -> float:
-        tables = 1 if depth < TIED_BELOW else 2
-        return abs(math.log((body(depth) + tables * rows * WIDTH_PER_LAYER * depth) / parameters))
+        return abs(math.log(_parameters(depth, rows) / parameters))
 
     return min(range(1, DEEPEST + 1), key=distance)
+
+
+def _parameters(depth: int, rows: int) -> int:
+    """Parameters in matrices, with the embedding and, from `TIED_BELOW` on, the output head."""
+    tables = 1 if depth < TIED_BELOW else 2
+    return body(depth) + tables * rows * WIDTH_PER_LAYER * depth
+
+
+def _too_far(setting: Setting, depth: int, rows: int) -> tuple[str, str, str] | None:
+    """What, got and fix of the error for a size that no depth has within a factor of 2."""
+    wanted = parse_count(setting.value)
+    found = _parameters(depth, rows)
+    if wanted / 2 <= found <= wanted * 2:
+        return None
+    got = f"{setting.origin.where}; depth {depth} has {found:,} with {rows:,} rows of vocabulary"
+    fix = (
+        f"--size {format_count(found)}, or a tokenizer with fewer ids: data.tokenizer=train:4000; "
+    )
+    fix += "for the ids of a tokenizer's folder set model.vocab_size"
+    return "No depth gives a model of about this size.", got, fix
 
 
 def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
@@ -121,6 +140,9 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
     try:
         rows = _rows(highest)
         depth = _depth(turned[0], rows)
+        if turned[0].key == SIZE and (far := _too_far(turned[0], depth, rows)):
+            problems.add(*far)
+            return []
         tokens = _horizon(user) or horizon(depth, rows)
         length = int(_value(highest, "train.sequence_length") or 512)
         batch = batch_tokens(tokens, length)

@@ -171,7 +171,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         *_table(plan["choices"]),
         "",
         f"these are {plan['basis']}",
-        f"take it    {' '.join(plan['arguments'])}",
+        f"run it     {plan['command']}",
     ]
 
 

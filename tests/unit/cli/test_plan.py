@@ -16,7 +16,9 @@ def test_says_that_it_estimates_and_what_to_type(capsys: pytest.CaptureFixture[s
     assert main(["plan", "--config", "pretrain-7b", "--nodes", "2", "--price", "2.5"]) == 0
     shown = capsys.readouterr().out
     assert "no figure here was measured on a GPU" in shown
-    assert "take it    --deepspeed zero" in shown
+    command = shown.splitlines()[-1].split()
+    launch = "run it wikillm launch hostfile --hostfile hosts --go --config pretrain-7b --deepspeed"
+    assert command[: len(launch.split())] == launch.split()
     assert "cost" in shown and "lr at step 1: 0" in shown
 
 
@@ -49,6 +51,10 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["--tflops", "165e12"], "such as 165"),
         (["--gpu", "cpu", "--tflops", "1"], "--calibrate"),
         (["--all", "--config", "demo"], "leave"),
+        (["--all", "--hours", "8"], "leave"),
+        (["--hours", "8", "--size", "300m", "--max_steps", "9"], "exclude each other"),
+        (["--hours", "0.0001"], "more hours or GPUs"),
+        (["--hours", "0.001", "--config", "pretrain-1.5b"], "one step takes"),
         (["--config", "pretrain-72b", "--gpus-per-node", "1"], "does not fit"),
         (["train.learing_rate=1"], "learning_rate"),
     ],
@@ -61,6 +67,19 @@ def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     assert main(["plan", "--json", *words]) == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("hours", [0.2, 8.0])
+@pytest.mark.parametrize("model", ["--size 300m", "model.preset=120m", "--config pretrain-1.5b"])
+def test_hours_give_a_model_its_tokens_and_the_command_names_both(
+    model: str, hours: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(capsys, "--hours", str(hours), "--gpu", "8x4090", *model.split())
+    assert 0.8 * hours < plan["choices"][0]["hours"] <= hours
+    tokens = plan["arguments"][0].removeprefix("train.max_tokens=")
+    assert plan["command"].startswith(f"deepspeed train.py {model} train.max_tokens={tokens} ")
+    again = planned(capsys, "--gpu", "8x4090", *shlex.split(plan["command"])[2:])
+    assert again["choices"][0]["hours"] == plan["choices"][0]["hours"]
 
 
 def test_gpus_is_what_launch_calls_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,8 @@ def test_the_resolved_file_gives_the_same_run(tmp_path) -> None:  # type: ignore
         (["model.depth=0"], "greater than or equal to 1"),
         (["model.depth=deep"], "valid integer"),
         (["model.size=many"], "model.size"),
+        (["model.size=300", "data.tokenizer=train:4096"], "No depth gives"),
+        (["model.size=500b"], "No depth gives"),
         (["model.size=0"], "greater than or equal to 1"),
         (["model.depth=1e999"], "finite"),
         (["train.num_train_epochs=1e308"], "less than or equal to 1000000"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wikillm.cli.main import main
+from wikillm.config.size_laws import body
 from wikillm.core.errors import ConfigError
 from wikillm.plan.ladder import Rung, predict
 
@@ -71,10 +72,15 @@ def test_finished_runs_are_read_and_not_repeated(
         folder = tmp_path / f"depth-{depth}"
         folder.mkdir()
         (folder / "exit.json").write_text('{"code": 0}')
+        tokens = 2 * (body(depth) + 4096 * 64 * depth)
+        sizes = [f"model.depth={depth}", f"train.max_tokens={tokens}", f"run.dir={folder}"]
+        started = {"command": ["train.py", *words, *sizes, "--resume", "auto"]}
+        (folder / "environment.json").write_text(json.dumps(started))
         event = {"kind": "eval", "step": 9, "eval_loss": loss, "time": 1.0}
         (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
     depths = ["--depths", "2", "3", "4", "5", "--predict", "8", "--tokens-per-parameter", "2"]
-    code = main(["ladder", *depths, "--folder", str(tmp_path), "--json", *words])
+    ladder = ["ladder", *depths, "--folder", str(tmp_path), "--json"]
+    code = main([*ladder, *words])
     found = json.loads(capsys.readouterr().out)
     assert code == 0
     assert found["prediction"]["low"] < found["prediction"]["loss"] < 4.8
@@ -82,8 +88,16 @@ def test_finished_runs_are_read_and_not_repeated(
     smallest = found["runs"][0]
     # 2 x (layers + embedding): a quarter of the layers' matrices is exact in test_size_laws.
     assert smallest["tokens"] == 2 * smallest["parameters"] - 2 * (2 * 2 * 128 + 2 * 256 + 128)
+    # A finished run of other data or another rate is not read for the new settings.
+    assert main([*ladder, "data.path=other.jsonl", words[1], "train.learning_rate=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "finished run with other settings" in error and "train.learning_rate=0.5" in error
 
 
-def test_a_target_among_the_trained_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_depths_and_a_small_target_are_refused_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["ladder", "--depths", "2", "3", "--predict", "9"]) == 2
+    assert "three sizes" in capsys.readouterr().err
     assert main(["ladder", "--depths", "2", "3", "4", "--predict", "3"]) == 2
     assert "greater than every trained depth" in capsys.readouterr().err
