@@ -8,7 +8,7 @@ SIGTERM and the end of the budget stop the step that runs; the summary is writte
     python benchmarks/gpu.py --budget 540
     python benchmarks/gpu.py --budget 200 --only tests losses
     python benchmarks/gpu.py --again mission --write   # and docs/measurements/gpu-DATE.md
-    python benchmarks/gpu.py --pretend                 # the commands, for an H100 or this card
+    python benchmarks/gpu.py --pretend 24GiB           # the commands for a card of this memory
     python benchmarks/gpu.py --rehearse                # tiny shapes on this CPU
 """
 
@@ -39,7 +39,8 @@ import psutil
 from benchmarks.gpu_report import page, summary
 from benchmarks.gpu_steps import Setting, Step, steps
 from benchmarks.record import commit, import_path
-from wikillm.core.errors import DataError
+from wikillm.core.errors import DataError, WikiLLMError
+from wikillm.core.units import parse_size
 from wikillm.plan.gpus import find_gpu, gpu_by_driver_name
 
 GRACE = 5.0
@@ -79,7 +80,8 @@ def arguments() -> argparse.Namespace:
     tokenizer = "default: qwen2-tokenizer/ if it is here, else one trained on the text"
     parser.add_argument("--tokenizer", help=tokenizer)
     parser.add_argument("--write", action="store_true", help="write docs/measurements/gpu-DATE.md")
-    parser.add_argument("--pretend", action="store_true", help="print the commands, run nothing")
+    pretend = "print the commands, run nothing; for this card, a known one or an amount of memory"
+    parser.add_argument("--pretend", nargs="?", const="", metavar="GPU|SIZE", help=pretend)
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on this CPU")
     return parser.parse_args()
 
@@ -90,8 +92,8 @@ def main() -> int:
     device, memory = card()
     if args.rehearse:
         device, memory = "CPU rehearsal", find_gpu("h100").memory
-    elif args.pretend and not device:
-        device, memory = "NVIDIA H100 (assumed)", find_gpu("h100").memory
+    elif args.pretend is not None and (args.pretend or not device):
+        device, memory = pretended(args.pretend or "h100")
     if not device:
         print("not run: no GPU here; --rehearse runs tiny shapes, --pretend shows the commands")
         return 3
@@ -101,7 +103,8 @@ def main() -> int:
     text, tokenizer = find_text(args, scratch)
     setting = Setting(out, scratch, text, tokenizer, memory, args.rehearse)
     chosen = [step for step in steps() if step.name in (args.only or NAMES)]
-    if args.pretend:
+    if args.pretend is not None:
+        print(f"for {device}, {memory / 2**30:.1f} GiB")
         for step in chosen:
             command = step.command(setting)
             words = "does not fit into this card" if command is None else shlex.join(command)
@@ -132,6 +135,15 @@ def card() -> tuple[str, int]:
     name, _, size = done.stdout.strip().rpartition("|")
     known = gpu_by_driver_name(name)
     return name, min(int(size or 0), known.memory) if known else int(size or 0)
+
+
+def pretended(name: str) -> tuple[str, int]:
+    """(name, usable bytes) of a known GPU, or of a card with `name` as its memory."""
+    try:
+        return f"a card of {name}", parse_size(name)
+    except ValueError:
+        gpu = find_gpu(name)
+        return gpu.name, gpu.memory
 
 
 def find_text(args: argparse.Namespace, scratch: Path) -> tuple[str, str]:
@@ -204,7 +216,7 @@ def run_step(step: Step, setting: Setting, budget: Budget, identity: dict[str, s
         why = "the card is too small" if command is None else f"{budget.left:.0f} s were left"
         print(f"== {step.name}: not begun, {why}", flush=True)
         file = setting.out / f"{step.name}.json"
-        if not file.exists():
+        if not file.exists() or json.loads(file.read_text("utf-8"))["status"] == "not begun":
             record = {"step": step.name, "status": "not begun", "reason": why, **identity}
             file.write_text(json.dumps(record) + "\n", encoding="utf-8")
         return
@@ -299,4 +311,7 @@ def read_results(out: Path) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except WikiLLMError as error:  # of a name that --pretend does not know
+        raise SystemExit(str(error)) from None

@@ -49,6 +49,12 @@ def test_shapes_follow_the_memory_of_the_card(gpu: Any) -> None:
     assert large["train_120m"] == "120m-512-32" and large["train_3b"] == "3b-4096-2"
     small = shapes(23 * GIB)
     assert small["train_120m"] == "120m-512-8" and small["train_3b"] is None
+    assert shapes(8 * GIB)["train_120m"] == "120m-512-2" and shapes(8 * GIB)["train_0.5b"] is None
+
+
+def test_a_card_is_pretended_by_its_name_or_its_memory(gpu: Any) -> None:
+    assert gpu.pretended("rtx4090") == ("rtx4090", int(23.5 * GIB))
+    assert gpu.pretended("7.5GiB")[1] == int(7.5 * GIB)
 
 
 def test_a_failure_is_recorded_and_never_replaces_a_good_result(gpu: Any, tmp_path: Path) -> None:

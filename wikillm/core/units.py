@@ -1,7 +1,7 @@
 """Quantities as people write them: "2.6B" parameters, "80GiB" of memory, "1h02m".
 
 Counts have decimal suffixes (K, M, B, T). Sizes have decimal (KB, MB, GB, TB) or binary suffixes
-(KiB, MiB, GiB, TiB). Parsing is exact; formatting keeps three or four significant digits.
+(KiB, MiB, GiB, TiB). Parsing is exact to a byte; formatting keeps three or four significant digits.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def _parse(text: str | int | float, suffixes: dict[str, int], kind: str, example
         raise ValueError(f"{text!r} is not a {kind}; write it like {example}")
     # Fractions are exact; in floats 2.01 x 1000 is not 2010.
     value = Fraction(match[1].replace("_", "")) * suffixes[match[2].upper()]
-    if value.denominator != 1:
+    # 7.9 GiB is no whole number of bytes: the fraction of a byte is dropped.
+    if value.denominator != 1 and match[2].upper() not in _BINARY:
         raise ValueError(f"{text!r} is not a whole {kind}; write it like {example}")
-    return value.numerator
+    return int(value)
 
 
 def parse_count(text: str | int | float) -> int:
