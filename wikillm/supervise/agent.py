@@ -1,10 +1,10 @@
 """The agent, a small process beside each rank: `python -m wikillm.supervise.agent SOCKET MEMORY`.
 
-It reads the rank's heartbeat, reports to the coordinator, receives the verdict, and writes the
-rank's record. It is a process rather than a thread: a rank that holds its interpreter lock during a
-long write is not taken for a lost machine, and steps do not become slower. When the run has to end,
-the agent sends the rank a request to exit. A rank that does not exit gets SIGUSR2 (faulthandler
-writes its stacks) and is killed.
+SOCKET and MEMORY are descriptors that the rank passes on. The agent reads the rank's heartbeat,
+reports to the coordinator, receives the verdict, and writes the rank's record. It is a process
+rather than a thread, so a rank that holds its interpreter lock for long still has a heartbeat, and
+steps do not become slower. To end the run, the agent requests the rank to exit. A rank that does
+not exit gets SIGUSR2, at which faulthandler writes its stacks, and is killed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from wikillm.core.errors import ExitCode, MachineError
 from wikillm.supervise.alerts import Alerts, event_of
@@ -24,7 +23,7 @@ from wikillm.supervise.coordinator import SUSPENDED_SECONDS, TICK, Coordinator
 from wikillm.supervise.coordinator_link import ANSWER_SECONDS, CoordinatorLink
 from wikillm.supervise.exit_file import print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
-from wikillm.supervise.membership import Limits, Membership
+from wikillm.supervise.membership import STOPPED_AT_ONCE, End, Limits, Membership
 from wikillm.supervise.network import listen, listen_here
 from wikillm.supervise.oom import OomWatch
 from wikillm.supervise.records import (
@@ -39,13 +38,20 @@ from wikillm.supervise.wire import Message, Wire
 
 EXIT_SECONDS = 10.0  # from the request to exit until the rank is killed
 ACKNOWLEDGE_SECONDS = 3.0
-"""Seconds to the kill without an acknowledgement: the rank is suspended, or a library blocks it."""
-STACKS_SECONDS = 0.5  # for a rank that does not respond to write its stacks
+"""Seconds from the request to the kill if the rank does not acknowledge the request: the rank is
+suspended, or a library blocks its interpreter."""
+STACKS_SECONDS = 0.5  # for faulthandler to write the stacks of a rank that does not respond
 COLLECT_SECONDS = 0.5  # until the kernel reports how a process ended
 
 
 class Agent:
-    """`setup` is the rank's first message, see `settings.agent_setup`."""
+    """Supervises one rank from beside it.
+
+    Args:
+        rank_wire: the socket to the rank.
+        heartbeat: the rank's shared memory.
+        setup: the rank's first message, see `settings.agent_setup`.
+    """
 
     def __init__(self, rank_wire: Wire, heartbeat: Heartbeat, setup: Message) -> None:
         self.rank_wire = rank_wire
@@ -55,11 +61,11 @@ class Agent:
         self.pid = int(setup["pid"])
         self.limits = Limits(**setup["limits"])
         self.interval = max(1.0, setup["world_size"] / 50)
-        self.process = Process(**setup["process"])  # it may have ended already
+        self.process = Process(**setup["process"])  # the rank, which may have ended already
         self._pidfd = handle_of(self.pid) if self.process.is_alive() else None
         self._oom = OomWatch(self.pid)
         self.began = time.monotonic()
-        self.coordinator: Coordinator | None = None  # on rank 0
+        self.coordinator: Coordinator | None = None  # only on rank 0
         self.link = CoordinatorLink(setup, self.limits, self.interval)
         self._recorder: Recorder | None = None
         self._alerts = Alerts(**setup["alerts"])
@@ -67,10 +73,11 @@ class Agent:
         place = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
         self._start_record = RankRecord(*place, "start", 0, 0.0, max(5.0, size / 20), 0.0)
         self._last_beat = 0.0
-        self._exited: tuple[int, str] | None = None
+        self._exited: tuple[int, str] | None = None  # exit code and reason of the rank
         self._rank_gone = False
-        self._kill_at = 0.0
-        self._verdict: dict[str, Any] | None = None
+        self._verdict: End | None = None
+        self._reports = False  # this rank reports the verdict to the user
+        self._kill_at = 0.0  # 0: no verdict
         self._last_check = time.monotonic()
 
     def serve(self) -> None:
@@ -100,7 +107,7 @@ class Agent:
                 port = int(setup["master_port"])
                 listener = listen(port, setup["master_address"], setup["address"])
         except MachineError as error:
-            self._end(error.exit_code, str(error), "failed")
+            self._end(End(error.exit_code, str(error), "failed"))
             return
         size = setup["world_size"]
         nodes = tuple(setup["nodes"])
@@ -110,6 +117,7 @@ class Agent:
         self.coordinator.start()
 
     def _check(self) -> None:
+        """Notice the rank's end, kill it when that is due, and keep the coordinator informed."""
         now = time.monotonic()
         # A forked child may keep the rank's end of the socket open: ask the kernel as well.
         if not self.process.is_alive():
@@ -128,7 +136,7 @@ class Agent:
                 self._last_beat = now
                 self._send_beat()
         if why is not None:
-            self._end(ExitCode.MACHINE, why, "lost", lost_main=True)
+            self._end(End(ExitCode.MACHINE, why, "lost"), lost_main=True)
 
     def _send_beat(self) -> None:
         self._oom.update()
@@ -145,12 +153,7 @@ class Agent:
             if "welcome" in message:
                 self.rank_wire.send(message)
             elif "end" in message:
-                reports = message.get("speaker") == self.rank
-                event = str(message.get("event", "failed"))
-                code = int(message["end"])
-                lost_rank = message.get("lost_rank")
-                reason = str(message["reason"])
-                self._end(code, reason, event, lost_rank=lost_rank, reports=reports)
+                self._end(End.from_message(message), reports=message.get("speaker") == self.rank)
 
     def handle(self, messages: list[Message]) -> None:
         """Handle messages from the rank."""
@@ -171,7 +174,7 @@ class Agent:
                 if self.rank == 0:
                     self._alert(event_of(self._exited[0]), *self._exited)
                 self.rank_wire.send({"noted": True})
-                # A rank that fails early must still report its reason.
+                # The other ranks need the reason of a rank that fails before its agent connected.
                 if is_early:
                     self._connect_late()
                     self.link.send(message)
@@ -182,40 +185,29 @@ class Agent:
     def _stop(self, at_once: bool) -> None:
         """Handle a request of `wikillm stop`."""
         if at_once:
-            reason = "Ended at once by `wikillm stop --now`; nothing was saved."
-            self._end(ExitCode.STOPPED, reason, "stopped", reports=self.rank == 0)
+            self._end(STOPPED_AT_ONCE, reports=self.rank == 0)
         else:
             self.process.send(signal.SIGTERM)
 
-    def _end(
-        self,
-        code: int,
-        reason: str,
-        event: str,
-        *,
-        lost_main: bool = False,
-        lost_rank: int | None = None,
-        reports: bool = False,
-    ) -> None:
+    def _end(self, end: End, *, lost_main: bool = False, reports: bool = False) -> None:
         """Request the rank to exit; it writes its stacks first.
 
         Args:
             lost_main: rank 0 is lost, so the first rank of each node reports to the user.
-            lost_rank: see `End`.
             reports: this rank reports to the user.
         """
         if self._exited is not None or self._kill_at:
             return
         self._kill_at = time.monotonic() + ACKNOWLEDGE_SECONDS
-        reports = reports or (lost_main and self.setup["local_rank"] == 0)
+        is_first_here = self.setup["local_rank"] == 0
         # Without rank 0's agent, rank 1 and the first rank of each node try to send the alert.
-        is_next = lost_main and (self.rank == 1 or self.setup["local_rank"] == 0)
-        alerts = (self.rank == 0 or is_next) and self._alerts.wants(event)
-        self._verdict = {"end": code, "reason": reason, "lost_rank": lost_rank}
-        self._verdict |= {"reports": reports, "alerts": alerts}
-        self.rank_wire.send(self._verdict)
+        sends_alert = self.rank == 0 or (lost_main and (self.rank == 1 or is_first_here))
+        alerts = sends_alert and self._alerts.wants(end.event)
+        self._reports = reports or (lost_main and is_first_here)
+        self._verdict = end
+        self.rank_wire.send({**end.to_message(), "reports": self._reports, "alerts": alerts})
         if alerts:
-            self._alert(event, code, reason)
+            self._alert(end.event, end.code, end.reason)
             self.rank_wire.send({"noted": True})
 
     def _alert(self, event: str, code: int, reason: str) -> None:
@@ -231,17 +223,19 @@ class Agent:
         self.process.send(signal.SIGKILL)
         self._rank_gone = True
 
-    def _report(self, code: int, reason: str, lost_rank: int | None, *, reports: bool) -> None:
+    def _report(self, end: End, *, reports: bool) -> None:
         """Write exit.json and print the reason in place of a rank that cannot."""
         if self._recorder is not None:
-            step = self.heartbeat.read().step
             run = self._recorder.run_dir
-            write_exit(run, code, reason, self.rank, step, lost_rank=lost_rank, keep=True)
+            step = self.heartbeat.read().step
+            write_exit(
+                run, end.code, end.reason, self.rank, step, lost_rank=end.lost_rank, keep=True
+            )
         if reports:
-            print_end(code, reason)
+            print_end(end.code, end.reason)
 
     def _how_it_ended(self) -> str | None:
-        """How the rank ended. Its socket closes just before the process is a zombie, so wait."""
+        """How the rank ended. Waits, since its socket closes just before it becomes a zombie."""
         deadline = time.monotonic() + COLLECT_SECONDS
         while True:
             how = end_of(self.pid, self._pidfd)
@@ -261,9 +255,10 @@ class Agent:
 
     def _close(self) -> None:
         """Report how the rank ended. On rank 0, also serve until the other ranks have exited."""
-        in_silence = self._exited is None and self._verdict is None
+        is_unexplained = self._exited is None and self._verdict is None
         if self._exited is None:
-            self._report_end(in_silence)
+            self._exited = self._report_death()
+        # Send what is buffered. On rank 0 the coordinator needs the connection a while longer.
         wire = self.link.wire
         if wire is not None:
             with suppress(OSError):
@@ -276,33 +271,32 @@ class Agent:
             timeout = 5.0 if self._verdict else self.limits.leave + 10.0
             is_connected = wire is not None
             end = self.coordinator.wait(
-                timeout, own=int(is_connected), for_verdict=in_silence and is_connected
+                timeout, own=int(is_connected), for_verdict=is_unexplained and is_connected
             )
-            # Report the verdict here: there may be no other rank to do it.
-            if in_silence and end is not None:
-                reports = self.coordinator.membership.reporter() == 0
-                self._report(end.code, end.reason, end.lost_rank, reports=reports)
+            # Report the verdict on this rank's death here: there may be no other rank to do it.
+            if is_unexplained and end is not None:
+                self._report(end, reports=self.coordinator.membership.reporter() == 0)
                 self._alert(end.event, end.code, end.reason)
-        if in_silence and self._exited is not None and self.rank == 0:
+        if is_unexplained and self.rank == 0:
             self._alert("lost", *self._exited)
 
-    def _report_end(self, in_silence: bool) -> None:
-        """Report the end of a rank that did not report its exit."""
-        verdict = self._verdict
+    def _report_death(self) -> tuple[int, str]:
+        """Report the end of a rank that did not report its exit. Returns exit code and reason."""
         known = self._how_it_ended()
         how = self._oom.explain(known or UNKNOWN_END)
-        self._exited = (int(ExitCode.MACHINE), how)
-        if verdict is not None:
-            self._exited = (int(verdict["end"]), str(verdict["reason"]))
+        verdict = self._verdict
+        self._exited = (
+            (ExitCode.MACHINE, how) if verdict is None else (verdict.code, verdict.reason)
+        )
         if self._recorder is not None:
             self._recorder.close(self._record())
-        # A killed rank could not write the verdict itself.
-        if verdict is not None and (known is None or "signal" in known):
-            self._report(*self._exited, verdict["lost_rank"], reports=bool(verdict["reports"]))
-        if in_silence and not self.link.accepted:
-            self._connect_late()
         if verdict is None:
+            if not self.link.accepted:
+                self._connect_late()
             self.link.send({"died": how, "known": known is not None})
+        elif known is None or "signal" in known:  # a killed rank could not write the verdict itself
+            self._report(verdict, reports=self._reports)
+        return self._exited
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""A thread in rank 0's agent: it receives messages from all ranks, and tells them why to end.
+"""A thread in rank 0's agent that receives messages from all ranks and sends them the verdict.
 
-Each rank has one TCP connection. After the start all of them together carry a few hundred bytes
-per second on 64 nodes. Anyone who reaches the port can connect, so a connection has 5 s to prove
-that it knows the run's secret, only a few unauthenticated connections are kept, and an error closes
-only the connection that it occurs on.
+Each rank has one TCP connection. After the start all connections together carry a few hundred bytes
+per second on 64 nodes. Anyone who reaches the port can connect, so a peer has 5 s to prove that it
+knows the run's secret, only a few connections of unproven peers are kept, and an error closes only
+the connection on which it occurs.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from wikillm.supervise.wire import Message, SealedWire
 TICK = 0.25
 PROVE_SECONDS = 5.0
 ALONE_SECONDS = 1.0
-"""After a local agent ends, wait this long to check its rank: both may be killed together."""
+"""Seconds from the end of a local agent to the check of its rank: both may be killed together."""
 SUSPENDED_SECONDS = 5.0
-"""A longer gap between two checks means that this process was suspended (Ctrl-Z, a scheduler)."""
+"""If more seconds pass between two checks, this process was suspended (Ctrl-Z, a scheduler)."""
 MOST_UNPROVEN = 16
-"""Unauthenticated connections that are kept, plus one per rank that has not joined; the oldest is
-closed first."""
+"""Connections of unproven peers that are kept, plus one for each rank that has not joined. The
+oldest is closed first."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
 _CODES = frozenset(map(int, ExitCode))
 
 
 class Coordinator(threading.Thread):
-    """Serves until `wait` returns: the other ranks are gone, or its time is up.
+    """Serves until `wait` returns, because the other ranks have ended or its time is up.
 
     Args:
         secret, context: see `SealedWire`.
@@ -58,9 +58,9 @@ class Coordinator(threading.Thread):
         self._listener = listener
         self._wires = selectors.DefaultSelector()
         self._rank_of: dict[SealedWire, int] = {}
-        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, from where
-        self._processes: dict[int, Process] = {}  # of ranks on this machine
-        self._alone: dict[int, float] = {}  # ranks whose agent is gone, and since when
+        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, address
+        self._processes: dict[int, Process] = {}  # of the ranks, if all are on this machine
+        self._alone: dict[int, float] = {}  # ranks whose agent has ended, and since when
         self._last_check = time.monotonic()
         self._welcomed = False
         self._last_sent = 0.0
@@ -83,7 +83,7 @@ class Coordinator(threading.Thread):
 
         Args:
             timeout: longest wait in seconds.
-            own: connections of this agent's own rank, 0 or 1.
+            own: number of connections of this agent's own rank, 0 or 1.
             for_verdict: also wait until there is a verdict.
         """
         deadline = time.monotonic() + timeout
@@ -124,8 +124,7 @@ class Coordinator(threading.Thread):
             self._drop(wire)
 
     def _drop(self, wire: SealedWire) -> None:
-        """Close a connection. A rank that has not reported its exit is dead, or checked if it
-        is local."""
+        """Close a connection. Its rank counts as dead; a local rank is checked first."""
         self._unproven.pop(wire, None)
         rank = self._rank_of.pop(wire, None)
         if rank is not None and self._end is None:
@@ -171,7 +170,7 @@ class Coordinator(threading.Thread):
 
     def _check(self) -> None:
         now = time.monotonic()
-        # Suspended, it reads no messages: missing heartbeats of that time do not count.
+        # While this thread was suspended it read no messages: that silence does not count.
         if now - self._last_check > SUSPENDED_SECONDS:
             self.membership.since = now
         self._last_check = now
@@ -179,12 +178,12 @@ class Coordinator(threading.Thread):
         overdue = [w for w, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]
         for wire in overdue:
             self._drop(wire)
+        # Send the verdict once, or the list of nodes once all ranks have joined.
         if self._end is None:
             self._end = self.membership.verdict(now)
             if self._end is not None:
-                verdict = {"end": self._end.code, "reason": self._end.reason}
-                about = {"event": self._end.event, "lost_rank": self._end.lost_rank}
-                self._send_all({**verdict, **about, "speaker": self.membership.reporter()})
+                reporter = self.membership.reporter()
+                self._send_all({**self._end.to_message(), "speaker": reporter})
         if self._end is None and not self._welcomed and self.membership.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}
@@ -196,7 +195,7 @@ class Coordinator(threading.Thread):
             self._send_all({"hub": True})
 
     def _check_alone(self, now: float) -> None:
-        """For each local rank without an agent: forget it if it still runs, else report its end."""
+        """Forget local ranks that still run without an agent; report how the others ended."""
         for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
             del self._alone[rank]
             process = self._processes[rank]
@@ -232,6 +231,7 @@ def _text(value: object) -> str:
 
 
 def _beat(message: Message) -> Message:
+    """The checked values of a heartbeat."""
     limit = message["limit"]
     return {
         "phase": _text(message["phase"]),

@@ -8,14 +8,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from wikillm.core.errors import CorruptedWeightsError, DivergedError, ExitCode, StoppedError
+from wikillm.core.errors import ExitCode, WikiLLMError
 from wikillm.core.files import write_json
 from wikillm.core.log import logger
+from wikillm.supervise.membership import AGREED
 
-AGREED = (CorruptedWeightsError, DivergedError, StoppedError)
-"""Errors that all ranks raise at the same step."""
 OTHERS_WAIT_SECONDS = 8.0
-"""Launchers kill all ranks at the first exit, so other ranks wait for rank 0 to report first."""
+"""Seconds that the other ranks give rank 0 to report first: launchers kill all ranks at an exit."""
 
 
 def write_exit(
@@ -28,11 +27,12 @@ def write_exit(
     lost_rank: int | None = None,
     keep: bool = False,
 ) -> None:
-    """Write exit.json; with `keep` an existing file stays. Never raises: the process has to exit.
+    """Write exit.json. Never raises, since the process has to exit.
 
     Args:
         rank: the rank that writes.
-        lost_rank: the rank that ended, or that blocks the others.
+        lost_rank: see `End`.
+        keep: leave an existing file as it is.
     """
     path = run / "exit.json"
     try:
@@ -54,19 +54,25 @@ def print_end(code: int, reason: str) -> None:
         sys.stderr.flush()
 
 
+def is_common(error: BaseException | None) -> bool:
+    """Whether errors of this type are raised by all ranks at the same step."""
+    # The code of the type: `lost_rank` gives its MachineError the code of another rank.
+    return isinstance(error, WikiLLMError) and type(error).exit_code in AGREED
+
+
 def is_agreed(error: BaseException | None) -> bool:
     """Whether all ranks raise this error at the same step."""
-    return isinstance(error, AGREED) and not getattr(error, "is_alone", False)
+    return is_common(error) and not getattr(error, "is_alone", False)
 
 
 def let_rank_0_report_first(error: BaseException) -> None:
-    """Wait, once for each error, so that rank 0 reports an error common to all ranks.
+    """Wait, once for each error: rank 0 may have the same error, and then it should report it.
 
     When rank 0 exits, the launcher ends the other ranks.
     """
     is_main = os.environ.get("RANK", "0") in ("", "0")
     has_waited = getattr(error, "has_waited", False)
-    if is_main or has_waited or isinstance(error, AGREED):
+    if is_main or has_waited or is_common(error):
         return
     error.has_waited = True  # type: ignore[attr-defined]
     time.sleep(OTHERS_WAIT_SECONDS)

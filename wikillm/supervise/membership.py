@@ -1,8 +1,8 @@
 """Decides which ranks have joined, are lost or are stalled, without sockets or clocks.
 
-The coordinator passes events in (`hello`, `beat`, `bye`, `died`); `verdict(now)` returns whether
-the run has to end, with code and reason. A reason that a rank reported itself precedes an inferred
-one, so a verdict waits a moment for such a report.
+The coordinator calls `hello`, `beat`, `bye` and `died` for messages of the ranks. `verdict(now)`
+returns an `End` if the run has to end. The failure of one rank often ends others a moment later, so
+a verdict on a death waits for a report: a reason that a rank reported itself has precedence.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from wikillm.core.units import format_seconds
 from wikillm.supervise.alerts import event_of
 
 AGREED = (ExitCode.CORRUPTED, ExitCode.DIVERGED, ExitCode.STOPPED)
-"""Codes of errors that all ranks raise at the same step; all ranks then exit."""
+"""Codes of errors that all ranks raise at the same step. Every rank then exits by itself."""
 FAILED_WAITS = 5.0
-"""Seconds from a rank's error to the end of the others, which may raise the same error."""
+"""Seconds from a rank's error to the end of the other ranks, which may raise the same error."""
 STOPPED_WAITS = 0.5
 """Seconds after a stop before training, when the ranks have nothing to agree on."""
 DIED_WAITS = 2.5
-"""Seconds from a silent death to the end; meanwhile another rank may report the reason."""
+"""Seconds from a death of unknown cause to the end; another rank may report the cause."""
 KILLED_WAITS = 0.5
-"""Seconds from a death to the end if the kernel reported how the process ended."""
+"""Seconds from a death to the end, if the kernel reported how the process ended."""
 OTHER_SECRET = (
     "with a different secret: run.dir is not the same folder on all nodes, WIKILLM_RUN_SECRET "
     "differs, or it is another run."
 )
-MOST_REFUSED = 16  # number of refused addresses to remember
-SHORT = ("step", "first step")  # phases in which a rank waits for the others
+MOST_REFUSED = 16  # refused addresses to remember
+STEP_PHASES = ("step", "first step")
+"""Phases in which a rank waits for the other ranks in collectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,45 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The verdict that ends the run on all ranks."""
+    """The verdict that ends the run on all ranks.
+
+    Attributes:
+        code: exit code of all ranks.
+        event: event of the alert: failed, stopped, lost or stalled.
+        lost_rank: the rank that ended or that blocks the others, if it is a single rank.
+    """
 
     code: int
     reason: str
-    event: str  # of the alert: failed, stopped, lost, stalled
-    lost_rank: int | None = None  # the only rank that ended, or that blocks the others
+    event: str
+    lost_rank: int | None = None
+
+    def to_message(self) -> dict[str, Any]:
+        lost = {"lost_rank": self.lost_rank}
+        return {"end": self.code, "reason": self.reason, "event": self.event, **lost}
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> End:
+        event = str(message.get("event", "failed"))
+        return cls(int(message["end"]), str(message["reason"]), event, message.get("lost_rank"))
+
+
+STOPPED_AT_ONCE = End(
+    ExitCode.STOPPED, "Ended at once by `wikillm stop --now`; nothing was saved.", "stopped"
+)
 
 
 @dataclass(slots=True)
 class Member:
-    """What the coordinator knows of one rank; times are those of its clock."""
+    """State of one rank in the coordinator. Times are values of the coordinator's time.monotonic().
+
+    Attributes:
+        standing: seconds since the rank's last progress; `limit`: seconds after which it stalls.
+        median: duration of a step in seconds.
+        exited: time, exit code and reason of the exit that the rank reported.
+        is_agreed: all ranks exit for the reason of `exited`.
+        died: time at which the verdict on a rank's death is due, and how the rank ended.
+    """
 
     host: str
     address: str
@@ -68,14 +97,22 @@ class Member:
     limit: float | None = None
     median: float = 0.0
     pid: int = 0  # 0: unknown
-    exited: tuple[float, int, str] | None = None  # time, exit code and reason that it reported
-    is_agreed: bool = True  # all ranks exit for the same reason
-    died: tuple[float, str] | None = None  # when the verdict is due, how it died
+    exited: tuple[float, int, str] | None = None
+    is_agreed: bool = True
+    died: tuple[float, str] | None = None
 
 
 @dataclass
 class Membership:
-    """`nodes` are names by node number, as far as the launcher knows them."""
+    """The ranks that have joined the run, and the verdict on them.
+
+    Attributes:
+        began: when the coordinator started to wait for the ranks.
+        nodes: names by node number, as far as the launcher passes them on.
+        ranks: ranks that have joined, by number.
+        refused: addresses whose messages were signed with a different secret.
+        since: end of the coordinator's last suspension; silence before it does not count.
+    """
 
     world_size: int
     local_size: int
@@ -83,8 +120,8 @@ class Membership:
     began: float
     nodes: tuple[str, ...] = ()
     ranks: dict[int, Member] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)  # addresses with a different secret
-    since: float = float("-inf")  # end of the last suspension: earlier silence does not count
+    refused: set[str] = field(default_factory=set)
+    since: float = float("-inf")
 
     @property
     def is_complete(self) -> bool:
@@ -118,23 +155,23 @@ class Membership:
             self.ranks[rank].is_agreed = is_agreed and code in AGREED
 
     def died(self, rank: int, how: str, now: float, *, is_known: bool = False) -> None:
-        """`how`: text such as "was killed by signal 9". `is_known`: the kernel reported it."""
+        """`how`: text such as "was killed by signal 9". `is_known`: the kernel reported `how`."""
         if self.ranks[rank].exited is None and self.ranks[rank].died is None:
             self.ranks[rank].died = (now + (KILLED_WAITS if is_known else DIED_WAITS), how)
 
     def forget(self, rank: int) -> None:
-        """Remove a rank whose agent is gone: it continues unsupervised."""
+        """Remove a rank whose agent has ended: the rank continues unsupervised."""
         self.ranks.pop(rank, None)
 
     def reporter(self) -> int:
-        """The rank that reports to the user: the first that still runs."""
+        """The rank that reports to the user: the lowest that still runs."""
         running = (
             rank for rank, member in self.ranks.items() if not member.exited and not member.died
         )
         return min(running, default=0)
 
     def verdict(self, now: float) -> End | None:
-        """None while nothing is wrong. Called several times a second."""
+        """The reason to end the run, or None. Called several times a second."""
         return (
             self._failed(now)
             or self._died(now)
@@ -145,8 +182,9 @@ class Membership:
         )
 
     def _failed(self, now: float) -> End | None:
+        """The verdict on the first rank that reported an error."""
         exits = [(member.exited, rank) for rank, member in self.ranks.items() if member.exited]
-        failed = [(entry, rank) for entry, rank in exits if entry[1] != 0]
+        failed = [(exited, rank) for exited, rank in exits if exited[1] != 0]
         if not failed:
             return None
         (when, code, reason), rank = min(failed)
@@ -159,24 +197,27 @@ class Membership:
         return End(code, f"{self._name(rank)} ended: {reason}", event_of(code), rank)
 
     def _died(self, now: float) -> End | None:
-        # A reason that a rank reported itself comes first: `_failed` waits for it.
-        if any(
-            member.exited and member.exited[1] and not member.is_agreed for member in self._all()
-        ):
+        """The verdict on the first rank that ended without a report."""
+        # An error that a rank reported itself has precedence: `_failed` reports it when it is due.
+        members = self.ranks.values()
+        if any(member.exited and member.exited[1] and not member.is_agreed for member in members):
             return None
         dead = [(member.died, rank) for rank, member in self.ranks.items() if member.died]
-        if not dead or now < min(dead)[0][0]:
+        if not dead:
             return None
-        (_, how), rank = min(dead)
+        (due, how), rank = min(dead)
+        if now < due:
+            return None
         return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.", "lost", rank)
 
     def _incomplete(self, now: float) -> End | None:
+        """The verdict on ranks that did not join in time."""
         if self.is_complete or now - self.began < self.limits.rendezvous:
             return None
         absent = [rank for rank in range(self.world_size) if rank not in self.ranks]
         numbers = sorted({rank // self.local_size for rank in absent})
         nodes = [self.nodes[n] if n < len(self.nodes) else f"node number {n}" for n in numbers]
-        joined = ", ".join(sorted({member.host for member in self._all()})) or "none"
+        joined = ", ".join(sorted({member.host for member in self.ranks.values()})) or "none"
         reason = (
             f"{', '.join(nodes)} ({_ranks(absent)}) did not join within "
             f"{format_seconds(self.limits.rendezvous)} (train.rendezvous_seconds); "
@@ -187,18 +228,19 @@ class Membership:
         return End(ExitCode.MACHINE, reason, "lost")
 
     def _different(self) -> End | None:
+        """The verdict on nodes whose facts differ from those of rank 0's node."""
         if not self.is_complete:
             return None
         reference = self.ranks[0]
         lines = []
         for fact, expected in reference.facts.items():
-            hosts_by_value: dict[str, list[str]] = {}
+            hosts_by_value: dict[str, dict[str, None]] = {}  # the hosts in order, each once
             for _, member in sorted(self.ranks.items()):
-                found = member.facts.get(fact, "nothing")
-                if found != expected and member.host not in hosts_by_value.setdefault(found, []):
-                    hosts_by_value[found].append(member.host)
-            for found, hosts in hosts_by_value.items():
-                where = f"{found} on {', '.join(hosts)}"
+                value = member.facts.get(fact, "nothing")
+                if value != expected:
+                    hosts_by_value.setdefault(value, {})[member.host] = None
+            for value, hosts in hosts_by_value.items():
+                where = f"{value} on {', '.join(hosts)}"
                 lines.append(f"  {fact}: {expected} on {reference.host}, {where}")
         if not lines:
             return None
@@ -206,15 +248,16 @@ class Membership:
         return End(ExitCode.MACHINE, reason, "failed")
 
     def _silent(self, now: float) -> End | None:
-        silent = {
+        """The verdict on ranks whose agents send no heartbeat."""
+        silence = {
             rank: now - max(member.last_received, self.since)
             for rank, member in self.ranks.items()
             if not member.exited
         }
-        lost = [rank for rank, seconds in silent.items() if seconds > self.limits.lost]
+        lost = [rank for rank, seconds in silence.items() if seconds > self.limits.lost]
         if not lost:
             return None
-        longest = max(silent[rank] for rank in lost)
+        longest = max(silence[rank] for rank in lost)
         return End(
             ExitCode.MACHINE,
             f"No heartbeat from {self._names(lost)} for {longest:.0f} s: "
@@ -223,7 +266,7 @@ class Membership:
         )
 
     def _stalled(self, now: float) -> End | None:
-        """The verdict when ranks stall. It names the ranks that block the others."""
+        """The verdict on ranks without progress. It names the ranks that block the others."""
         running = {rank: member for rank, member in self.ranks.items() if not member.exited}
         late = {
             rank: member
@@ -232,17 +275,19 @@ class Membership:
         }
         if not late:
             return None
-        behind = min(member.step for member in late.values())
-        # Ranks that wait in a step are not late while another rank is busy in a phase with a
+        lowest_step = min(member.step for member in late.values())
+        # Ranks that wait in a step are not stalled while another rank is busy in a phase with a
         # limit of its own, such as generating samples.
-        busy = [member for rank, member in running.items() if rank not in late]
-        busy = [member for member in busy if member.phase not in (*SHORT, "data")]
-        if all(member.phase in SHORT for member in late.values()) and any(
-            member.step <= behind for member in busy
-        ):
+        all_wait = all(member.phase in STEP_PHASES for member in late.values())
+        on_time = [member for rank, member in running.items() if rank not in late]
+        busy = [member for member in on_time if member.phase not in (*STEP_PHASES, "data")]
+        if all_wait and any(member.step <= lowest_step for member in busy):
             return None
+        # The late ranks that do not wait in a step block the ranks that do.
         blocking = [
-            r for r, member in late.items() if member.step == behind and member.phase not in SHORT
+            rank
+            for rank, member in late.items()
+            if member.step == lowest_step and member.phase not in STEP_PHASES
         ]
         first = late[min(blocking or late)]
         blame = "; no single rank is behind" if self.world_size > 1 else ""
@@ -263,10 +308,8 @@ class Membership:
             blocking[0] if len(blocking) == 1 and self.world_size > 1 else None,
         )
 
-    def _all(self) -> Iterable[Member]:
-        return self.ranks.values()
-
     def _name(self, rank: int) -> str:
+        """`rank 3 on node2 (10.0.0.2, pid 71)`, without the node if there is only one."""
         member = self.ranks[rank]
         pid = f"pid {member.pid}" if member.pid else ""
         if self.is_one_node:
@@ -277,7 +320,7 @@ class Membership:
         return f"rank {rank}" if self.is_one_node else f"rank {rank} on {self.ranks[rank].host}"
 
     def _names(self, ranks: Iterable[int]) -> str:
-        """`node2 (10.0.0.2, ranks 8, 9)`, one entry for each host."""
+        """`node2 (10.0.0.2, ranks 8-9)`, one entry for each host."""
         if self.is_one_node:
             return ", ".join(self._name(rank) for rank in sorted(ranks))
         hosts: dict[tuple[str, str], list[int]] = {}

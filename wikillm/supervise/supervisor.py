@@ -1,8 +1,8 @@
 """The rank's side of supervision: mark the heartbeat, start the agent, exit at its request.
 
-Where all ranks are on one machine, the agents connect through a local socket: no port is used, and
-no rank waits for the others. With `train.supervise=off` there is no agent and no limit, only a
-thread that writes the record for `wikillm status` and `wikillm stop`.
+If all ranks are on one machine, the agents connect through a local socket: no port is used, and no
+rank waits for the others. With `train.supervise=off` there is no agent and no time limit; a thread
+of the rank writes the record that `wikillm status` and `wikillm stop` need.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ from wikillm.supervise.alerts import WAIT_SECONDS, event_of
 from wikillm.supervise.exit_file import is_agreed, print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
-from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS
+from wikillm.supervise.membership import (
+    DIED_WAITS,
+    FAILED_WAITS,
+    KILLED_WAITS,
+    STOPPED_AT_ONCE,
+    End,
+)
 from wikillm.supervise.network import Route, check_master_port, find_route, set_interface
 from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder
 from wikillm.supervise.settings import SuperviseSettings, agent_setup, alerts_of, is_local
@@ -54,21 +60,22 @@ class Supervisor:
         self._recorder: Recorder | None = None
         self._run: Path | None = None
         self._stacks: IO[str] | None = None
-        self._exited: tuple[int, str] | None = None
+        self._exited: tuple[int, str] | None = None  # exit code and reason, once reported
         self._welcome: Message | None = None
         self._verdict: Message | None = None
         self._waited_for_reason = False
         self._alerts_now = False
         self._is_in_rendezvous = not self.is_local
-        self._answered = threading.Event()
-        self._noted = threading.Event()
+        self._answered = threading.Event()  # the agent sent a welcome or a verdict, or has ended
+        self._noted = threading.Event()  # the agent has recorded this rank's exit, or has ended
 
     def start(
         self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
     ) -> None:
         """Find the route to the first node and wait there for all ranks. (all ranks)
 
-        Raises MachineError when a rank does not join, or does not run the same thing.
+        Raises MachineError when a rank does not join, or when versions, code or settings of the
+        nodes differ.
         """
         world = self.world
         master = environ.get("MASTER_ADDR")
@@ -80,6 +87,7 @@ class Supervisor:
                 warn(f"alerts.{key}: the environment has no {name}, so nothing is sent there")
         if not self.is_active:
             return
+        # On one machine start the agent and go on; a run without an agent is still a run.
         if self.is_local:
             try:
                 self._start_agent(agent_setup(world, self.settings, None, None, {}, environ))
@@ -92,6 +100,7 @@ class Supervisor:
                 f"WORLD_SIZE={world.size} is set, but MASTER_ADDR or MASTER_PORT is not.",
                 fix="start with `deepspeed train.py ...` or `torchrun ...`",
             )
+        # On several nodes the agent connects to the first node, and all ranks meet there.
         self.route = find_route(master)
         is_remote = world.size != world.local_size
         name = set_interface(self.route) if is_remote else str(self.route.interface)
@@ -182,7 +191,7 @@ class Supervisor:
             reason = str(refusal or error) or type(error).__name__
         self._exited = (int(code), reason)
         if self._recorder is not None:
-            self._recorder.close(self._record())
+            self._recorder.close(self._record(self._exited))
         if self._wire is not None:
             self._wire.send({"bye": int(code), "reason": reason, "agreed": is_agreed(error)})
             self._noted.wait(_FILE_SECONDS)
@@ -226,13 +235,8 @@ class Supervisor:
                         self._verdict = message
                         self._answered.set()
                     elif self._exited is None:
-                        self._end(
-                            int(message["end"]),
-                            str(message["reason"]),
-                            message["lost_rank"],
-                            reports=bool(message["reports"]),
-                        )
-        # The agent is gone: release whoever waits for it.
+                        self._end(End.from_message(message), reports=bool(message["reports"]))
+        # The agent has ended: release the threads that wait for it.
         self._noted.set()
         if self._exited is None:
             if not self._answered.is_set():
@@ -240,22 +244,23 @@ class Supervisor:
             warn("the supervisor's process is gone: the run continues without it")
         self._answered.set()
 
-    def _end(self, code: int, reason: str, lost_rank: int | None = None, *, reports: bool) -> None:
+    def _end(self, end: End, *, reports: bool) -> None:
         """Write reason and stacks, then end the process, wherever the main thread hangs."""
         step = self.heartbeat.read().step
-        logger.critical("ended by the supervisor at step %d: %s", step, reason)
+        logger.critical("ended by the supervisor at step %d: %s", step, end.reason)
         if self._stacks is not None:
             with suppress(OSError, ValueError):
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         if reports:
-            print_end(code, reason)
-        args = (code, reason, step, lost_rank, reports)
+            print_end(end.code, end.reason)
+        # In a thread with a time limit: the file system may be behind the lost link.
+        args = (end, step, reports)
         writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
-        self._alert(code, reason)
+        self._alert(end.code, end.reason)
         self._wait_for_alert()
-        os._exit(code)
+        os._exit(end.code)
 
     def _alert(self, code: int, reason: str) -> None:
         """Send the message about the end of this start, if no agent is left to send it. (rank 0)"""
@@ -270,31 +275,26 @@ class Supervisor:
                 if any("noted" in message for message in wire.receive()):
                     return
 
-    def _write_exit(
-        self, code: int, reason: str, step: int, lost_rank: int | None, reports: bool
-    ) -> None:
+    def _write_exit(self, end: End, step: int, reports: bool) -> None:
         if self._run is None:
             return
         if not reports:
             time.sleep(2.0)  # the rank that reports to the user writes first, if it can
         rank = self.world.rank
-        write_exit(self._run, code, reason, rank, step, lost_rank=lost_rank, keep=True)
+        write_exit(self._run, end.code, end.reason, rank, step, lost_rank=end.lost_rank, keep=True)
 
-    def _record(self) -> RankRecord:
+    def _record(self, exited: tuple[int, str] | None = None) -> RankRecord:
+        """The record of this rank now; `exited`: exit code and reason."""
         place = (self.world.rank, self.world.local_rank, self.world.size)
         start = RankRecord(*place, Process.here(os.getpid()), None, "start", 0, 0.0, INTERVAL, 0.0)
-        return start.now(self.heartbeat.read(), self._exited)
+        return start.now(self.heartbeat.read(), exited)
 
     def _stop(self, at_once: bool) -> None:
         """Handle `wikillm stop` where there is no agent."""
         if at_once:
-            code = int(ExitCode.STOPPED)
-            reason = "Ended at once by `wikillm stop --now`; nothing was saved."
-            self._exited = (code, reason)
             if self._recorder is not None:
-                self._recorder.close(self._record())
-            self._exited = None
-            self._end(code, reason, reports=self.world.is_main)
+                self._recorder.close(self._record((STOPPED_AT_ONCE.code, STOPPED_AT_ONCE.reason)))
+            self._end(STOPPED_AT_ONCE, reports=self.world.is_main)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -18,7 +18,7 @@ from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
 from wikillm.report.page import refresh_page
-from wikillm.supervise.exit_file import AGREED, is_agreed, let_rank_0_report_first, write_exit
+from wikillm.supervise.exit_file import is_agreed, is_common, let_rank_0_report_first, write_exit
 from wikillm.train.collectives import ControlGroup
 
 
@@ -26,7 +26,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     """Write exit.json: rank 0 always, another rank only if there is none yet. Never raises."""
     path = run_dir / "exit.json"
     if rank != 0:
-        if error is None or isinstance(error, AGREED):
+        if error is None or is_common(error):
             return  # rank 0 ends the same way, and writes the file
         let_rank_0_report_first(error)
         if path.exists():
