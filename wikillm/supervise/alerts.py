@@ -1,8 +1,9 @@
-"""Decides which events of a run send a message, and sends at most one message for each.
+"""Decides which events of a run send a message, and sends at most one message for each event.
 
-The agent of rank 0, which outlives its rank, reports how a start ended. If rank 0's node is lost,
-the agents of other nodes try to, and the first to create RUN/ranks/alert sends. A separate process
-sends the message, see `observe/alert_channels.py`; secrets are in its environment only.
+The agent of rank 0, which outlives its rank, reports how a start of the run ended. If rank 0's node
+is lost, agents of other nodes try to report it, and only the agent that creates RUN/ranks/alert
+sends. A separate process sends the message (`observe/alert_channels.py`); it gets secrets through
+its environment only.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.held_output import real_descriptors
 
 WAIT_SECONDS = 4.0
-"""Seconds that an exit waits for its message: in a container the sender ends with the process."""
+"""Seconds to wait for the message before an exit: in a container the exit ends the sender too."""
 SPIKE_PAUSE = 600.0
 """Shortest time in seconds between messages about spikes: services refuse frequent messages."""
 RESTARTS = "WIKILLM_MAX_RESTARTS"
-"""The variable in which a launcher that restarts runs passes on --max-restarts."""
+"""Environment variable with --max-restarts, set by a launcher that restarts failed runs."""
 _SENDER = "wikillm.observe.alert_channels"
 _CTRL_C = "Stopped by SIGINT"
 
 
 def event_of(code: int) -> str:
-    """The event that a rank's own exit code stands for."""
+    """The event of the alert for a rank that reported this exit code."""
     return {int(ExitCode.DONE): "ended", int(ExitCode.STOPPED): "stopped"}.get(code, "failed")
 
 
@@ -44,8 +45,8 @@ class Alerts:
     Args:
         section: the section `alerts` as JSON; without channels nothing is sent.
         run: the run's name.
-        run_dir: the run directory; `opened` is set once this start owns it.
-        is_first: whether this rank sends when RUN/ranks/alert cannot decide which rank does.
+        run_dir: the run directory. `opened` is set once this start of the run owns it.
+        is_first: this rank sends if RUN/ranks/alert cannot be created.
     """
 
     section: dict[str, Any]
@@ -63,13 +64,13 @@ class Alerts:
         return {name: getattr(self, name) for name in names}
 
     def wants(self, event: str) -> bool:
-        """Whether the event sends a message."""
+        """Whether a message is sent for the event."""
         return bool(self.section["channels"]) and event in self.section["events"]
 
     def end(self, event: str, code: int, reason: str, step: int | None) -> None:
-        """Report how this start ended; the first report counts. Waits WAIT_SECONDS at most.
+        """Report how this start ended. Only the first call sends; it waits at most WAIT_SECONDS.
 
-        Ctrl-C sends nothing: the user is present.
+        Nothing is sent after Ctrl-C, since the user is present.
         """
         if self._has_ended:
             return
@@ -81,7 +82,7 @@ class Alerts:
         self.send(event, reason, code=code, step=step, note=note, claim=claim, wait=WAIT_SECONDS)
 
     def spike(self, reason: str, step: int) -> None:
-        """Report a loss spike, unless one was reported just now. Returns at once."""
+        """Report a loss spike, at most one in SPIKE_PAUSE seconds. Does not wait."""
         if time.monotonic() - self._spiked > SPIKE_PAUSE:
             self._spiked = time.monotonic()
             self.send("spike", reason, step=step)
@@ -97,7 +98,12 @@ class Alerts:
         claim: str | None = None,
         wait: float = 0.0,
     ) -> None:
-        """Start the process that sends, and wait at most `wait` seconds for it. Never raises."""
+        """Start the process that sends, and wait at most `wait` seconds for it. Never raises.
+
+        Args:
+            note: what happens next, such as a restart.
+            claim: the file that the process creates first; if it exists, nothing is sent.
+        """
         if not self.wants(event):
             return
         message = {
@@ -132,7 +138,7 @@ def _path_with_wikillm() -> str:
 
 
 def _what_follows(code: int, environ: Mapping[str, str]) -> str:
-    """Whether a launcher starts the run again, as far as a rank can know."""
+    """A sentence if a launcher will start the run again, as far as a rank can tell, else ""."""
     if code not in (ExitCode.BUG, ExitCode.MACHINE):
         return ""
     if limit := environ.get(RESTARTS):

@@ -1,4 +1,4 @@
-"""An agent's connection to the coordinator: find it, exchange messages, detect its loss."""
+"""Connects an agent to the coordinator, exchanges messages, and detects a lost connection."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ GONE_WAITS = 3.0  # from a closed connection until rank 0 counts as lost
 
 
 class CoordinatorLink:
-    """`setup` is the rank's first message, see `settings.agent_setup`."""
+    """The connection of one agent.
+
+    Args:
+        setup: the rank's first message, see `settings.agent_setup`.
+        interval: seconds between keep-alive messages of the coordinator.
+    """
 
     def __init__(self, setup: Message, limits: Limits, interval: float) -> None:
         self.wire: SealedWire | None = None
-        self.accepted = False
+        self.accepted = False  # the coordinator has answered
         self._setup = setup
         self._limits = limits
         self._interval = interval
@@ -27,7 +32,7 @@ class CoordinatorLink:
         self._secret = bytes.fromhex(setup["secret"])
         self._began = time.monotonic()
         self._last_received = self._began
-        self._gone: float | None = None
+        self._gone: float | None = None  # when the connection was closed
         self._attempt = 0
         self._answer_by = 0.0
         self._port = 0  # of the latest attempt
@@ -35,7 +40,7 @@ class CoordinatorLink:
 
     @property
     def is_local(self) -> bool:
-        """Whether all ranks are on this machine, so that no network and no machine can be lost."""
+        """Whether all ranks are on this machine: then there is no network or node to lose."""
         return self._setup["master_port"] is None
 
     def send(self, message: Message) -> None:
@@ -47,7 +52,7 @@ class CoordinatorLink:
         self._last_received = time.monotonic()
 
     def find(self, now: float) -> str | None:
-        """Try one port per call. Returns None, or the reason when the search has failed."""
+        """Try to connect to one port per call. Returns None, or a reason once the time is up."""
         if self.wire is not None and not self.wire.closed and now < self._answer_by:
             return None
         if not self.is_local and now - self._began > self._limits.rendezvous + 5.0:
@@ -84,9 +89,9 @@ class CoordinatorLink:
         return messages
 
     def why_lost(self, now: float) -> str | None:
-        """Why rank 0's machine counts as lost; None while the coordinator is in reach.
+        """Why rank 0's machine counts as lost, or None while the coordinator can be reached.
 
-        Always None on one machine: there rank 0's agent reports the end of its rank, and without
+        Always None if all ranks are local: rank 0's agent reports the end of its rank, and without
         that agent the run continues unsupervised.
         """
         setup = self._setup

@@ -1,4 +1,4 @@
-"""How a run ended: RUN/exit.json for programs, and one line on stderr for the user."""
+"""Reports how a run ended: RUN/exit.json for programs, and one line on stderr for the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts that must be equal on every node of a run, as short text: versions, code, config."""
+"""Facts that must be equal on every node of a run, as short texts: versions, code, settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def facts_of_this_node(config: str) -> dict[str, str]:
-    """`config` is the resolved configuration as text; it and the code are sent as digests."""
+    """The facts of this node. Of the code and of `config`, the resolved configuration as text, only
+    digests are included."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in PACKAGES:
         found[name] = installed_version(name) or "not installed"

@@ -1,7 +1,7 @@
-"""What a rank is doing now, in shared memory that its agent reads: phase, step, last progress.
+"""A rank's phase, step and last progress, in shared memory that the rank's agent reads.
 
-The training process writes in a few microseconds, without a system call or a lock. Times are
-CLOCK_MONOTONIC, which all processes of a machine share. Each phase has its own stall limit.
+The training process writes in a few microseconds, without a system call or a lock. Times are those
+of CLOCK_MONOTONIC, which all processes of a machine share. Each phase has its own stall limit.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-# fields: number of writes, phase, step, start of the phase, last progress, median step (s)
-_LAYOUT = struct.Struct("<QQqddd")
+# fields: number of writes, phase, step, time of the last progress, median step in seconds
+_LAYOUT = struct.Struct("<QQqdd")
 _SLOTS = (64, 128)
-"""Offsets of the two records. Byte 0 of the page is the index of the complete record."""
+"""Offsets of the two records in the page. Byte 0 is the index of the complete record."""
 _SIZE = 4096
 MEMORY_NAME = "wikillm-board"
-"""The name in /proc/PID/fd by which `wikillm stop --now` finds runs, of older versions too."""
-STEPS_REMEMBERED = 63
-STEPS_FACTOR = 10.0
+"""The name in /proc/PID/fd by which `wikillm stop --now` recognizes ranks, older versions too."""
+STEPS_REMEMBERED = 63  # for the median
+STEPS_FACTOR = 10.0  # a step stalls after this many median steps
 
 LIMITS: dict[str, float | None] = {
     "start": 1800.0,
@@ -30,28 +30,29 @@ LIMITS: dict[str, float | None] = {
     "engine": 3600.0,  # DeepSpeed compiles here; 254 s were measured
     "model": 3600.0,
     "setup": 3600.0,  # DeepSpeed's engine, loading a checkpoint
-    "supply": None,  # all ranks wait for streamed data together, see train/wait_for_data.py
+    "supply": None,  # all ranks wait for streamed data, see train/wait_for_data.py
     "first step": 1800.0,  # kernels compile, connections are made
-    "data": 0.0,  # 0: max(train.stall_seconds, 10 x median step)
+    "data": 0.0,  # 0: the larger of train.stall_seconds and STEPS_FACTOR x median step
     "step": 0.0,
     "evaluate": 1800.0,
     "save": 3600.0,
     "close": 600.0,
 }
-"""Seconds without progress in a phase after which the run ends; None: no limit."""
+"""Seconds without progress after which a phase ends the run; None: no limit."""
 PHASES = tuple(LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
 class RankProgress:
-    """One reading. `in_phase`: seconds in the phase; `standing`: seconds since the last progress.
+    """The state of a rank when it was read.
 
-    `median` is 0 until two steps are done.
+    Attributes:
+        standing: seconds since the last progress.
+        median: duration of a step in seconds; 0 until two steps are done.
     """
 
     phase: str
     step: int
-    in_phase: float
     standing: float
     median: float
 
@@ -62,7 +63,7 @@ class RankProgress:
 
 
 class Heartbeat:
-    """The shared page. `Heartbeat()` creates a page, `Heartbeat(fd)` maps another process's."""
+    """`Heartbeat()` creates the page of this process, `Heartbeat(fd)` maps that of another one."""
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create(MEMORY_NAME, 0) if fd is None else fd
@@ -72,35 +73,33 @@ class Heartbeat:
         self._writes = 0
         self._phase = 0
         self._step = 0
-        self._since = time.monotonic()
         self._median = 0.0
         self._began: float | None = None  # start of the current step
-        self._done = 0
+        self._done = 0  # steps done by this engine
         self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         if fd is None:
             self.enter("start")
 
     def enter(self, phase: str) -> None:
-        """The rank enters `phase`. Until two steps are done, `step` counts as "first step"."""
+        """Mark the start of `phase`. Until two steps are done, "step" counts as "first step"."""
         now = time.monotonic()
         if self._done < 2:
             phase = {"step": "first step", "data": "setup"}.get(phase, phase)
         if phase in ("data", "setup"):
             self._began = now
         self._phase = PHASES.index(phase)
-        self._since = now
         self._write(now)
 
     def restart(self) -> None:
-        """Count the next step as the first one: the model is rebuilt."""
+        """Count the next step as a first step, which may compile: the model is rebuilt."""
         self._done = 0
 
     def progress(self) -> None:
-        """Progress within the phase, such as one batch of an evaluation."""
+        """Mark progress within the phase, such as one batch of an evaluation."""
         self._write(time.monotonic())
 
     def step_done(self, step: int) -> None:
-        """An optimizer step is complete. The first one is left out of the median: it compiles."""
+        """Mark the end of an optimizer step. The median leaves out the first one: it compiles."""
         now = time.monotonic()
         if self._began is not None and self._done:
             self._durations.append(now - self._began)
@@ -111,26 +110,23 @@ class Heartbeat:
         self._write(now)
 
     def _write(self, now: float) -> None:
-        """Fill the record that is not being read, then switch to it by storing one byte.
+        """Write the record that is not being read, then make it the current one by storing a byte.
 
         On a busy machine the process may be suspended for seconds between the two.
         """
         self._writes += 1
         slot = self._writes % 2
-        values = (self._writes, self._phase, self._step, self._since, now, self._median)
+        values = (self._writes, self._phase, self._step, now, self._median)
         _LAYOUT.pack_into(self._page, _SLOTS[slot], *values)
         self._page[0] = slot
 
     def read(self) -> RankProgress:
-        """The current state. A reading during which the record changed is repeated."""
+        """The current state. Reads again if the record changed meanwhile."""
         for _ in range(100):
             slot = self._page[0]
             values = _LAYOUT.unpack_from(self._page, _SLOTS[slot])
             again = _LAYOUT.unpack_from(self._page, _SLOTS[slot])
             if values == again and slot == self._page[0]:
                 break
-        _, phase, step, since, progress, median = values
-        now = time.monotonic()
-        return RankProgress(
-            PHASES[phase], step, max(0.0, now - since), max(0.0, now - progress), median
-        )
+        _, phase, step, progress, median = values
+        return RankProgress(PHASES[phase], step, max(0.0, time.monotonic() - progress), median)

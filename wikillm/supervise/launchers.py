@@ -1,9 +1,9 @@
-"""The processes that started this rank, and a thread that notices when one of them ends.
+"""Finds the launchers of this rank, and notices in a thread when one of them ends.
 
-`deepspeed` starts a second launcher, which starts the ranks. A killed launcher leaves its children
-behind, and nothing would collect the ranks' exit codes or end them. PR_SET_PDEATHSIG does not help:
-it covers only the direct parent, and fires when the thread that forked ends. So each rank polls the
-processes above it once a second.
+`deepspeed` starts a second launcher, which starts the ranks. If a launcher is killed, its children
+keep running, and nothing would collect the ranks' exit codes or end the ranks. PR_SET_PDEATHSIG
+covers only the direct parent, and sends its signal when the thread that forked ends. So each rank
+polls the processes above it once a second.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SESSIONS = frozenset((
     "setsid", "sh", "sshd", "sshd-session", "su", "sudo", "systemd", "tcsh", "tini", "tmux",
     "xonsh", "zsh",
 ))  # fmt: skip
-"""A rank started by hand from one of these programs outlives that program (nohup, `&`)."""
+"""A rank that was started by hand from one of these programs may outlive it (nohup, `&`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """`program` is the script or module that the process runs."""
+    """A process above a rank; `program` is the script or module that it runs."""
 
     program: str
     process: Process
@@ -43,24 +43,25 @@ class Launcher:
 def launchers_of(pid: int, *, is_rank: bool = True) -> tuple[Launcher, ...]:
     """The launchers above the process `pid`, the nearest first.
 
-    The launcher that set RANK is the nearest process above without RANK in its environment;
-    processes in between have inherited RANK. Empty where that is a shell or a session. A single
-    process without RANK (`is_rank=False`) has those directly above it.
+    The launcher that set RANK is the nearest process above that has no RANK in its own environment.
+    If that process is a shell or a session, the rank was started by hand and has no launcher. Above
+    the launcher that set RANK, and above a single process without RANK (`is_rank=False`), only the
+    programs in LAUNCHERS count.
     """
     found: list[Launcher] = []
     above = pid
-    has_passed_rank = not is_rank
+    has_set_rank = not is_rank  # the launcher that set RANK is among `found`
     try:
         while (above := parent_of(above)) > 1:
             program = program_of(above)
-            if has_passed_rank and program not in LAUNCHERS:
+            if has_set_rank and program not in LAUNCHERS:
                 break
-            if not has_passed_rank and not _has_rank(above):
+            if not has_set_rank and not _has_rank(above):
                 if program in SESSIONS:
                     return ()
-                has_passed_rank = True
+                has_set_rank = True
             found.append(Launcher(program, Process.here(above)))
-    except (OSError, IndexError, ValueError):  # the process ended meanwhile
+    except (OSError, IndexError, ValueError):  # a process ended meanwhile
         pass
     return tuple(found)
 
@@ -68,7 +69,7 @@ def launchers_of(pid: int, *, is_rank: bool = True) -> tuple[Launcher, ...]:
 def watch_launchers(
     on_gone: Callable[[str], None], environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Call `on_gone(reason)` once, in a thread, when a launcher of this rank has ended."""
+    """Start a thread that calls `on_gone(reason)` once a launcher of this rank has ended."""
     found = launchers_of(os.getpid(), is_rank="RANK" in environ)
     if found:
         args = (found, on_gone)

@@ -1,4 +1,4 @@
-"""Which errors of a collective mean a lost rank, and why that rank ended."""
+"""Recognizes errors of collectives that mean a lost rank, and finds out why that rank ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONNECTION = re.compile(
 
 
 def is_about_a_connection(error: BaseException) -> bool:
-    """Whether a collective reports a lost peer; False for errors of files and of WikiLLM."""
+    """Whether the error says that a peer was lost; False for errors of files and of WikiLLM."""
     if isinstance(error, WikiLLMError):
         return False
     if isinstance(error, OSError) and error.filename is not None:
@@ -28,18 +28,23 @@ def is_about_a_connection(error: BaseException) -> bool:
 
 
 def lost_rank(run: Path, own: int) -> MachineError | None:
-    """An error for a rank other than `own` that has ended, with the exit code in its record."""
+    """An error that names a rank other than `own` that has ended, with that rank's exit code.
+
+    Returns None if no such rank is found in the records.
+    """
     for record in read_records(run):
+        process = record.process
         if record.rank == own:
             continue
+        # A rank that recorded its exit, or one of this machine that was killed.
         if record.exit is not None and record.exit["code"]:
             lost = MachineError(f"rank {record.rank} ended: {record.exit['reason']}")
             lost.exit_code = ExitCode(record.exit["code"])
-            lost.lost_rank = record.rank
-            return lost
-        if record.exit is None and record.process.is_here() and not record.process.is_alive():
-            how = end_of(record.process.pid) or UNKNOWN_END
-            lost = MachineError(f"rank {record.rank} (pid {record.process.pid}) {how}.")
-            lost.lost_rank = record.rank
-            return lost
+        elif record.exit is None and process.is_here() and not process.is_alive():
+            how = end_of(process.pid) or UNKNOWN_END
+            lost = MachineError(f"rank {record.rank} (pid {process.pid}) {how}.")
+        else:
+            continue
+        lost.lost_rank = record.rank
+        return lost
     return None

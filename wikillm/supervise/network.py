@@ -1,9 +1,9 @@
 """Finds this node's address and interface towards the first node; opens the coordinator's socket.
 
-gloo takes the interface that the hostname resolves to, which is loopback on many installations,
-and then waits forever. Here the interface is the one that routes to MASTER_ADDR (on the first
-node: the one that has that address). It is logged, and set as GLOO_SOCKET_IFNAME unless the user
-has set that. NCCL chooses among InfiniBand and Ethernet by itself.
+By default gloo uses the interface that the hostname resolves to. On many installations that is
+loopback, and gloo then waits forever. So WikiLLM sets GLOO_SOCKET_IFNAME, unless the user has, to
+the interface that routes to MASTER_ADDR (on the first node: that has this address), and logs it.
+NCCL chooses among InfiniBand and Ethernet by itself.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from dataclasses import dataclass
 
 from wikillm.core.errors import MachineError
 
-PORTS_TRIED = 8
+PORTS_TRIED = 8  # also the number of names of the local socket
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """The route from this node to the first node.
 
-    `interface` is None where the address belongs to no named interface (IPv6, a forwarded address).
-    `address` is this node's own, `master` the resolved address of the first node.
+    Attributes:
+        interface: None if `address` belongs to no IPv4 interface (IPv6, a forwarded address).
+        address: this node's own address on the route.
+        master: the resolved address of the first node.
     """
 
     interface: str | None
@@ -36,15 +38,15 @@ class Route:
 
 
 def interfaces() -> dict[str, str]:
-    """IPv4 address -> interface of this machine."""
-    import psutil  # not at the top: agents import this file and stay small
+    """The interfaces of this machine by IPv4 address."""
+    import psutil  # not at the top: agents import this file and have to stay small
 
     cards = psutil.net_if_addrs().items()
     return {a.address: card for card, found in cards for a in found if a.family == socket.AF_INET}
 
 
 def is_loopback(address: str) -> bool:
-    """127.0.0.0/8 and ::1; False for text that is not an address."""
+    """Whether it is in 127.0.0.0/8 or is ::1; False for text that is not an address."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -52,7 +54,7 @@ def is_loopback(address: str) -> bool:
 
 
 def own_address(address: str) -> str:
-    """This machine's address on packets to `address`. Nothing is sent. Raises OSError."""
+    """This machine's source address for packets to `address`. Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))  # only asks the routing table
@@ -62,7 +64,7 @@ def own_address(address: str) -> str:
 def find_route(master: str) -> Route:
     """The route from this node to `master`.
 
-    Raises MachineError where the name is unknown, loopback, or not reachable.
+    Raises MachineError if the name is unknown, is a loopback address, or cannot be reached.
     """
     host = socket.gethostname()
     # A batch file of Slurm takes the first node's name from Slurm and has no --master-addr.
@@ -100,14 +102,14 @@ def find_route(master: str) -> Route:
 
 
 def set_interface(route: Route) -> str:
-    """Set gloo's interface unless the user has; returns the interface in effect, for the log."""
+    """Set gloo's interface unless the user has set it. Returns the interface in use."""
     if "GLOO_SOCKET_IFNAME" not in os.environ and route.interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = route.interface
     return os.environ.get("GLOO_SOCKET_IFNAME", route.interface or "unnamed")
 
 
 def why_port_is_taken(port: int) -> str:
-    """Why no server can listen on all addresses of `port` now; "" if one can."""
+    """Why a server cannot listen on all addresses of `port` now; "" if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -130,12 +132,12 @@ def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> Non
 
 
 def listen(master_port: int, master: str, address: str) -> socket.socket:
-    """The coordinator's socket: the first free port above `master_port`, on one address.
+    """The coordinator's socket, at the first free port above `master_port` on one address.
 
     Args:
         master: the address of the first node, as this node resolves it.
         address: this node's own address on the route. It is tried if `master` is not an address of
-            this machine (a service forwards it).
+            this machine, because a service forwards it.
 
     Raises MachineError when no port is free.
     """
@@ -157,7 +159,7 @@ def listen(master_port: int, master: str, address: str) -> socket.socket:
 
 
 def listen_here(job: str) -> socket.socket:
-    """The coordinator's socket if all ranks are local; uses no port. Raises MachineError."""
+    """The coordinator's socket if all ranks are local. It uses no port. Raises MachineError."""
     for number in range(PORTS_TRIED):
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -171,7 +173,7 @@ def listen_here(job: str) -> socket.socket:
 
 
 def connect_here(job: str, number: int) -> socket.socket:
-    """Connect to the local coordinator by its `number`-th name. Raises OSError if there is none."""
+    """Connect to the local coordinator at its `number`-th name. Raises OSError without one."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(_local_name(job, number))

@@ -1,8 +1,8 @@
-"""Tells whether the kernel's out-of-memory killer ended a process.
+"""Finds out whether the kernel's out-of-memory killer ended a process.
 
 `oom_kill` in /proc/vmstat counts the kills on the whole machine, including those in control groups.
-It is read every second, so a rise at the death of a rank is taken for that rank. Kernels without
-the counter (gVisor) leave the question open.
+It is read every second; if it has risen when a rank dies, the rank was the victim. On kernels
+without the counter (gVisor) the cause stays unknown.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ class OomWatch:
         self._kills = _kills()
 
     def explain(self, how: str) -> str:
-        """`how` a process ended (text of `end_of`), with the guess replaced by what is known."""
+        """`how`, a text of `end_of`, with OFTEN_OOM replaced by what the counter shows."""
         now = _kills()
         if OFTEN_OOM not in how or now is None or self._kills is None:
             return how
         if now > self._kills:
             limit = "" if self._limit is None else f", whose limit here is {self._limit}"
             return how.replace(OFTEN_OOM, f"by the kernel's out-of-memory killer{limit}")
-        # A process that is gone without a status may have ended in another way.
+        # Without KILLED in `how` the signal is unknown, so the killer cannot be ruled out.
         excluded = "not by the kernel's out-of-memory killer"
         return how.replace(OFTEN_OOM, excluded) if KILLED in how else how
 
 
 def _kills() -> int | None:
+    """The kernel's count of out-of-memory kills; None if it has no counter."""
     with suppress(OSError, ValueError, StopIteration):
         lines = _VMSTAT.read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])

@@ -1,8 +1,9 @@
-"""RUN/ranks/rank_N.json records the process and machine of rank N, its progress and its end.
+"""Writes and reads RUN/ranks/rank_N.json: the process of rank N, its machine, progress and end.
 
-Each rank writes its own record at the start, every `interval` seconds and at the end. A process is
-identified by host, pid, start time and boot, so that a reused pid is not taken for a rank.
-`RUN/stop.json` is a request to stop: the recorder of each rank passes it on to its own process.
+The record of a rank is written at its start, every `interval` seconds and at its end, by its agent
+or, without an agent, by the rank. A process is identified by host, pid, start time and boot, so
+that a reused pid is not taken for a rank. RUN/stop.json is a request to stop, which the recorder of
+each rank passes on to the rank.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from wikillm.core.files import read_regular
 from wikillm.supervise.heartbeat import RankProgress
 from wikillm.supervise.requests import leave_stop_mark, stop_file
 
-INTERVAL = 5.0
-LOOK_EVERY = 1.0
-# fields 4, 22 and 52 of /proc/PID/stat, counted from behind the name
+INTERVAL = 5.0  # seconds between writes of a record
+LOOK_EVERY = 1.0  # seconds between looks for RUN/stop.json
+# indices of the fields 4, 22 and 52 of /proc/PID/stat behind the name, without the state
 _STAT_PARENT = 1
 _STAT_START = 19
 _STAT_EXIT = 49
@@ -37,7 +38,7 @@ _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 8
 _PIDFD_INFO_SIZE = 64
 OFTEN_OOM = "often the kernel's out-of-memory killer"
-"""`OomWatch.explain` replaces this text where the kernel's counter tells more."""
+"""`OomWatch.explain` replaces this text if the kernel's counter shows the cause."""
 KILLED = "was killed by signal"
 _LIKELY_CAUSES: dict[int, str] = {
     signal.SIGKILL: f"; {OFTEN_OOM}",
@@ -45,12 +46,12 @@ _LIKELY_CAUSES: dict[int, str] = {
     signal.SIGSEGV: "; a crash inside a library",
 }
 UNKNOWN_END = f"is gone: its process ended without a message; {OFTEN_OOM}"
-"""The text to report where `end_of` returns None."""
+"""The text to report if `end_of` returns None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Identifies a process of any machine. `started` is in clock ticks since the boot `boot`."""
+    """Identifies a process of any machine. `started`: clock ticks since the boot with id `boot`."""
 
     host: str
     pid: int
@@ -59,11 +60,11 @@ class Process:
 
     @classmethod
     def here(cls, pid: int) -> Process:
-        """A running process of this machine. Raises OSError when there is none."""
+        """The running process `pid` of this machine. Raises OSError if there is none."""
         return cls(socket.gethostname(), pid, _started(pid), _boot())
 
     def is_here(self) -> bool:
-        """Whether it belongs to this machine and boot. Containers share a boot, not a host name."""
+        """Whether it is of this machine and boot. Containers share the boot, not the host name."""
         return self.boot == _boot() and self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
@@ -74,7 +75,7 @@ class Process:
         return False
 
     def send(self, number: int) -> bool:
-        """Send a signal, never to another process that reuses the pid. True when it was sent."""
+        """Send a signal, never to another process with this pid. Returns whether it was sent."""
         with suppress(OSError, OverflowError):
             handle = os.pidfd_open(self.pid)  # from here on the pid cannot be reused
             try:
@@ -99,7 +100,7 @@ class Process:
 
 
 def parent_of(pid: int) -> int:
-    """The parent's pid. Raises OSError when there is no process `pid`."""
+    """The parent's pid. Raises OSError if there is no process `pid`."""
     return int(_stat(pid)[_STAT_PARENT])
 
 
@@ -111,10 +112,10 @@ def handle_of(pid: int) -> int | None:
 
 
 def end_of(pid: int, handle: int | None = None) -> str | None:
-    """How a process of this user ended ("was killed by signal 9"); None when it is not known.
+    """How a process of this user ended, such as "was killed by signal 9"; None if unknown.
 
-    The kernel keeps the exit status until the parent has collected the process. Through a `handle`
-    the status can also be read later (Linux 6.15).
+    The kernel keeps the exit status until the parent has collected the process. With a `handle` the
+    status can also be read later (Linux 6.15).
     """
     status = _collected(handle) if handle is not None else None
     if status is None:
@@ -127,9 +128,9 @@ def end_of(pid: int, handle: int | None = None) -> str | None:
 
 
 def _collected(handle: int) -> int | None:
-    """The wait(2) status of a process that its parent has collected; None when unknown.
+    """The wait(2) status of a process that its parent has collected; None if unknown.
 
-    struct pidfd_info begins with the mask; its first version ends with exit_code.
+    struct pidfd_info begins with the mask, and its first version ends with exit_code.
     """
     info = bytearray(_PIDFD_INFO_SIZE)
     struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
@@ -142,7 +143,7 @@ def _collected(handle: int) -> int | None:
 
 
 def _status(pid: int) -> int | None:
-    """The wait(2) status. A fatal signal shows at once, an exit code only in a zombie."""
+    """The wait(2) status, or None. A fatal signal is visible at once, an exit code in a zombie."""
     try:
         state, *found = _stat(pid)
         status = int(found[_STAT_EXIT - 1])
@@ -170,7 +171,15 @@ def _boot() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RankRecord:
-    """`time` is the clock of the rank's machine; `exit` is None until the rank reports its exit."""
+    """The content of rank_N.json.
+
+    Attributes:
+        interface: network interface towards the first node; None without one.
+        standing: seconds without progress.
+        interval: seconds between two records.
+        time: Unix time on the rank's machine.
+        exit: exit code and reason; None until the rank has reported its exit.
+    """
 
     rank: int
     local_rank: int
@@ -185,7 +194,7 @@ class RankRecord:
     exit: dict[str, Any] | None = None
 
     def now(self, progress: RankProgress, exited: tuple[int, str] | None) -> RankRecord:
-        """The record at this moment; `exited`: exit code and reason, None while the rank runs."""
+        """The record at this moment. `exited`: exit code and reason, None while the rank runs."""
         marks: dict[str, Any] = {
             "phase": progress.phase,
             "step": progress.step,
@@ -211,7 +220,7 @@ def stop_path(run: Path) -> Path:
 
 
 def write_record(run: Path, record: RankRecord) -> None:
-    """Write atomically, without fsync: a record describes only the present. Raises OSError."""
+    """Write atomically, without fsync, since a record is soon replaced. Raises OSError."""
     path = record_path(run, record.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
@@ -220,7 +229,7 @@ def write_record(run: Path, record: RankRecord) -> None:
 
 
 def read_records(run: Path) -> list[RankRecord]:
-    """Records by rank. Unreadable files and ranks of an earlier, larger run are skipped."""
+    """The records by rank, without unreadable files and ranks of an earlier, larger run."""
     found = []
     for path in (run / "ranks").glob("rank_*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -245,9 +254,9 @@ _Fields = TypeVar("_Fields", Process, RankRecord)
 
 
 def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
-    """A record with checked types. Raises TypeError or ValueError.
+    """A dataclass of these values, since a file in a shared folder may have any content.
 
-    A file in a shared folder may hold anything.
+    Raises TypeError or ValueError for a wrong type, a missing or unknown key or a huge number.
     """
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {values!r}")
@@ -269,7 +278,7 @@ class Recorder(threading.Thread):
 
     Args:
         describe: returns the current record.
-        stop: called for each new request, with True for `wikillm stop --now`.
+        stop: called for each new request to stop, with True for `wikillm stop --now`.
     """
 
     def __init__(
@@ -310,7 +319,7 @@ class Recorder(threading.Thread):
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return
         if not at_once and stop_file(self.run_dir).exists():
-            return  # rank 0 stops for that file; a signal in addition would count as a repetition
+            return  # rank 0 handles RUN/stop; a signal too would count as a second request
         if at_once not in self._handled:
             self._handled.add(at_once)
             leave_stop_mark()

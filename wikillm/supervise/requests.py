@@ -1,8 +1,8 @@
-"""Files in the run directory as requests: `touch RUN/stop` and `touch RUN/save`.
+"""Requests as files in the run directory: `touch RUN/stop` and `touch RUN/save`.
 
-A thread of rank 0 looks for them once a second, from the start of the process on, so requests also
-work while data is prepared and where no signal reaches the run. The ranks agree on a request in the
-vote that follows each step.
+A thread of rank 0 looks for these files once a second from the start of the process on. So requests
+also work while data is prepared, and for runs that no signal can reach. The ranks agree on a
+request in the vote that follows each step.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ SAVE = "save"
 
 
 def stop_file(run: Path) -> Path:
-    """Requests, like SIGTERM to any rank, a checkpoint and then the exit code 75."""
+    """The file that requests a checkpoint and an exit with code 75, as SIGTERM to a rank does."""
     return run / STOP
 
 
 def save_file(run: Path) -> Path:
-    """Requests a checkpoint after the next step; training goes on."""
+    """The file that requests a checkpoint after the next step; training continues."""
     return run / SAVE
 
 
 def restart_path(run: Path) -> Path:
-    """The file that a launcher writes while it waits to start the run again."""
+    """The file that exists while a launcher waits to start the run again."""
     return run / "restart.json"
 
 
 def announce_restart(run: Path) -> None:
-    """Let `wikillm stop` and `status` find a launcher that waits to start the run again."""
+    """Write the file, by which `wikillm stop` and `wikillm status` find the waiting launcher."""
     with suppress(OSError):
         restart_path(run).write_text(json.dumps({"time": time.time()}), encoding="utf-8")
 
 
 def waits_to_restart(run: Path) -> bool:
-    """Whether a launcher waits. The file that a killed launcher leaves counts for an hour."""
+    """Whether a launcher waits. A file older than an hour is from a launcher that was killed."""
     with suppress(OSError):
         return time.time() - restart_path(run).stat().st_mtime < 3600
     return False
 
 
 def leave_stop_mark() -> None:
-    """Tell the batch script not to start the run again: it was stopped on request."""
+    """Create the file by which a batch script learns that the run was stopped on request."""
     if mark := os.environ.get("WIKILLM_STOP_MARK"):
         with suppress(OSError):
             Path(mark).touch()
 
 
 class FileRequests:
-    """The requests of one run directory. Files older than this process are ignored.
+    """The requests in one run directory. Files older than this process are ignored.
 
     Args:
         on_stop: called once with the reason. (in a thread)
@@ -66,8 +66,10 @@ class FileRequests:
         self._run = run
         self._on_stop = on_stop
         began = _start_of_this_process()
-        found = {name: file_identity(run / name) for name in (STOP, SAVE)}
-        self._old = {name: id_ if id_ and id_[1] < began else None for name, id_ in found.items()}
+        self._old: dict[str, tuple[int, int] | None] = {}  # identities of files to ignore
+        for name in (STOP, SAVE):
+            found = file_identity(run / name)
+            self._old[name] = found if found is not None and found[1] < began else None
         self._closed = threading.Event()
         self.wants_save = False
 
@@ -84,7 +86,7 @@ class FileRequests:
         return found is not None and found != self._old[name]
 
     def save_granted(self) -> None:
-        """Remove RUN/save once the ranks have agreed to save, so that it can be created again."""
+        """Remove RUN/save once the ranks have agreed to save; a user may then create it again."""
         self._old[SAVE] = file_identity(self._run / SAVE)  # in case it cannot be removed
         self._remove(SAVE)
         self.wants_save = False
@@ -104,7 +106,7 @@ class FileRequests:
 def watched_requests(
     run: Path, on_stop: Callable[[str], None], *, is_main: bool
 ) -> Iterator[FileRequests]:
-    """Look for requests in the block, on rank 0 only."""
+    """Look for requests during the block, on rank 0 only."""
     requests = FileRequests(run, on_stop)
     if is_main:
         threading.Thread(target=requests._watch, name="requests", daemon=True).start()
@@ -115,14 +117,14 @@ def watched_requests(
 
 
 def _start_of_this_process() -> int:
-    """Its start time in nanoseconds since 1970, the unit of st_mtime_ns."""
+    """When this process started, in nanoseconds since 1970 like st_mtime_ns."""
     since_boot = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / os.sysconf("SC_CLK_TCK")
     return int((time.time() - age) * 1e9)
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """A value that changes when the file is recreated or touched; None if there is no file."""
+    """Inode and modification time, which change when the file is written again; None without it."""
     try:
         found = path.stat()
     except OSError:

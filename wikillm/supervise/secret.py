@@ -1,9 +1,9 @@
-"""The secret of a run, which a process must know to take part in its supervision.
+"""The secret of a run, which a process must know to take part in the run's supervision.
 
-RUN/.secret holds 32 random bytes in hexadecimal, readable only by its owner. The first rank creates
-it, and it stays in the run directory, which all nodes share: so every launcher can use it, and
-it is on no command line. WIKILLM_RUN_SECRET in the environment has precedence; then every rank
-needs the same value. No supervised run is without a secret.
+RUN/.secret has 32 random bytes in hexadecimal and is readable only by its owner. The first rank
+creates the file. All nodes share the run directory, so the secret reaches every rank under any
+launcher, without a command line. WIKILLM_RUN_SECRET in the environment has precedence; then all
+ranks need the same value. A run over several nodes always has a secret.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of supervision, and the first message to each agent, which contains them."""
+"""Settings of supervision, and the first message to each agent, which contains these settings."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ NEVER = 1e9  # seconds
 
 @dataclass(frozen=True, slots=True)
 class SuperviseSettings:
-    """`train.supervise` and its limits; `run` is the run directory, the same on every node."""
+    """The settings of supervision in a configuration."""
 
-    mode: Literal["auto", "on", "off"]
+    mode: Literal["auto", "on", "off"]  # train.supervise
     limits: Limits
-    run: Path
-    name: str
+    run: Path  # the run directory, the same on every node
+    name: str  # of the run
     alerts: AlertsSection
 
 
 def settings_of(train: TrainSection, run: RunSection, alerts: AlertsSection) -> SuperviseSettings:
-    """The settings of supervision in a configuration."""
+    """The settings of supervision, from the sections of a configuration."""
     limits = Limits(
         train.rendezvous_seconds,
         train.lost_seconds,
@@ -49,12 +49,12 @@ def run_folder(run: RunSection) -> Path:
 
 
 def is_local(world: World, settings: SuperviseSettings) -> bool:
-    """Whether all ranks are on this machine: then agents need neither network nor secret."""
+    """Whether all ranks are on this machine, so that agents need neither a network nor a secret."""
     return world.size == world.local_size and settings.mode != "on"
 
 
 def alerts_of(world: World, settings: SuperviseSettings) -> Alerts:
-    """The messages that this rank or its agent may send."""
+    """The alerts that this rank or its agent may send."""
     section = settings.alerts.model_dump(mode="json")
     section["channels"] = settings.alerts.channels
     # Rank 0 sends. If it is lost, the second node's first rank sends, or rank 1 on one node.
@@ -71,17 +71,18 @@ def agent_setup(
     facts: dict[str, str],
     environ: Mapping[str, str],
 ) -> Message:
-    """The first message to the agent. `route`, `port`: None where all ranks are local."""
+    """The first message to the agent. `route` and `port` are None if all ranks are local."""
     route = route or Route(None, "", "")
     limits = settings.limits
-    # `job` distinguishes this job from others. A single rank started by hand uses its pid.
+    # `job` is equal on all ranks of this start and differs from other runs and earlier starts. A
+    # single rank that was started by hand has no port, so it uses its pid.
     endpoint = port or environ.get("MASTER_PORT", "")
     if world.size == 1 and port is None:
         endpoint = f"pid {os.getpid()}"
     restart = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     parts = [str(settings.run.absolute()), str(endpoint), str(world.size)]
     job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
-    if is_local(world, settings):  # no secret is needed: the kernel reports the peer's user
+    if is_local(world, settings):  # the kernel reports the peer's user: no secret is needed
         secret = hashlib.sha256(job.encode()).hexdigest()
         limits = replace(limits, rendezvous=NEVER, lost=NEVER)
     else:

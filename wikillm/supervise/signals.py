@@ -1,4 +1,4 @@
-"""Requests to stop, from signals and the end of the launcher; installed before torch loads."""
+"""Requests to stop by a signal or the end of the launcher; installed before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wikillm.supervise.launchers import watch_launchers
 
 
 class StopNow(BaseException):
-    """Carries a StoppedError through libraries that catch Exception, up to `as_error`."""
+    """Carries a StoppedError through libraries that catch Exception. `as_error` unwraps it."""
 
     def __init__(self, error: StoppedError) -> None:
         super().__init__(str(error))
@@ -25,9 +25,9 @@ class StopNow(BaseException):
 
 
 class _Watch:
-    """A thread that learns of signals at once, also while a library keeps handlers from running.
+    """A thread that notices signals at once, even while a library keeps handlers from running.
 
-    The interpreter writes each signal's number into a pipe (signal.set_wakeup_fd) at its arrival.
+    The interpreter writes the number of each arriving signal into a pipe (signal.set_wakeup_fd).
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class _Watch:
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        # Signals to a forked child are not signals to this process.
+        # Signals to a forked child, which inherits the pipe, are not signals to this process.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
@@ -45,13 +45,13 @@ class _Watch:
                 self.on_arrival(number)
 
 
-_watches: dict[int, _Watch] = {}  # by pid: a forked child does not have the thread
+_watches: dict[int, _Watch] = {}  # by pid, since a forked child does not have the thread
 
 
 def watch_signals(on_arrival: Callable[[int], None]) -> None:
-    """Call `on_arrival(number)` in a thread for every signal with a handler. (main thread)
+    """Call `on_arrival(number)` in a thread for every signal that has a handler. (main thread)
 
-    A later call replaces `on_arrival`.
+    A later call replaces the function of an earlier one.
     """
     watch = _watches.get(os.getpid())
     if watch is None:
@@ -62,35 +62,35 @@ def watch_signals(on_arrival: Callable[[int], None]) -> None:
 class StopSignals:
     """SIGTERM, SIGUSR1, SIGINT and SIGHUP as a request to save a checkpoint and stop.
 
-    A second request stops at once. Until `defer()` is called, a signal raises StopNow where the
-    process is: there is nothing to save yet. A library may swallow the exception, or keep Python
-    from raising it (a rendezvous, a collective). So a thread ends the process unless the
-    exception leaves it, or training polls `received`, in time.
+    A second request ends the process at once. Until `defer()` is called, there is nothing to save,
+    and a signal raises StopNow in the main thread. A library may swallow this exception, or keep
+    Python from raising it (in a rendezvous or a collective). So a thread ends the process if the
+    exception does not leave the process, or training does not poll `received`, in time.
 
-    Launchers repeat a signal (Ctrl-C reaches the whole process group, then the launcher adds a
-    SIGTERM): repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the
+    Launchers repeat a signal: Ctrl-C reaches the whole process group, then the launcher adds a
+    SIGTERM. Repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the
     start (nohup) stays ignored.
     """
 
     GRACE = 3.0
     LEAVE_SECONDS = 20.0  # from the exception until the process must have ended
-    FIRST_STEP_SECONDS = 30.0  # the first step may compile for minutes; without it nothing is lost
+    FIRST_STEP_SECONDS = 30.0  # for the first step, which may compile for minutes
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
-        # called before the process is ended where the exception cannot be raised
+        # called before the process is ended because the exception could not be raised
         self.before_exit: Callable[[StoppedError], None] = lambda error: None
-        # another reason to stop, polled together with signals
+        # returns another reason to stop, such as a time limit
         self.limit: Callable[[], str | None] = lambda: None
-        self._signal: str | None = None
-        self._why: str | None = None  # reason for a signal that this process sent to itself
-        self._before: dict[int, Any] = {}  # handlers, by signal
+        self._signal: str | None = None  # why to stop, once a handler has run
+        self._why: str | None = None  # the reason of `request`
+        self._before: dict[int, Any] = {}  # the handlers from before `install`, by signal
         self._deferred = False
-        self._polled = False
+        self._polled = False  # a step is done
         self._leaving = False  # an exception is propagating
         self._closed = False
-        self._since = 0.0
-        self._arrived: float | None = None  # when the first signal came, handled or not
+        self._since = 0.0  # when the first handler ran
+        self._arrived: float | None = None  # when the first signal arrived, handled or not
 
     @property
     def received(self) -> str | None:
@@ -98,7 +98,7 @@ class StopSignals:
         return self._signal or self.limit()
 
     def install(self) -> None:
-        """Install the handlers; again after libraries that install their own. (main thread)"""
+        """Install the handlers. Call it again after libraries that install theirs. (main thread)"""
         for number in self.SIGNALS:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before is signal.SIG_IGN:
@@ -108,22 +108,22 @@ class StopSignals:
         watch_signals(self._on_arrival)
 
     def defer(self) -> None:
-        """From now on a signal sets `received` instead of raising: training polls it."""
+        """From now on a signal raises nothing; training polls `received`."""
         self._deferred = True
 
     def polled(self) -> None:
-        """A step is done: from now on, an exit without a checkpoint would lose work."""
+        """Note that a step is done, so that an exit without a checkpoint would lose work."""
         self._polled = True
 
     def request(self, why: str) -> None:
-        """Stop as a signal would, for the reason `why`; the first request counts. (any thread)"""
+        """Stop as after a signal, for the reason `why`, unless a stop is under way. (any thread)"""
         if self._arrived is None and not self._closed:
             self._why = why
             os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def as_error(self) -> Iterator[None]:
-        """Raise StoppedError for a signal in the block, unless another error is propagating."""
+        """Raise StoppedError for a signal in the block, unless another WikiLLM error is raised."""
         try:
             yield
         except StopNow as stop:
@@ -151,7 +151,7 @@ class StopSignals:
         return error
 
     def _on_arrival(self, number: int) -> None:
-        """Handle a signal in the watching thread. The first signal starts the time limits."""
+        """Handle an arriving signal. The first one starts the time limits. (watching thread)"""
         if number not in self.SIGNALS or self._closed:
             return
         now = time.monotonic()
@@ -165,13 +165,16 @@ class StopSignals:
             os._exit(ExitCode.STOPPED)
 
     def _end_if_ignored(self, name: str, since: float) -> None:
-        """End the process if the exception was swallowed or never raised.
+        """End the process if the exception was swallowed or never raised. (a thread)
 
-        In training, also end it if the first step takes longer than FIRST_STEP_SECONDS.
+        In training, end it if the first step takes longer than FIRST_STEP_SECONDS: without a step
+        there is nothing to save.
         """
         while not self._closed and not self._polled and not (self._deferred and self._leaving):
             limit = self.FIRST_STEP_SECONDS if self._deferred else self.GRACE
-            if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else limit):
+            if self._leaving:
+                limit = self.LEAVE_SECONDS
+            if time.monotonic() - since > limit:
                 if not self._leaving:  # otherwise the error has been recorded
                     error = self._stopped(name)
                     where = "in the first step" if self._deferred else "inside a library"
@@ -181,6 +184,7 @@ class StopSignals:
             time.sleep(0.1)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal in the main thread, once Python runs the handler."""
         now = time.monotonic()
         if self._signal is None:
             self._signal = self._why or signal.Signals(number).name
@@ -194,7 +198,7 @@ class StopSignals:
 
 @contextmanager
 def installed() -> Iterator[StopSignals]:
-    """Raise StoppedError in the block for a signal or the end of the launcher. (main thread)"""
+    """Raise StoppedError in the block at a signal or at the end of the launcher. (main thread)"""
     signals = StopSignals()
     try:
         signals.install()

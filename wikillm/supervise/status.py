@@ -1,4 +1,4 @@
-"""What a run directory says about its processes during and after the run: `wikillm status`."""
+"""Reads the state of a run from its directory, during the run and after it: `wikillm status`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ _SHOWN = ("step", "tokens", "time", "loss", "tokens_per_second")
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """`state`: starting, running, stopping, restarting, silent, or the `meaning` in exit.json.
+    """The state of a run.
 
-    silent: no rank runs, and none reported an end. `metrics` is the last line of metrics.jsonl,
-    `exit` the content of exit.json.
+    Attributes:
+        state: starting, running, stopping, restarting, silent (no rank runs, and none reported its
+            end), or the `meaning` in exit.json.
+        running: for each rank, whether its process runs.
+        metrics: the last line of metrics.jsonl.
+        exit: the content of exit.json.
+        now: Unix time of this reading.
     """
 
     run: Path
@@ -63,7 +68,7 @@ class RunStatus:
 
 
 def read_status(run: Path) -> RunStatus:
-    """The status of a run. Raises ConfigError when `run` is not a run directory."""
+    """The status of a run. Raises ConfigError if `run` is not a run directory."""
     if not (run / "run.json").is_file():
         raise ConfigError(
             f"{run} is not a run directory.",
@@ -88,12 +93,12 @@ def read_status(run: Path) -> RunStatus:
 
 
 def _is_shown(value: object, name: str) -> bool:
-    """A number; a loss or speed that was not finite is written as null."""
+    """Whether it is a number, or null, as a loss or a speed that was not finite is written."""
     return type(value) in (int, float) or (value is None and name in _SHOWN[3:])
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
-    """The last complete record; an incomplete line is skipped."""
+    """The last complete line of metrics.jsonl."""
     try:
         with open_regular(path) as file:
             file.seek(0, 2)

@@ -1,8 +1,8 @@
-"""`wikillm stop RUN`: a request in the run directory, which each rank's recorder passes on to it.
+"""`wikillm stop RUN`: writes a request into the run directory; the recorder of each rank reads it.
 
-No other machine has to be reached, and no process is ended by a pattern or a bare pid. The command
-names ranks that do not respond. On this machine `--now` also ends stalled ranks, after the kernel
-has confirmed that the process is a rank of this run: anyone may have written the record.
+So the command connects to no other machine, and ends no process by a pattern or a bare pid. It
+names ranks that do not respond. With `--now` it also kills stalled ranks on this machine, once the
+kernel has confirmed that the process is a rank of this run: anyone may have written the record.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from wikillm.supervise.records import RankRecord, read_records, record_path, sto
 from wikillm.supervise.requests import stop_file, waits_to_restart
 
 POLL = 0.5
-FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks whose agent is gone
-GRACE = 5.0  # seconds from the request until --now ends ranks that do not respond
-SILENT_AFTER = 6  # record intervals
+FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks whose agent has ended
+GRACE = 5.0  # seconds from the request until --now kills ranks that do not respond
+SILENT_AFTER = 6  # a remote rank without a new record for this many intervals counts as ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Stopped:
 
 
 def is_running(record: RankRecord, now: float | None = None) -> bool:
-    """Whether the rank's process runs; on another machine judged by the age of its record."""
+    """Whether the rank's process runs. On another machine this is judged by the record's age."""
     if record.has_exited:
         return False
     if record.process.is_here():
@@ -57,9 +57,10 @@ def stop(
 ) -> Stopped:
     """Write the request, then wait at most `timeout` seconds until all ranks have ended.
 
-    Raises ConfigError when `run` is not a run directory, or nothing runs there.
+    Raises ConfigError if `run` is not a run directory, or nothing runs there.
     """
     records = read_records(run)
+    # A launcher that waits to restart the run has no ranks; it looks for RUN/stop.
     if waits_to_restart(run):
         stop_file(run).touch()
         return Stopped(tuple(records), ())
@@ -74,6 +75,7 @@ def stop(
         raise ConfigError(
             f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_fix_while_starting(run)}"
         )
+    # The recorders read this request. Then wait, and help where a recorder does not respond.
     write_json(stop_path(run), {"now": at_once, "time": time.time()})
     deadline = time.monotonic() + timeout
     kill_after = time.monotonic() + GRACE
@@ -107,7 +109,7 @@ def _running(run: Path, before: list[RankRecord]) -> list[RankRecord]:
 
 
 def end_here(run: Path, record: RankRecord) -> str | None:
-    """Send SIGKILL to a local rank of this run; None, or why the process was left alone."""
+    """Send SIGKILL to a rank of this run on this machine. Returns why it was spared, or None."""
     process = record.process
     if not process.is_here():
         return f"it is on {process.host}"
@@ -132,12 +134,12 @@ def end_here(run: Path, record: RankRecord) -> str | None:
 
 
 def not_of_this_run(run: Path, record: RankRecord) -> str | None:
-    """Why the running process that a record names is not that rank of this run; None when it is.
+    """Why the running process that a record names is not that rank of this run; None if it is.
 
-    The record itself proves nothing: anyone who can write into the folder can name any process.
-    The kernel confirms that the process belongs to the caller (or, for root, to the author of the
-    record), runs Python, has the shared memory of a rank, and has this run's log file of this rank
-    open for writing.
+    The record itself proves nothing: anyone who can write into the folder can name any process. So
+    ask the kernel whether the process belongs to the caller (or, for root, to the author of the
+    record), runs Python, has the shared memory of a rank, and has this rank's log file open for
+    writing.
     """
     proc = Path(f"/proc/{record.process.pid}")
     try:
@@ -160,7 +162,7 @@ def not_of_this_run(run: Path, record: RankRecord) -> str | None:
 
 
 def _uids(proc: Path) -> list[int]:
-    """Real, effective, saved and file system user of a process."""
+    """The real, effective, saved and file system user of a process."""
     lines = (proc / "status").read_text(encoding="utf-8", errors="replace").splitlines()
     return [int(uid) for line in lines if line.startswith("Uid:") for uid in line.split()[1:]]
 

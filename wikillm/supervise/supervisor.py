@@ -46,7 +46,7 @@ _FILE_SECONDS = 5.0  # for exit.json: its file system may be behind the lost lin
 
 
 class Supervisor:
-    """The supervision of one rank, created by `supervise`. The trainer marks its `heartbeat`."""
+    """Supervises one rank. `supervise` creates it, and the trainer marks its `heartbeat`."""
 
     def __init__(self, world: World, settings: SuperviseSettings) -> None:
         self.world = world
@@ -113,12 +113,12 @@ class Supervisor:
             raise MachineError(str(self._verdict["reason"]))
         if self._welcome is not None:
             hosts = self._welcome["welcome"].items()
-            who = ", ".join(f"{host} {address}" for host, (address, _) in hosts)
-            lost = self.settings.limits.lost
-            say(f"nodes      {who}; ranks meet through {name}; supervisor: node lost {lost:.0f} s")
+            nodes = ", ".join(f"{host} {address}" for host, (address, _) in hosts)
+            limit = f"{self.settings.limits.lost:.0f} s"
+            say(f"nodes      {nodes}; ranks meet through {name}; supervisor: node lost {limit}")
 
     def at(self, run: Path, log_file: Path) -> None:
-        """Start writing records to `run` and stacks to `log_file`; later calls do nothing."""
+        """Start to write records to `run` and stacks to `log_file`. Later calls do nothing."""
         if self._run is not None:
             return
         self._run = run
@@ -137,7 +137,7 @@ class Supervisor:
     def explains(self) -> Iterator[None]:
         """Report an error in the block to the other ranks at once.
 
-        For an error of a connection, wait for the lost rank's reason and raise that instead.
+        After an error of a connection, wait for the reason why a rank was lost, and raise that.
         """
         try:
             yield
@@ -155,14 +155,14 @@ class Supervisor:
             raise
 
     def wait_for_reason(self, error: StoppedError) -> None:
-        """Wait for a verdict: this rank may have been stopped because another rank died."""
+        """Wait for a verdict, since the launcher may have stopped this rank after another died."""
         is_first = error.is_alone and not self._waited_for_reason
         if is_first and self.is_active and self.world.size > 1:
             self._waited_for_reason = True
             time.sleep(KILLED_WAITS + 1.0)
 
     def _explain(self, error: BaseException) -> MachineError:
-        """Why another rank ended. With an agent, the verdict ends this process during the wait."""
+        """Why another rank ended. With an agent, a verdict ends this process during the wait."""
         if self.is_active:
             lost = 5.0 if self.is_local else self.settings.limits.lost
             time.sleep(FAILED_WAITS + DIED_WAITS + lost)
@@ -180,7 +180,7 @@ class Supervisor:
         )
 
     def leave(self, error: BaseException | None) -> None:
-        """Report exit and reason; from then on the agent does not end this process. Idempotent."""
+        """Report exit code and reason, once. From then on the agent does not end this process."""
         if self._exited is not None:
             return
         code = ExitCode.DONE
@@ -220,6 +220,7 @@ class Supervisor:
         threading.Thread(target=self._listen, args=(self._wire,), daemon=True).start()
 
     def _listen(self, wire: Wire) -> None:
+        """Handle messages of the agent until it ends. (a thread)"""
         while not wire.closed:
             select.select([wire], [], [])
             for message in wire.receive():
@@ -263,12 +264,12 @@ class Supervisor:
         os._exit(end.code)
 
     def _alert(self, code: int, reason: str) -> None:
-        """Send the message about the end of this start, if no agent is left to send it. (rank 0)"""
+        """Send the alert about the end of this start if no agent is left to send it. (rank 0)"""
         if self.world.is_main and (self._wire is None or self._wire.closed):
             self.alerts.end(event_of(code), code, reason, self.heartbeat.read().step)
 
     def _wait_for_alert(self) -> None:
-        """Wait until the message is sent: in a container, the sender ends with this process."""
+        """Wait until the agent has sent its alert: in a container this exit ends the sender."""
         wire = self._wire
         if self._alerts_now and wire is not None:
             while not wire.closed and select.select([wire], [], [], WAIT_SECONDS)[0]:
@@ -290,7 +291,7 @@ class Supervisor:
         return start.now(self.heartbeat.read(), exited)
 
     def _stop(self, at_once: bool) -> None:
-        """Handle `wikillm stop` where there is no agent."""
+        """Handle a request of `wikillm stop` without an agent."""
         if at_once:
             if self._recorder is not None:
                 self._recorder.close(self._record((STOPPED_AT_ONCE.code, STOPPED_AT_ONCE.reason)))
@@ -302,7 +303,7 @@ class Supervisor:
 def supervise(
     world: World, settings: SuperviseSettings, facts: Callable[[], dict[str, str]]
 ) -> Iterator[Supervisor]:
-    """Supervise the block; how it ends is reported to the other ranks. (all ranks)"""
+    """Supervise the block, and report to the other ranks how it ended. (all ranks)"""
     supervisor = Supervisor(world, settings)
     error: BaseException | None = None
     try:

@@ -1,10 +1,16 @@
-"""Messages between agents, coordinator and rank: a JSON object of limited size per line.
+"""Sends messages between ranks, agents and the coordinator, one JSON object of limited size a line.
 
-`Wire` is for a socket pair between two own processes. `SealedWire` is for TCP: each message carries
-a MAC that only a holder of the run's secret can compute. Any other text ends its connection.
+`Wire` connects a rank and its agent by a socket pair. `SealedWire` connects an agent and the
+coordinator: each message has a MAC that only a process with the run's secret can compute. Any other
+text ends the connection. A message is recognized by its first key:
 
-Keys of messages and labels in the MAC keep their first names ("hub", "speaker"), so that nodes with
-different code still connect, and the difference is reported.
+    rank -> agent          (setup), run, acknowledged, bye
+    agent -> rank          welcome, end, noted
+    agent -> coordinator   hello, beat, bye, died
+    coordinator -> agent   hub (keep-alive), welcome, end
+
+Keys and the labels in the MAC keep old names ("hub" and "speaker" for coordinator and reporter), so
+that nodes with different versions still connect and report the difference.
 """
 
 from __future__ import annotations
@@ -20,13 +26,13 @@ from typing import Any, NoReturn
 
 MOST_BYTES = 1 << 20
 MOST_BYTES_UNPROVEN = 1 << 14
-"""The limit until a peer has proven that it knows the secret; a greeting has about 1 KiB."""
+"""The limit until a peer has proven that it knows the secret; its `hello` has about 1 KiB."""
 Message = dict[str, Any]
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class Wire:
-    """Sends and receives lines without blocking; data that the kernel does not take is buffered."""
+    """Sends and receives lines without blocking, and buffers data that the kernel does not take."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -44,7 +50,7 @@ class Wire:
         return self.sock.fileno()
 
     def send(self, message: Message) -> None:
-        """Never raises: a lost peer shows at the next `receive`."""
+        """Send a message. Never raises; `receive` notices a lost peer."""
         self._send_line(json.dumps(message).encode())
 
     def flush(self) -> None:
@@ -56,7 +62,7 @@ class Wire:
                     self.close()
                 return
             except OSError:
-                # The peer is gone. Messages that it sent before can still be read.
+                # The peer has ended. Messages that it sent before can still be received.
                 self._outgoing = b""
                 return
             self._outgoing = self._outgoing[sent:]
@@ -64,7 +70,7 @@ class Wire:
     def receive(self) -> list[Message]:
         """The messages that have arrived. Never raises.
 
-        `closed` is set when the other side is gone or sends anything that is not a message.
+        Sets `closed` if the peer has ended or has sent anything that is not a message.
         """
         while not self.closed and len(self._incoming) <= self.most_bytes:
             try:
@@ -98,17 +104,17 @@ class Wire:
         self.flush()
 
     def _take_line(self, line: bytes) -> Message | None:
-        """A message; an empty one is not passed to the caller; None if the line is invalid."""
+        """The message in a line, {} for a line that only `SealedWire` needs, None if invalid."""
         return parse(line)
 
 
 class SealedWire(Wire):
-    """Both sides prove with every message that they know the run's secret. Not encrypted.
+    """Both sides prove with every message that they know the run's secret. Nothing is encrypted.
 
     Each side first sends a random nonce. The key of a direction is HMAC-SHA256(secret, direction,
     context, both nonces), and the MAC of a message covers its number in that direction. So a
-    recorded message is refused when repeated, and in another connection, direction or run. Messages
-    sent before the peer's nonce has arrived are queued.
+    recorded message is refused if it is sent again, or in another connection, direction or run.
+    Messages are queued until the peer's nonce has arrived.
 
     Args:
         secret: the run's secret, the same on both sides.
@@ -138,7 +144,7 @@ class SealedWire(Wire):
 
     @property
     def has_answered(self) -> bool:
-        """Whether the other side speaks this protocol; `is_proven`: it knows the secret."""
+        """Whether the peer has sent a nonce; `is_proven`: whether it knows the secret too."""
         return self._keys is not None
 
     def send(self, message: Message) -> None:
@@ -161,6 +167,7 @@ class SealedWire(Wire):
         return parse(body)
 
     def _agree_on_keys(self, line: bytes) -> Message | None:
+        """Compute both keys from the peer's nonce; None if the line is not a valid nonce."""
         peer_nonce = (parse(line) or {}).get("nonce")
         if (
             not isinstance(peer_nonce, str)

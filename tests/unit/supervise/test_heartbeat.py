@@ -50,18 +50,19 @@ def test_progress_within_a_phase_counts() -> None:
     heartbeat = Heartbeat()
     heartbeat.enter("evaluate")
     time.sleep(0.05)
+    assert heartbeat.read().standing >= 0.05
+    before = time.monotonic()
     heartbeat.progress()
-    reading = heartbeat.read()
-    assert reading.standing + 0.04 <= reading.in_phase
+    assert heartbeat.read().standing <= time.monotonic() - before
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_only_steps_and_their_data_have_the_short_limit(phase: str) -> None:
     """What compiles, builds, saves or evaluates has its own limit, or none."""
-    limit = RankProgress(phase, 5, 0.0, 0.0, 20.0).limit(120.0)
+    limit = RankProgress(phase, 5, 0.0, 20.0).limit(120.0)
     if phase in ("data", "step"):
         assert limit == 200.0
-        assert RankProgress(phase, 5, 0.0, 0.0, 0.5).limit(120.0) == 120.0
+        assert RankProgress(phase, 5, 0.0, 0.5).limit(120.0) == 120.0
     else:
         assert limit == LIMITS[phase] and (limit is None or limit >= 600.0)
 
