@@ -1,7 +1,7 @@
-"""Restarts a run on one machine without GPUs that are gone, or without a rank lost twice.
+"""Leaves out GPUs that are gone, or a rank that was lost twice, when one machine restarts a run.
 
-A GPU may fail every process on it and still be listed. So a rank that two starts in a row have
-lost, with no checkpoint between them, is left out as well.
+A broken GPU may still be listed while every process on it fails. So a rank is left out too if two
+starts in a row have lost it without a new checkpoint between them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class LostRanks:
     """Remembers the rank that the last start lost."""
 
     _record: tuple[int, int] | None = None  # identity of the last exit.json
-    _last: tuple[int, Position | None] | None = None  # lost rank, last checkpoint
+    _last: tuple[int, Position | None] | None = None  # the lost rank, the newest checkpoint then
 
     def lost_again(self, run: Path, reached: Position | None) -> int | None:
-        """The rank that this start lost, if the start before it lost the same rank; else None.
+        """The rank that the last two starts lost, if it is one rank and nothing was saved between.
 
         Args:
-            reached: position of the last checkpoint.
+            reached: position of the newest checkpoint.
         """
         path = run / "exit.json"
         record = file_identity(path)
@@ -56,10 +56,11 @@ def with_fewer_ranks(
 ) -> Launch:
     """The launch without a lost rank and without GPUs that are gone.
 
-    The batch stays the same; if the remaining ranks cannot share it, even fewer are used.
+    The batch stays the same. If it does not divide over the remaining ranks, fewer ranks are used.
 
     Args:
-        gpus: number of GPUs on this machine now; None: no GPU, the ranks are on the CPU.
+        lost: the rank to leave out, if any.
+        gpus: number of GPUs on this machine now; None if the ranks use the CPU.
         check: raises ConfigError for a number of ranks that the run refuses.
     """
     total = launch.gpus or gpus
@@ -70,9 +71,10 @@ def with_fewer_ranks(
     if lost is not None and lost < len(remaining):
         del remaining[lost]
     if gpus is not None and remaining and remaining[-1] >= gpus:
-        remaining = list(range(min(gpus, len(remaining))))  # the remaining GPUs are renumbered
+        remaining = list(range(min(gpus, len(remaining))))  # the driver has renumbered the GPUs
     if remaining == used:
         return launch
+    # Use the largest number of remaining ranks that the run accepts.
     why = "GPUs are gone" if lost is None else f"rank {lost} was lost twice in a row"
     for count in range(len(remaining), 0, -1):
         ids = tuple(remaining[:count]) if gpus is not None else ()
@@ -86,7 +88,7 @@ def with_fewer_ranks(
 
 
 def count_gpus() -> int | None:
-    """GPUs of this machine, as torch counts them in a new process; None without any."""
+    """Number of GPUs of this machine, counted by torch in a new process; None without a GPU."""
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COUNT_SECONDS)

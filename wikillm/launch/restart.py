@@ -1,12 +1,13 @@
-"""`wikillm launch --go` starts a failed run again, from its last good checkpoint.
+"""`wikillm launch --go` restarts a failed run from its last good checkpoint.
 
-`wikillm launch` outlives the ranks, so a restart is the same command with `--resume auto`. The
-launch ends after a user error, a divergence, damage or a requested stop, known by the exit code.
-It gives up after `limit` restarts in a row without a new checkpoint. Pauses between restarts grow.
+`wikillm launch` outlives the ranks. A restart is the same command with `--resume auto`. The exit
+code tells whether a restart can help: not after a user error, a divergence, damaged data or a
+requested stop. The launch gives up after `limit` restarts in a row without a new checkpoint. Each
+of these restarts waits longer than the one before.
 
-With `elastic` each restart first contacts every node over ssh, and leaves out nodes that do not
-answer; for one machine see fewer_ranks.py. The global batch is given in tokens, so it stays the
-same with fewer ranks.
+With `elastic`, each restart first contacts every node over ssh, and leaves out nodes that do not
+answer. For one machine see fewer_ranks.py. The global batch is given in tokens, so fewer ranks
+train with the same batch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,25 +38,31 @@ from wikillm.supervise.requests import announce_restart, file_identity, restart_
 from wikillm.supervise.stop import is_running
 
 DEFAULT = 3
-"""Default of --max-restarts, for targets that restart a run."""
+"""Default of --max-restarts for the targets that restart a run."""
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
 PROBE_SECONDS = 20.0
-RANKS_SECONDS = 120.0  # for ranks that outlive DeepSpeed's or torch's launcher to save and exit
+RANKS_SECONDS = 120.0  # for ranks that outlive their launcher to save and exit
 FINAL = frozenset(map(int, ExitCode)) - {ExitCode.BUG, ExitCode.MACHINE}
 """Exit codes without a restart: done, would fail the same way again, or stopped on request."""
 
 
 @dataclass
 class RestartPolicy:
-    """Decides after each failed start. `limit` counts restarts without a new checkpoint."""
+    """Decides after each failed start whether the run is started again.
+
+    Attributes:
+        limit: most restarts in a row without a new checkpoint.
+        tried: restarts since the newest checkpoint.
+        reached: position of the newest checkpoint.
+    """
 
     limit: int
     tried: int = 0
     reached: Position | None = None
 
     def may_restart(self, code: int, reached: Position | None) -> bool:
-        """Whether to start again after exit code `code`. `reached`: the newest checkpoint."""
+        """Whether to start again after exit code `code`. `reached`: see the attribute."""
         if reached != self.reached:
             self.tried = 0
         self.reached = reached
@@ -70,12 +78,12 @@ class RestartPolicy:
 
 @dataclass
 class Launched:
-    """The processes of the current start; a signal to this command ends them with SIGTERM."""
+    """The processes of the current start. A signal to this command sends SIGTERM to them."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     is_signalled: bool = False
 
-    def pass_on(self, number: int, frame: object) -> None:
+    def on_signal(self, number: int, frame: object) -> None:
         self.is_signalled = True
         for process in self.processes:
             if process.poll() is None:
@@ -88,36 +96,38 @@ def keep_running(
     check: Callable[[Launch], None],
     alert: Callable[[int, str], None] = lambda code, reason: None,
 ) -> int:
-    """Start the run, and restart it while a restart can help; returns the last exit code.
+    """Start the run, and restart it while a restart can help. Returns the last exit code.
 
     Args:
-        start: runs one start to its end.
-        check: raises ConfigError if the run could not start, e.g. because its batch does not
+        start: starts the run once and waits for its end; returns the exit code.
+        check: raises ConfigError if the run could not start, for example because its batch does not
             divide over fewer nodes.
-        alert: called once, with exit code and reason, when the command gives up. Each failed start
+        alert: called with exit code and reason when the command gives up. Each failed start also
             sends its own alert.
     """
     run = run_of(launch)
     policy = RestartPolicy(launch.max_restarts, reached=last_checkpoint(run))
     first = policy.reached
     os.environ[RESTARTS] = str(policy.limit)
-    old = _stop_requests(run)
+    old_requests = _stop_requests(run)
     current = launch
     lost_ranks = LostRanks()
-    with _passing_signals() as launched:
+    with _signals_passed_on() as launched:
         while True:
+            # Run one start to its end, and see what it has reached.
             code = _one_start(run, current, start, launched)
             reached = last_checkpoint(run)
             lost = lost_ranks.lost_again(run, reached)
 
             def is_stopped() -> bool:
-                return launched.is_signalled or not _stop_requests(run) <= old
+                return launched.is_signalled or not _stop_requests(run) <= old_requests
 
             if is_stopped() or not policy.may_restart(code, reached):
                 _say_why_not(code, policy, alert)
                 return code
             if not _wait(run, code, policy, is_stopped):
                 return code
+            # The next start resumes, with `elastic` without what the last start lost.
             again = current.resumed(has_saved=reached != first)
             if launch.elastic and launch.hostfile is not None:
                 again = _on_nodes_that_answer(again, check)
@@ -132,7 +142,7 @@ def run_of(launch: Launch) -> Path:
 
 
 def last_checkpoint(run: Path) -> Position | None:
-    """Position of the checkpoint that `--resume auto` takes, found from names and manifests."""
+    """Position of the checkpoint that `--resume auto` would use, from names and manifests."""
     for checkpoint in arrange(run / "checkpoints").branch:
         with suppress(CheckpointError):
             return read_ancestry(checkpoint).position
@@ -142,7 +152,7 @@ def last_checkpoint(run: Path) -> Position | None:
 def _one_start(
     run: Path, launch: Launch, start: Callable[[Launch, Launched], int], launched: Launched
 ) -> int:
-    """Run one start. Returns the exit code that the run recorded, else the launcher's."""
+    """Start the run once. Returns the exit code that the run recorded, else the launcher's."""
     record = run / "exit.json"
     before = file_identity(record)
     try:
@@ -154,8 +164,11 @@ def _one_start(
         code = int(error.exit_code)
     _wait_for_ranks(run)
     is_written = file_identity(record) not in (None, before)
-    recorded = read_object(record).get("code") if code and is_written else None
-    return recorded if type(recorded) is int and recorded else code
+    if code and is_written:  # a launcher may turn every code into 1
+        recorded = read_object(record).get("code")
+        if type(recorded) is int and recorded:
+            return recorded
+    return code
 
 
 def _wait_for_ranks(run: Path) -> None:
@@ -169,7 +182,7 @@ def _wait_for_ranks(run: Path) -> None:
 
 
 def _stop_requests(run: Path) -> set[tuple[int, int] | None]:
-    """The files of stop requests that exist now. Each start removes requests made before it."""
+    """Identities of the files that request a stop. Each start removes earlier requests."""
     return {None, file_identity(stop_file(run)), file_identity(stop_path(run))}
 
 
@@ -181,7 +194,7 @@ def _say_why_not(code: int, policy: RestartPolicy, alert: Callable[[int, str], N
 
 
 def _wait(run: Path, code: int, policy: RestartPolicy, is_stopped: Callable[[], bool]) -> bool:
-    """Pause before the restart; False when a stop was requested meanwhile."""
+    """Pause before the restart. Returns False if a stop was requested meanwhile."""
     pause = policy.pause
     place = "the last checkpoint" if policy.reached else "the beginning"
     say(
@@ -203,7 +216,7 @@ def _wait(run: Path, code: int, policy: RestartPolicy, is_stopped: Callable[[], 
 
 
 def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> Launch:
-    """The launch without the nodes that do not answer, if the batch allows it."""
+    """The launch without the nodes that do not answer, if the run can start without them."""
     gone = unreachable(launch)
     again = replace(launch, without=gone)
     try:
@@ -218,39 +231,39 @@ def _on_nodes_that_answer(launch: Launch, check: Callable[[Launch], None]) -> La
 
 
 def unreachable(launch: Launch) -> tuple[str, ...]:
-    """Nodes of the hostfile that do not answer over ssh; () if none at all answers."""
+    """Nodes of the hostfile that do not answer over ssh; () if no node answers."""
     if launch.hostfile is None:
         return ()
     names = [host.name for host in read_hostfile(launch.hostfile)]
     folder = f"[ -d {shlex.quote(launch.workdir)} ]"
-    probes = [
-        subprocess.Popen(
-            ssh_argv(name, folder),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for name in names
-    ]  # fmt: skip
-    deadline = time.monotonic() + PROBE_SECONDS
-    gone = []
-    for name, probe in zip(names, probes, strict=True):
-        try:
-            probe.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            probe.kill()
-            probe.wait()
-        if probe.returncode:
-            gone.append(name)
+
+    def answers(name: str) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(
+                ssh_argv(name, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=PROBE_SECONDS,
+            )
+            return done.returncode == 0
+        return False
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        answered = list(pool.map(answers, names))
+    gone = [name for name, is_there in zip(names, answered, strict=True) if not is_there]
     return tuple(gone) if len(gone) < len(names) else ()
 
 
 @contextmanager
-def _passing_signals() -> Iterator[Launched]:
+def _signals_passed_on() -> Iterator[Launched]:
+    """Pass SIGTERM, SIGINT and SIGHUP to this command on to the processes of the current start."""
     launched = Launched()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         if before[number] is not signal.SIG_IGN:  # nohup
-            signal.signal(number, launched.pass_on)
+            signal.signal(number, launched.on_signal)
     try:
         yield launched
     finally:

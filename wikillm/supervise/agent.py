@@ -160,7 +160,7 @@ class Agent:
         for message in messages:
             if "run" in message:
                 self._alerts.opened = True
-                self._recorder = Recorder(Path(message["run"]), self._record, self._stop)
+                self._recorder = Recorder(Path(message["run"]), self._record, self._end_at_once)
                 self._recorder.start()
             elif "acknowledged" in message and self._kill_at:
                 self._kill_at += EXIT_SECONDS - ACKNOWLEDGE_SECONDS
@@ -182,12 +182,8 @@ class Agent:
     def _record(self) -> RankRecord:
         return self._start_record.now(self.heartbeat.read(), self._exited)
 
-    def _stop(self, at_once: bool) -> None:
-        """Handle a request of `wikillm stop`."""
-        if at_once:
-            self._end(STOPPED_AT_ONCE, reports=self.rank == 0)
-        else:
-            self.process.send(signal.SIGTERM)
+    def _end_at_once(self) -> None:
+        self._end(STOPPED_AT_ONCE, reports=self.rank == 0)
 
     def _end(self, end: End, *, lost_main: bool = False, reports: bool = False) -> None:
         """Request the rank to exit; it writes its stacks first.

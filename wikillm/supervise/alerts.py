@@ -123,7 +123,7 @@ class Alerts:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=real_descriptors()[1],
-                env={**os.environ, "PYTHONPATH": _path_with_wikillm()},
+                env=environment_with_wikillm(),
                 start_new_session=True,  # Ctrl-C and the end of the launcher do not reach it
             )
             with sender.stdin as pipe:  # type: ignore[union-attr]
@@ -132,9 +132,11 @@ class Alerts:
                 sender.wait(wait)
 
 
-def _path_with_wikillm() -> str:
+def environment_with_wikillm() -> dict[str, str]:
+    """The environment of a new Python process that imports this code, from whatever folder."""
     source = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _what_follows(code: int, environ: Mapping[str, str]) -> str:

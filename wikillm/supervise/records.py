@@ -2,8 +2,8 @@
 
 The record of a rank is written at its start, every `interval` seconds and at its end, by its agent
 or, without an agent, by the rank. A process is identified by host, pid, start time and boot, so
-that a reused pid is not taken for a rank. RUN/stop.json is a request to stop, which the recorder of
-each rank passes on to the rank.
+that a reused pid is not taken for a rank. RUN/stop.json is the request of `wikillm stop --now`,
+which the recorder of each rank reads.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
-from wikillm.core.files import read_regular
+from wikillm.core.files import read_object, read_regular
 from wikillm.supervise.heartbeat import RankProgress
-from wikillm.supervise.requests import leave_stop_mark, stop_file
+from wikillm.supervise.requests import leave_stop_mark
 
 INTERVAL = 5.0  # seconds between writes of a record
 LOOK_EVERY = 1.0  # seconds between looks for RUN/stop.json
@@ -274,22 +274,22 @@ def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
 
 
 class Recorder(threading.Thread):
-    """Writes a rank's record and reads requests to stop, in a thread that never blocks training.
+    """Writes a rank's record and looks for RUN/stop.json, in a thread that never blocks training.
 
     Args:
         describe: returns the current record.
-        stop: called for each new request to stop, with True for `wikillm stop --now`.
+        end_at_once: called once at the request of `wikillm stop --now`.
     """
 
     def __init__(
-        self, run: Path, describe: Callable[[], RankRecord], stop: Callable[[bool], None]
+        self, run: Path, describe: Callable[[], RankRecord], end_at_once: Callable[[], None]
     ) -> None:
         super().__init__(name="recorder", daemon=True)
         self.run_dir = run
         self._describe = describe
-        self._on_stop = stop
+        self._end_at_once = end_at_once
         self._closed = threading.Event()
-        self._handled: set[bool] = set()
+        self._is_ending = False
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -299,7 +299,10 @@ class Recorder(threading.Thread):
             if time.monotonic() - written >= record.interval:
                 written = time.monotonic()
                 self.write(record)
-            self._check_for_stop()
+            if not self._is_ending and read_object(stop_path(self.run_dir)).get("now") is True:
+                self._is_ending = True
+                leave_stop_mark()
+                self._end_at_once()
             self._closed.wait(LOOK_EVERY)
 
     def write(self, record: RankRecord) -> None:
@@ -311,16 +314,3 @@ class Recorder(threading.Thread):
         """Write the last record."""
         self._closed.set()
         self.write(last)
-
-    def _check_for_stop(self) -> None:
-        try:
-            asked = json.loads(read_regular(stop_path(self.run_dir)))
-            at_once = bool(asked["now"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return
-        if not at_once and stop_file(self.run_dir).exists():
-            return  # rank 0 handles RUN/stop; a signal too would count as a second request
-        if at_once not in self._handled:
-            self._handled.add(at_once)
-            leave_stop_mark()
-            self._on_stop(at_once)

@@ -1,8 +1,10 @@
-"""`wikillm stop RUN`: writes a request into the run directory; the recorder of each rank reads it.
+"""`wikillm stop RUN`: requests a stop in the run directory, and waits until the ranks have ended.
 
-So the command connects to no other machine, and ends no process by a pattern or a bare pid. It
-names ranks that do not respond. With `--now` it also kills stalled ranks on this machine, once the
-kernel has confirmed that the process is a rank of this run: anyone may have written the record.
+The request is RUN/stop, which rank 0 reads, or with `--now` RUN/stop.json, which the recorder of
+each rank reads. So the command connects to no other machine, and ends no process by a pattern or a
+bare pid. It names ranks that do not respond. With `--now` it also kills stalled ranks on this
+machine, once the kernel has confirmed that the process is a rank of this run: anyone may have
+written the record.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from wikillm.supervise.records import RankRecord, read_records, record_path, sto
 from wikillm.supervise.requests import stop_file, waits_to_restart
 
 POLL = 0.5
-FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks whose agent has ended
 GRACE = 5.0  # seconds from the request until --now kills ranks that do not respond
 SILENT_AFTER = 6  # a remote rank without a new record for this many intervals counts as ended
 
@@ -75,17 +76,16 @@ def stop(
         raise ConfigError(
             f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_fix_while_starting(run)}"
         )
-    # The recorders read this request. Then wait, and help where a recorder does not respond.
-    write_json(stop_path(run), {"now": at_once, "time": time.time()})
+    if at_once:
+        write_json(stop_path(run), {"now": True, "time": time.time()})
+    else:
+        stop_file(run).touch()
+    # Wait for the ranks. With `--now`, kill those that do not respond in time.
     deadline = time.monotonic() + timeout
     kill_after = time.monotonic() + GRACE
-    file_due = time.monotonic() + FILE_AFTER
     spared: dict[int, str] = {}
     while (running := _running(run, running)) and time.monotonic() < deadline:
         on_wait(running)
-        if not at_once and time.monotonic() > file_due:
-            file_due = deadline
-            stop_file(run).touch()
         if at_once and time.monotonic() > kill_after:
             spared = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
             if len(spared) == len(running):

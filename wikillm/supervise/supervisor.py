@@ -26,7 +26,7 @@ from wikillm.core.faults import as_refusal
 from wikillm.core.held_output import real_descriptors
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
-from wikillm.supervise.alerts import WAIT_SECONDS, event_of
+from wikillm.supervise.alerts import WAIT_SECONDS, environment_with_wikillm, event_of
 from wikillm.supervise.exit_file import is_agreed, print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
@@ -130,7 +130,7 @@ class Supervisor:
             faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
             self._wire.send({"run": str(run.absolute())})
             return
-        self._recorder = Recorder(run, self._record, self._stop)
+        self._recorder = Recorder(run, self._record, self._end_at_once)
         self._recorder.start()
 
     @contextmanager
@@ -202,8 +202,6 @@ class Supervisor:
 
     def _start_agent(self, setup: Message) -> None:
         ours, theirs = socket.socketpair()
-        source = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         descriptors = (theirs.fileno(), self.heartbeat.fd)
         out, errors = real_descriptors()  # the agent outlives `held_output` in this process
         self._agent = subprocess.Popen(
@@ -212,7 +210,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=errors,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment_with_wikillm(),
         )
         theirs.close()
         self._wire = Wire(ours)
@@ -290,13 +288,11 @@ class Supervisor:
         start = RankRecord(*place, Process.here(os.getpid()), None, "start", 0, 0.0, INTERVAL, 0.0)
         return start.now(self.heartbeat.read(), exited)
 
-    def _stop(self, at_once: bool) -> None:
-        """Handle a request of `wikillm stop` without an agent."""
-        if at_once:
-            if self._recorder is not None:
-                self._recorder.close(self._record((STOPPED_AT_ONCE.code, STOPPED_AT_ONCE.reason)))
-            self._end(STOPPED_AT_ONCE, reports=self.world.is_main)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def _end_at_once(self) -> None:
+        """Handle `wikillm stop --now` without an agent."""
+        if self._recorder is not None:
+            self._recorder.close(self._record((STOPPED_AT_ONCE.code, STOPPED_AT_ONCE.reason)))
+        self._end(STOPPED_AT_ONCE, reports=self.world.is_main)
 
 
 @contextmanager

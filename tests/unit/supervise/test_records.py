@@ -24,7 +24,6 @@ from wikillm.supervise.records import (
     end_of,
     handle_of,
     read_records,
-    stop_path,
     write_record,
 )
 from wikillm.supervise.requests import watched_requests
@@ -213,14 +212,14 @@ def test_records_of_a_larger_earlier_run_do_not_count(
     assert [found.rank for found in read_records(tmp_path)] == [0, 1]
 
 
-def test_stop_asks_through_the_directory_and_waits(
+def test_stop_now_reaches_each_rank_once_through_its_recorder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
 ) -> None:
     here, asked = Process.here(sleeper.pid), []
     ended: dict[str, object] = {}
 
-    def react(at_once: bool) -> None:
-        asked.append(at_once)
+    def react() -> None:
+        asked.append(True)
         ended.update(code=75, reason="asked")
         sleeper.kill()
         sleeper.wait()
@@ -234,10 +233,10 @@ def test_stop_asks_through_the_directory_and_waits(
         while not read_records(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not mark.exists()
-        result = stop(tmp_path, at_once=False, timeout=20, on_wait=lambda running: None)
+        result = stop(tmp_path, at_once=True, timeout=20, on_wait=lambda running: None)
     finally:
         writer.close(record(here, exit={"code": 75, "reason": "asked"}))
-    assert asked == [False] and json.loads(stop_path(tmp_path).read_text())["now"] is False
+    assert asked == [True] and not (tmp_path / "stop").exists()
     assert [r.rank for r in result.ended] == [0] and not result.remaining and mark.exists()
     with pytest.raises(ConfigError, match="Nothing runs"):
         stop(tmp_path, at_once=False, timeout=1, on_wait=lambda running: None)
@@ -257,11 +256,9 @@ def test_ranks_that_do_not_respond_are_named(
     assert rank_0.wait(1) == -signal.SIGKILL
 
 
-def test_a_rank_whose_agent_does_not_pass_the_request_on_gets_a_file(
+def test_stop_reaches_rank_0_through_the_file_and_waits(
     tmp_path: Path, rank_0: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record is stale: nothing reads stop.json. The rank's own thread finds RUN/stop."""
-    monkeypatch.setattr("wikillm.supervise.stop.FILE_AFTER", 0.1)
     monkeypatch.setattr("wikillm.supervise.requests.LOOK_SECONDS", 0.05)
     write_record(tmp_path, record(Process.here(rank_0.pid)))
     said: list[str] = []
@@ -274,10 +271,6 @@ def test_a_rank_whose_agent_does_not_pass_the_request_on_gets_a_file(
     with watched_requests(tmp_path, react, is_main=True):
         result = stop(tmp_path, at_once=False, timeout=20, on_wait=lambda running: None)
     assert said == [str(tmp_path / "stop")] and not result.remaining
-    # A recorder that comes late leaves the stop to the file: a second signal would end it at once.
-    late: list[bool] = []
-    Recorder(tmp_path, lambda: record(Process.here(os.getpid())), late.append)._check_for_stop()
-    assert not late
 
 
 def test_a_request_is_newer_than_the_start_and_can_be_repeated(
