@@ -1,1 +1,1 @@
-"""One description of a run, rendered for a target (script, batch file, manifest). No torch."""
+"""Renders the description of a run for a target as a script, batch file or manifest. No torch."""

@@ -1,4 +1,4 @@
-"""Describes a launch, in one form for every target: the run's arguments and its machines."""
+"""Describes a launch in the same form for every target: the run's arguments and its machines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Launch:
 
     Attributes:
         words: arguments of `train.py`.
-        command: what the user typed, for the first lines of a script.
-        entry: the words after a launcher's own that start `train.py`.
+        command: the user's command, for the first lines of a script.
+        entry: the words by which DeepSpeed's launcher starts `train.py`.
         workdir: the checkout on the target machine.
+        without: nodes of the hostfile that are left out.
         variables: environment variables for other machines; `secrets` names the secret ones.
     """
 
@@ -29,16 +30,16 @@ class Launch:
     command: str
     entry: tuple[str, ...] = ("train.py",)
     nodes: int = 1
-    gpus: int | None = None  # per node; None: all GPUs of the node
+    gpus: int | None = None  # per node; None: all GPUs of a node
     gpu_ids: tuple[int, ...] = ()  # indices of the GPUs on this machine; (): the first `gpus`
     workdir: str = "."
     master_addr: str | None = None
     master_port: int = DEFAULT_PORT
     node_rank: int | None = None
     max_restarts: int = 0
-    restarts_here: bool = False  # `wikillm launch` restarts a failed run, see restart.py
+    restarts_here: bool = False  # `wikillm launch` itself restarts a failed run, see restart.py
     elastic: bool = False
-    without: tuple[str, ...] = ()  # nodes of the hostfile that are left out
+    without: tuple[str, ...] = ()
     hostfile: Path | None = None
     host: str | None = None
     hours: float | None = None
@@ -46,8 +47,8 @@ class Launch:
     partition: str | None = None
     account: str | None = None
     memory: int | None = None  # bytes per node, for targets that request memory
-    storage: str | None = None  # claim, bucket or volume for data and run directory
-    run_dir: str | None = None  # run.dir as the user gave it; None: runs/NAME
+    storage: str | None = None  # claim, bucket or volume with the data and the run directory
+    run_dir: str | None = None  # run.dir as the user wrote it; None: runs/NAME
     image: str | None = None
     gpu_kind: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Launch:
 
     @property
     def resuming_words(self) -> tuple[str, ...]:
-        """`words` for targets that restart the same command after a failure or a preemption."""
+        """`words` for targets that repeat the same command after a failure or a preemption."""
         return self.words if "--resume" in self.words else ("--resume", "auto", *self.words)
 
     def resumed(self, *, has_saved: bool) -> Launch:
@@ -77,7 +78,7 @@ class Launch:
         return replace(self, words=("--resume", "auto", *words))
 
     def deepspeed_argv(self) -> tuple[str, ...]:
-        """The command of DeepSpeed's launcher on one node; the launcher prints only errors."""
+        """The command of DeepSpeed's launcher on one node. With --quiet it prints only errors."""
         count = () if self.gpus is None else ("--num_gpus", str(self.gpus))
         if self.gpu_ids:
             count = ("--include", f"localhost:{','.join(map(str, self.gpu_ids))}")
@@ -85,21 +86,25 @@ class Launch:
         return ("deepspeed", "--quiet", *count, *port, *self.entry, *self.words)
 
     def require_gpus(self, tool: str) -> None:
-        """Raise ConfigError without a number of GPUs per node, which `tool` has to reserve."""
+        """Raise ConfigError without the number of GPUs per node, which `tool` has to reserve."""
         if self.gpus is None:
             what = f"{tool} needs the number of GPUs of a node."
             raise ConfigError(what, fix="--gpus-per-node 8")
 
     def require_mount(self, tool: str, what: str) -> None:
-        """Raise ConfigError unless `workdir`, where `tool` mounts the storage, is absolute."""
+        """Raise ConfigError unless `workdir`, where `tool` mounts the storage, is absolute.
+
+        Args:
+            what: the storage, as the message names it.
+        """
         if not self.workdir.startswith("/") or not self.workdir.strip("/"):
             what = f"{tool} mounts the {what} at an absolute path."
             raise ConfigError(what, got=repr(self.workdir), fix="--workdir /wikillm")
 
     def check_run_dir(self) -> None:
-        """Raise ConfigError for a run directory outside the storage mounted at `workdir`.
+        """Raise ConfigError for a run directory outside the storage that is mounted at `workdir`.
 
-        The disk of a restarted machine is empty, so `--resume auto` would find no checkpoint there.
+        Such a run directory is lost with the machine, so `--resume auto` would find no checkpoint.
         """
         mount = self.workdir.rstrip("/")
         placed = posixpath.normpath(posixpath.join(mount, self.run_dir or "runs"))
@@ -118,8 +123,8 @@ class Step:
 
     argv: tuple[str, ...]
     stdin: str | None = None
-    background: bool = False  # started together with the other steps; `--go` waits for all
-    node: str | None = None  # the other machine that it runs on, if any
+    background: bool = False  # started together with the other steps; `--go` waits for all steps
+    node: str | None = None  # the other machine on which it runs, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +132,11 @@ class Rendering:
     """The script and the processes by which a target starts a `Launch`.
 
     Attributes:
-        text: what `--print` shows.
-        steps: processes that `--go` starts.
-        file: the name of the file for `text`, if a tool has to read it.
+        text: the script that `--print` shows.
+        steps: the processes that `--go` starts.
+        file: name of the file for `text`, if a tool has to read it.
         writes_environment: `--go` first writes the forwarded variables to workdir/.deepspeed_env.
+        notes: lines to print after the steps.
     """
 
     text: str

@@ -1,9 +1,10 @@
 """Target `hostfile`: DeepSpeed on several nodes, one launcher per node, started over ssh.
 
-Plain `deepspeed --hostfile` starts the nodes with pdsh and ends a job with a remote `pkill -f` on
-the command line, which can match other people's processes; `--no_ssh` does neither. All nodes need
-the checkout and the run directory at the same path of a shared folder. The forwarded variables are
-in its .deepspeed_env, mode 0600. When the connection to a node is lost, the ranks there end.
+Plain `deepspeed --hostfile` starts the nodes with pdsh. It ends a job with a remote `pkill -f` on
+the command line, which can match other people's processes. `--no_ssh` does neither, so this target
+uses it. The checkout and the run directory must be in a shared folder at the same path on all
+nodes. The forwarded variables are in the checkout's .deepspeed_env, mode 0600. If the connection to
+a node is lost, the ranks there end.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WAIT = (
 
 
 def hostfile(launch: Launch) -> Rendering:
-    """A script that starts every node and exits with the first failure's code.
+    """A script that starts all nodes, waits for them, and exits with the code of the first failure.
 
     Raises ConfigError with file:line for a bad hostfile.
     """
@@ -43,7 +44,7 @@ def hostfile(launch: Launch) -> Rendering:
         ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True)
         for rank, host in enumerate(hosts)
     ]
-    # The script waits for all nodes, as `targets.start` does for `--go`.
+    # The script starts the nodes and waits for them, as `targets.start` does for `--go`.
     comments = [
         f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.",
         f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}.",
@@ -59,7 +60,7 @@ def hostfile(launch: Launch) -> Rendering:
 
 
 def _write_environment(launch: Launch) -> list[str]:
-    """Shell that writes the forwarded variables to the shared folder, readable by the owner."""
+    """Shell lines that write the forwarded variables to a file that only its owner can read."""
     if not launch.variables:
         return []
     file = shlex.quote(f"{launch.workdir}/{FILE_NAME}")
@@ -68,7 +69,7 @@ def _write_environment(launch: Launch) -> list[str]:
 
 
 def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
-    """Shell text for node `rank`; it first checks for the folder, the entry and DeepSpeed."""
+    """Shell text that starts node `rank`, if it has the folder, the entry file and DeepSpeed."""
     argv = ["deepspeed", "--quiet", "--hostfile", str(launch.hostfile)]
     argv += ["--no_ssh", "--node_rank", str(rank)]
     argv += [f"--exclude={'@'.join(launch.without)}"] if launch.without else []

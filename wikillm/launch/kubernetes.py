@@ -1,9 +1,10 @@
 """Target `k8s`: a manifest, applied with kubectl.
 
-On one node a batch/v1 Job, on several a Kubeflow PyTorchJob, whose operator sets MASTER_ADDR and
-RANK per pod. Forwarded variables come from a Secret, so the manifest has no values: `--go` creates
-the Secret, and a comment in the manifest has the command. Tested against Kubernetes' own schema (of
-a PyTorchJob, its pods); not run on a cluster.
+For one node it is a batch/v1 Job, for several nodes a Kubeflow PyTorchJob, whose operator sets
+MASTER_ADDR and RANK in each pod. The values of forwarded variables are in a Secret, not in the
+manifest. `--go` creates the Secret, and a comment in the manifest has the command for it. Tests
+check the manifest against Kubernetes' own schema (of a PyTorchJob, its pods). It was not run on a
+cluster.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ _IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,254}")
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 GIB = 2**30
 MEMORY_PER_GPU = 32 * GIB
-"""Request of a pod without offload: the process, the loaders, pages of the store, and /dev/shm."""
+"""Memory per GPU without offload, for the process, the loaders, the store's pages and /dev/shm."""
 SHM_PER_GPU = 2 * GIB
-"""/dev/shm, for NCCL's buffers without peer access and batches; the default is 64 MB."""
+"""Size of /dev/shm per GPU, for batches and NCCL's buffers. Kubernetes' default is 64 MB."""
 SECONDS_TO_SAVE = 120
-"""Between SIGTERM and the end of a pod; Kubernetes' default is 30 s."""
+"""Seconds from SIGTERM to the end of a pod. Kubernetes' default is 30."""
 
 
 def kubernetes(launch: Launch) -> Rendering:
-    """A Job or a PyTorchJob. The image holds WikiLLM, the claim data and run directory."""
+    """A Job or a PyTorchJob. The image contains WikiLLM, the claim data and run directory."""
     if launch.image is None or not _IMAGE.fullmatch(launch.image):
         what = "Kubernetes needs a container image."
         raise ConfigError(what, got=repr(launch.image), fix="--image registry/name:tag")
@@ -142,7 +143,7 @@ def _container(launch: Launch, name: str) -> dict[str, Any]:
 
 
 def _volumes(claim: str, gpus: int) -> list[dict[str, Any]]:
-    """The claim, and /dev/shm with a size limit: without one it may fill the node's memory."""
+    """The claim, and /dev/shm with a size limit. Without a limit it may fill the node's memory."""
     shm = {"medium": "Memory", "sizeLimit": _gibibytes(SHM_PER_GPU * gpus)}
     return [
         {"name": "data", "persistentVolumeClaim": {"claimName": claim}},

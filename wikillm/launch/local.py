@@ -1,8 +1,8 @@
 """Targets on this machine: `single` (one GPU), `multi` (all GPUs of the node), `torchrun`.
 
-`torchrun` is static, or with `max_restarts` a c10d rendezvous that restarts the ranks after a
-failure; a restarted run resumes from its newest checkpoint. On several nodes the same script runs
-on each, with NODE_RANK in the environment.
+`torchrun` uses a static rendezvous, or with `max_restarts` a c10d rendezvous, which restarts the
+ranks after a failure; they resume from the newest checkpoint. On several nodes the same script runs
+on each node, with NODE_RANK in the environment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _exec(argv: tuple[str, ...], comments: list[str]) -> Rendering:
 
 
 def torchrun(launch: Launch) -> Rendering:
-    """torch's own launcher. It makes all exit codes 1; RUN/exit.json has the run's own code."""
+    """torch's own launcher. It turns every error code into 1; RUN/exit.json has the run's code."""
     if launch.nodes > 1 and launch.master_addr is None:
         raise ConfigError(
             "torchrun on several nodes needs the address of the first node.",
@@ -60,7 +60,7 @@ def torchrun(launch: Launch) -> Rendering:
     comments = _comments(launch, f"torchrun, {nodes}.")
     if launch.nodes == 1 or launch.max_restarts:
         return _exec((*head, *tail), comments)
-    # A static launch on several nodes: each has to know its own rank.
+    # In a static launch on several nodes, each node needs its own rank.
     comments.insert(1, "The same on every node, with NODE_RANK=0, 1, ... in its environment.")
     rank = "${NODE_RANK:?set NODE_RANK to the number of this node, from 0}"
     steps: tuple[Step, ...] = ()

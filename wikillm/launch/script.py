@@ -14,13 +14,13 @@ from wikillm.observe.redact import environment_secrets, redact_text
 
 WIDTH = 110
 _UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-"""Control characters, and what ends a line of YAML beside a line feed."""
+"""Control characters, and the characters besides the line feed that end a line in YAML."""
 
 
 def command_line(words: Sequence[str]) -> str:
     """A command as one line without secrets, for a comment in a script.
 
-    Raises ConfigError for words that a script or a YAML file cannot hold as they were typed.
+    Raises ConfigError for characters that a script or a YAML file cannot contain.
     """
     text = shlex.join(words)
     if found := _UNWRITABLE.search(text):
@@ -33,7 +33,7 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def quoted(argv: Sequence[str], *, tail: str = "") -> str:
-    """`argv` for a script, wrapped; `tail` is shell text behind the last word, such as `"$@"`."""
+    """`argv` for a script, quoted and wrapped. `tail`: shell text behind it, such as `"$@"`."""
     lines: list[str] = []
     line = ""
     for word in [*map(shlex.quote, argv), *([tail] if tail else [])]:
@@ -68,5 +68,6 @@ _Dumper.add_representer(str, _text)
 
 
 def to_yaml(head: list[str], value: dict[str, Any]) -> str:
+    """A YAML file of `value` that begins with the lines `head`."""
     body = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=WIDTH)
     return "\n".join(head) + "\n" + body

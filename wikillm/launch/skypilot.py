@@ -1,10 +1,10 @@
-"""Target `sky`: a SkyPilot task. Data, stores and run directory are on a storage that persists.
+"""Target `sky`: a SkyPilot task. Data, stores and the run directory are on a persistent storage.
 
 The disk of a preempted machine is lost, so the run directory is on the storage and the task has
-`--resume auto`. On one machine the storage is a bucket, written through a cache on the disk. On
-several machines, which must see the same run directory, it is a SkyPilot volume. Secret variables
-are declared as secrets. Tested with SkyPilot's own parser (0.14.1) and by running the shell part;
-not run on a cloud.
+`--resume auto`. For one machine the storage is a bucket, written through a cache on the disk. For
+several machines, which must see the same run directory, it is a SkyPilot volume. Variables with
+secrets are declared as secrets. Tests use SkyPilot's own parser (0.14.1) and run the shell part;
+nothing was run on a cloud.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENVIRONMENT = "$HOME/wikillm-env"
 
 
 def sky(launch: Launch) -> Rendering:
-    """torchrun starts the ranks of a node. Raises ConfigError for an incomplete description."""
+    """A task that starts torchrun on each node. Raises ConfigError for an incomplete launch."""
     if launch.gpu_kind is None or not _KIND.fullmatch(launch.gpu_kind):
         what = "SkyPilot needs a kind of GPU."
         raise ConfigError(what, got=repr(launch.gpu_kind), fix="--gpu H100 --gpus-per-node 8")
@@ -49,7 +49,7 @@ def sky(launch: Launch) -> Rendering:
         "run": _run(launch, mount),
     }
     file = f"{launch.name}.sky.yaml"
-    # Only names: sky reads the values from the shell that it is called in.
+    # The flags have only names: sky reads the values from its own environment.
     flags = [word for name in plain for word in ("--env", name)]
     flags += [word for name in secrets for word in ("--secret", name)]
     jobs = shlex.join(("sky", "jobs", "launch", *flags, file))
@@ -62,7 +62,7 @@ def sky(launch: Launch) -> Rendering:
 
 
 def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
-    """file_mounts or volumes of the task, and comments about them."""
+    """The `file_mounts` or `volumes` of the task, and comment lines about them."""
     given = launch.storage
     is_bucket = _URL.fullmatch(given) is not None if given else launch.nodes == 1
     if given and not is_bucket and not _NAME.fullmatch(given):
@@ -79,7 +79,7 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
             got=f"--storage {given} --nodes {launch.nodes}",
             fix=f"--storage NAME of {volume}, or --nodes 1",
         )
-    # A volume for several nodes, or if --storage names one; a comment says how to create it.
+    # Several nodes, or a name in --storage, mean a volume. A comment tells how to create it.
     label = re.sub(r"[^a-z0-9]+", "-", launch.name.lower()).strip("-")[:40].strip("-") or "run"
     default_name = f"wikillm-{label}"
     kept = "runs/, stores/, and the data."
@@ -99,9 +99,9 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _setup(launch: Launch) -> str:
-    """A separate environment, since a cloud image's Python may be too old.
+    """Shell that creates a separate environment, since a cloud image's Python may be too old.
 
-    A checkout is installed as it is, otherwise the released version.
+    It installs the checkout, or without one the released version.
     """
     is_checkout = launch.entry == ("train.py",)
     what = "-e . -c constraints.txt" if is_checkout else f"wikillm=={__version__}"
@@ -114,6 +114,7 @@ def _setup(launch: Launch) -> str:
 
 
 def _run(launch: Launch, mount: str) -> str:
+    """Shell that links the stores to the storage and starts torchrun."""
     words = launch.resuming_words
     if launch.run_dir is None:
         words = (f"run.dir={mount}/runs/{launch.name}", *words)

@@ -4,14 +4,14 @@ srun starts one task per GPU, without another launcher. So a rank's exit code re
 script (torchrun would turn 75 into 1), and the signal before the time limit reaches the ranks: they
 save and exit with 75, and the script requeues the job. The command always has `--resume auto`, so
 the job resumes from its newest checkpoint. A job that `wikillm stop` ended is not requeued: the
-rank that sees the request leaves a file. A failed job is requeued too, by the rules of restart.py;
-a file of the job counts the restarts without a new checkpoint.
+rank that sees the request creates a file, which the script finds. A failed job is requeued by the
+rules of restart.py; a file of the job counts the restarts without a new checkpoint.
 
 In a prepare array each task builds its part of a store's shards, and a last job finishes the store.
-One batch file serves both jobs. The nodes share the folders of the sources and of the store. Submit
-a task that died or ran out of time again, unchanged: it reuses the parts that it had built.
+Both jobs use the same batch file. The nodes share the folders of the sources and of the store. A
+task that failed or ran out of time can be submitted again: it reuses the parts that it has built.
 
-Tests run both batch files with stand-ins of Slurm's commands; `make multinode` runs Slurm itself.
+Tests run both batch files with stand-ins for Slurm's commands; `make multinode` runs Slurm itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from wikillm.launch.script import command_line, quoted
 _PREPARE = "wikillm-prepare"
 SECONDS_TO_SAVE = 120
 SECONDS_TO_FOLLOW = 90
-"""Seconds from the first exit of a rank until srun kills the others. The ranks normally
-exit together, so srun's code, the highest of all, is 75 and not that of a killed rank."""
+"""Seconds from the first exit of a rank until srun kills the other ranks. Ranks that save and exit
+within this time are not killed, so srun's code, the highest of all ranks, is 75."""
 _PATH = 'if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi'
 _RANK = """\
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"
@@ -86,7 +86,7 @@ def _text(launch: Launch) -> str:
 
 
 def _requeue(launch: Launch) -> list[str]:
-    """Shell that queues the job again after a stop for the time limit, or after a failure."""
+    """Shell lines that requeue the job after the time limit or a failure."""
     final = " | ".join(str(code) for code in sorted(FINAL - {ExitCode.STOPPED}))
     checkpoints = shlex.quote(f"{launch.run_dir or f'runs/{launch.name}'}/checkpoints")
     return [
@@ -127,7 +127,7 @@ class PrepareArray:
 
 
 def prepare_array(array: PrepareArray, command: Sequence[str]) -> str:
-    """The batch file of both jobs; `command` is the command that renders it."""
+    """The batch file of both jobs. `command`: the command that renders it, for a comment."""
     options = [
         f"--job-name={_PREPARE}",
         "--nodes=1",

@@ -2,7 +2,8 @@
 
 The launch writes three files there: FOLDER/.deepspeed_env (mode 0600, sent through ssh's standard
 input, never on a command line), FOLDER/NAME.log and FOLDER/NAME.pid. Files that git ignores are not
-copied, so data must be on that machine already. Create the environment there once with `make env`.
+copied, so the data must be on that machine already. Create the Python environment there once, with
+`make env`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from wikillm.remote.ssh import rsync_argv, ssh_argv
 
 
 def ssh(launch: Launch) -> Rendering:
-    """Copies, forwards variables, starts in the background. Raises ConfigError for a bad host."""
+    """A script that copies the checkout, sends the variables and starts the run in the background.
+
+    Raises ConfigError for a bad host.
+    """
     if launch.host is None:
         raise ConfigError("The target ssh needs a machine.", fix="--host user@machine")
     host = check_destination(launch.host)
@@ -47,7 +51,7 @@ def ssh(launch: Launch) -> Rendering:
 
 
 def start_command(launch: Launch) -> str:
-    """Shell text that starts the run there in a session, with log and process id in files."""
+    """Shell text that starts the run in its own session, with log and process id in files."""
     run = "exec " + shlex.join(launch.deepspeed_argv())
     if launch.variables:
         run = f"{{ {READ_IT}; }} && {run}"

@@ -1,8 +1,9 @@
-"""SwanLab's address and key, from the environment or from SwanLab's own netrc.
+"""Finds SwanLab's address and key, in the environment or in SwanLab's own netrc.
 
-The key is never on a command line or in a configuration, and is never printed. The netrc, which
-`swanlab login` writes, is .swanlab/.netrc in this folder, else in $SWANLAB_ROOT, $SWANLAB_SAVE_DIR
-or ~/.swanlab. Its machine is the address, its password the key, used for that address only.
+The key is never on a command line or in a configuration, and is never printed. `swanlab login`
+writes the netrc: .swanlab/.netrc in this folder, else .netrc in $SWANLAB_ROOT, $SWANLAB_SAVE_DIR or
+~/.swanlab. Its machine is the address, and its password is the key, which is sent to this address
+only.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ DEFAULT_HOST = "https://api.swanlab.cn/api"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`host` is the base of all addresses, without a slash at its end."""
+    """`host` is the common start of all addresses, without a slash at the end."""
 
     host: str
     key: str = field(repr=False)
 
 
 def find_account(environ: Mapping[str, str] = os.environ) -> Account:
-    """Raises ConfigError without a key, or if the address would get the key unencrypted."""
+    """The user's account. Raises ConfigError without a key, or if it would be sent unencrypted."""
     wanted = environ.get("SWANLAB_API_HOST", "").strip()
     key = environ.get("SWANLAB_API_KEY", "").strip()
     host = _base(wanted or DEFAULT_HOST)
@@ -51,7 +52,7 @@ def find_account(environ: Mapping[str, str] = os.environ) -> Account:
 
 
 def _base(host: str) -> str:
-    """The address as SwanLab's clients read it: https by default, ending in /api."""
+    """The address as SwanLab's clients read it, by default with https and ending in /api."""
     host = _with_scheme(host).rstrip("/")
     parts = urlsplit(host)
     has_more = parts.username or parts.query or parts.fragment
@@ -78,7 +79,7 @@ def _netloc(host: str) -> str:
 
 
 def _from_netrc(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Address and key from the first file that has a key, else two empty strings."""
+    """Address and key from the first netrc that has a key, else two empty strings."""
     root = environ.get("SWANLAB_ROOT") or environ.get("SWANLAB_SAVE_DIR") or "~/.swanlab"
     for path in (Path(".swanlab/.netrc"), Path(root).expanduser() / ".netrc"):
         if not path.is_file():

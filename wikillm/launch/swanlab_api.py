@@ -1,10 +1,10 @@
 """SwanLab Launch over HTTP, by the contract of its last client (swanlab 0.4.2, 2024-12-23).
 
-Not run against the real service. An answer is complete within `timeout` seconds or is an error.
-Requests go to the account's host only, follow no redirect and use no credentials of a ~/.netrc.
-Requests that can be repeated without harm are tried three times on a 5xx or a broken connection. A
-request that creates a task or a data set is not repeated: if only the answer was lost, it exists
-already. An answer of another shape than the contract's is an error that names the contract.
+This client was not run against the real service. A request without a complete answer after
+`timeout` seconds fails. Requests go to the account's host only, follow no redirect and ignore
+~/.netrc. After a 5xx or a broken connection they are tried up to three times. A request that
+creates a task or a data set is sent only once: if only the answer is lost, the task exists already.
+An answer whose form differs from the contract is an error that names the contract.
 
 Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid.
 GET /user/codes/sts; POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status;
@@ -63,7 +63,7 @@ _Maybe = Annotated[str, BeforeValidator(lambda value: "" if value is None else s
 
 
 class _Answer(BaseModel):
-    """Part of an answer; keys that are not used here are ignored."""
+    """Part of an answer. Keys without a field are ignored."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -78,7 +78,7 @@ class _Output(_Answer):
 
 
 class Task(_Answer):
-    """A task as the service describes it; `output.path` is the key of its result."""
+    """A task as the service describes it. `output.path`: key of its output in the object store."""
 
     id: _Text = Field(alias="cuid")
     name: _Text
@@ -111,7 +111,7 @@ class _Keys(_Answer):
 
 
 class Credentials(_Answer):
-    """For the object store, until `expires` (Unix time)."""
+    """Credentials for the object store, valid until `expires` (Unix time)."""
 
     region: _HostPart
     bucket: _HostPart
@@ -121,16 +121,17 @@ class Credentials(_Answer):
 
 
 class _NoNetrc(AuthBase):
-    """Adds nothing to a request. Without it, requests would use a ~/.netrc instead of the key."""
+    """Adds no credentials. Without this, the requests library would use those of ~/.netrc."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
 
 
 class SwanLabApi:
-    """A logged-in client: `with SwanLabApi(account) as api`.
+    """A client that logs in: `with SwanLabApi(account) as api`.
 
-    Methods raise ConfigError for a refusal, MachineError without an answer.
+    Its methods raise ConfigError if the service refuses a request, MachineError if it does not
+    answer.
     """
 
     def __init__(self, account: Account, *, timeout: float = 30.0) -> None:
@@ -153,7 +154,7 @@ class SwanLabApi:
         return self._ask(Credentials, "GET", "/user/codes/sts")
 
     def create_task(self, body: Mapping[str, Any]) -> str | None:
-        """Returns the id if the answer has one. The key is added to `body` here, under `conf`."""
+        """Create a task from `body` and the key. Returns its id if the answer has one."""
         list_data = "use an id of `wikillm launch swanlab data list` as spec.volumes.id"
         machine = "correct metadata.combo, or leave it out"
         refusals = {
@@ -197,7 +198,13 @@ class SwanLabApi:
         headers: Mapping[str, str] | None = None,
         repeat: bool = True,
     ) -> T:
-        """The answer as a `shape`; `refusals` are errors by HTTP status."""
+        """Send a request and return the answer, validated as `shape`.
+
+        Args:
+            refusals: errors to raise, by HTTP status.
+            repeat: try again after a 5xx or a broken connection.
+        """
+        # Send it, again after a pause if that is allowed.
         for pause in (*(_PAUSES if repeat else ()), None):
             try:
                 status, content = self._send(method, path, body, headers)
@@ -208,6 +215,7 @@ class SwanLabApi:
                 if status < 500 or pause is None:
                     break
             time.sleep(pause)
+        # Refuse any answer but a success of the expected form.
         if status >= 400:
             raise (refusals or {}).get(status) or self._refused(status, path, content)
         if status >= 300:
@@ -225,7 +233,7 @@ class SwanLabApi:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
     ) -> tuple[int, bytes]:
-        """Send one request, with a time limit for the whole answer; requests limits only reads."""
+        """Send one request, with a time limit for the whole answer, not only for each read."""
         deadline = time.monotonic() + self.timeout
         content = bytearray()
         with self._session.request(
@@ -247,6 +255,7 @@ class SwanLabApi:
             return response.status_code, bytes(content)
 
     def _refused(self, status: int, path: str, content: bytes) -> WikiLLMError:
+        """The error for an HTTP status of 400 or more."""
         is_denied = status in (401, 403)
         if is_denied and path == "/login/api_key":
             what = "SwanLab does not accept the key."
@@ -283,7 +292,7 @@ def _other_shape(path: str, got: str) -> MachineError:
 
 
 def _id(identifier: str) -> str:
-    """An id, which becomes part of addresses and object keys. Raises ConfigError for other text."""
+    """`identifier`, if it may be part of addresses and object keys. Else raises ConfigError."""
     if not identifier.isascii() or not identifier.replace("-", "").replace("_", "").isalnum():
         raise ConfigError("This is not an id.", got=repr(identifier))
     return identifier

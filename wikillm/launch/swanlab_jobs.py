@@ -1,6 +1,6 @@
-"""What a user does with SwanLab Launch: submit, follow and fetch a task, upload a data set.
+"""Submits, follows and fetches tasks of SwanLab Launch, and uploads data sets.
 
-These functions take a logged-in `SwanLabApi` and send at once: the caller asks the user first.
+The functions take a logged-in `SwanLabApi` and send without a question: the caller asks the user.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from wikillm.launch.swanlab_objects import ObjectStore
 from wikillm.launch.swanlab_pack import Packing, write_zip
 
 MOST_LOST = 5
-"""`follow` raises after this number of polls in a row without an answer, each tried 3 times."""
+"""Number of polls in a row without an answer, each tried 3 times, after which `follow` raises."""
 
 
 def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str | None:
-    """Upload the archive and create the task. Returns its id, or None if it stays unknown."""
+    """Upload the archive and create the task. Returns its id, or None if the id is unknown."""
     store = ObjectStore(api.credentials, timeout=api.timeout)
     with tempfile.TemporaryDirectory(prefix="wikillm-") as folder:
         archive = Path(folder) / "job.zip"
@@ -38,11 +38,12 @@ def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str 
         "combo": manifest.combo,
         "datasets": [manifest.volume_id] if manifest.volume_id else None,
     }
+    # Create the task. The service may leave the id out of its answer: then the task is the only
+    # new one of this name.
     known = {task.id for task in api.tasks(20)}
     identifier = api.create_task({name: value for name, value in body.items() if value})
     if identifier is not None:
         return identifier
-    # The service may leave the id out of its answer: look for the one new task of this name.
     new = [task.id for task in api.tasks(20) if task.name == manifest.name and task.id not in known]
     return new[0] if len(new) == 1 else None
 
@@ -52,7 +53,7 @@ def follow(
 ) -> Task:
     """Poll the task every `every` seconds until it has ended. Returns its last state.
 
-    Raises MachineError when the service stops answering; the task itself continues.
+    Raises MachineError if the service stops answering. The task itself is not affected.
     """
     last = ""
     unanswered = 0
@@ -74,7 +75,7 @@ def follow(
 
 
 def fetch_output(api: SwanLabApi, task: Task, folder: Path) -> Path | None:
-    """Download a task's output into `folder`; None if it has none. Never overwrites a file."""
+    """Download a task's output into `folder`, never over a file. None if the task has no output."""
     if not task.output.path:
         return None
     path = PurePosixPath(task.output.path)
@@ -91,7 +92,7 @@ def fetch_output(api: SwanLabApi, task: Task, folder: Path) -> Path | None:
 
 
 def data_files(path: Path) -> list[tuple[Path, str]]:
-    """(file, name in the data set) of a file or a folder. Raises ConfigError if there is none."""
+    """(file, name in the data set) for a file or for all files of a folder. Raises ConfigError."""
     if path.is_file():
         return [(path, path.name)]
     if not path.is_dir():
@@ -113,14 +114,14 @@ def upload_data(
     desc: str | None,
     on_bytes: Callable[[int], None],
 ) -> str:
-    """Create a data set, upload the files and return its id; mark it as failed after an error."""
+    """Create a data set, upload the files and return its id. After an error, mark it as failed."""
     store = ObjectStore(api.credentials, timeout=api.timeout)
     identifier = api.create_dataset(name, desc)
     try:
         for path, inside in files:
             store.put(f"datasets/{identifier}/{name}/{inside}", path, on_bytes)
     except BaseException:
-        with suppress(WikiLLMError):  # the first error matters more
+        with suppress(WikiLLMError):  # report the first error instead
             api.finish_dataset(identifier, ok=False)
         raise
     api.finish_dataset(identifier, ok=True)

@@ -5,9 +5,9 @@
     metadata: {name, desc, combo}               name is required
     spec:     {python, entry, volumes, exclude}
 
-`python` is a quoted version, "3.8" to "3.11"; `volumes` has one entry {name, id} at most. The files
-in the manifest's folder are packed. All mistakes are reported together, with their lines. Stricter
-than that client: an unknown or repeated key is an error everywhere.
+`python` is a quoted version, "3.8" to "3.11". `volumes` is a list of at most one {name, id}. The
+files in the manifest's folder are packed. All mistakes are reported together, with their lines.
+Unlike that client, this validation refuses unknown and repeated keys everywhere.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ spec:
 
 @dataclass(frozen=True, slots=True)
 class SwanLabManifest:
-    """A valid manifest; `volume` is the name under /data of the one data volume."""
+    """A valid manifest. `volume`: the data volume's name, its folder under /data."""
 
     path: Path
     name: str
@@ -84,13 +84,13 @@ class SwanLabManifest:
 
 
 def read_manifest(path: Path) -> SwanLabManifest:
-    """Raises ConfigError with every mistake and its line."""
+    """Read and validate a manifest. Raises ConfigError with every mistake and its line."""
     try:
         entries = read_yaml(path)
     except ConfigError as error:
         fix = error.fix or "wikillm launch swanlab --init"
         raise ConfigError(f"The SwanLab manifest: {error.what}", error.got, fix) from None
-    # From here on mistakes are collected.
+    # Collect the mistakes from here on, and report them together.
     reader = _Reader(path, entries, Problems(ConfigError))
     reader.refuse_unknown(entries, (*_TOP, *_METADATA, *_SPEC), str(path))
     for key, wanted in (("apiVersion", "swanlab/v1"), ("kind", "Folder")):
@@ -117,13 +117,14 @@ def read_manifest(path: Path) -> SwanLabManifest:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads the values of a manifest and collects the mistakes in `problems`."""
+    """Reads the values of a manifest, and adds each mistake to `problems`."""
 
     path: Path
     entries: dict[str, Entry]
     problems: Problems
 
     def problem(self, what: str, key: str, fix: str | None = None) -> None:
+        """Add a mistake in the value of `key`."""
         got = f"{self.path} has no {key}"
         if (entry := self.entries.get(key)) is not None:
             got = f"{self.path}:{entry.line} {key}: {entry.value!r}"
@@ -138,6 +139,7 @@ class _Reader:
                 self.problems.add(f"A SwanLab manifest has no {key}.", got=where + line, fix=fix)
 
     def text(self, key: str, *, is_required: bool = False) -> str | None:
+        """The text at `key`; None if it is missing."""
         entry = self.entries.get(key)
         if entry is None or (entry.value is None and not entry.is_mapping):
             if is_required:
@@ -168,7 +170,7 @@ class _Reader:
         return entry
 
     def volume(self) -> dict[str, str]:
-        """The `name` and `id` of the volume, where given."""
+        """The `name` and `id` of the volume, as far as the manifest has them."""
         fix = "volumes: [{name: wiki, id: ID}]"
         volumes = self._list("spec.volumes", fix)
         if not volumes:

@@ -1,10 +1,10 @@
 """SwanLab's object store (Tencent COS) through Tencent's SDK (extra `wikillm[swanlab-launch]`).
 
-Files up to 1 MiB go in one PUT, larger ones in parts, as the old client sent them. A part that
-fails ends the upload and removes what was sent. Every request is bounded by `timeout` seconds and
-tried twice on a 5xx or a broken connection. Credentials are temporary and renewed before they
-expire. The store may not know fresh credentials yet, so a 403 in their first seconds is tried
-again.
+Files up to 1 MiB are sent in one PUT, larger files in parts, as the old client did. If a part
+fails, the upload ends and the sent parts are removed. Every request has a limit of `timeout`
+seconds and is repeated once after a 5xx or a broken connection. Credentials are temporary, and
+renewed before they expire. A 403 in the first seconds of new credentials is tried again, since the
+store may not know them yet.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ObjectStore:
         return self._given
 
     def put(self, key: str, path: Path, on_bytes: Callable[[int], None] = lambda sent: None) -> str:
-        """Upload a file; returns the whole key. Raises MachineError when the store fails."""
+        """Upload a file; returns the whole key. Raises MachineError if the store fails."""
         size = path.stat().st_size
         if size > ONE_PUT:
             return self._put_parts(key, path, size, on_bytes)
@@ -71,7 +71,7 @@ class ObjectStore:
         return whole
 
     def get(self, key: str, target: Path) -> None:
-        """Download to `target`, complete or not at all."""
+        """Download an object to `target`, complete or not at all."""
         staged = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -111,7 +111,7 @@ class ObjectStore:
             raise
 
     def _abort(self, key: str, upload: str) -> None:
-        """Remove the parts, which cost storage. Never raises: the first error matters more."""
+        """Remove the sent parts, which use storage. Never raises: the first error is reported."""
         try:
             given = self.credentials
             self._client.abort_multipart_upload(
@@ -125,9 +125,9 @@ class ObjectStore:
     def _run(
         self, key: str, name: str, read: Callable[[Any], Any] = lambda answer: None, **values: Any
     ) -> tuple[str, Any]:
-        """Call a method of the SDK; returns the whole key and `read(answer)`.
+        """Call the method `name` of the SDK. Returns the whole key and `read(answer)`.
 
-        Raises MachineError for its failures.
+        Raises MachineError if the store refuses, fails or does not answer.
         """
         from qcloud_cos.cos_exception import CosClientError, CosServiceError
 
@@ -142,7 +142,7 @@ class ObjectStore:
                 if code == 403 and time.monotonic() - self._since < _SETTLES_WITHIN:
                     time.sleep(1.0)
                     continue
-                # The other getters of the error need an answer in XML.
+                # The error's other getters fail unless the answer is XML.
                 got = f"{whole}: {code}: {_plain(error.get_digest_msg())}"
                 raise MachineError("SwanLab's object store refused the request.", got=got) from None
             except (KeyError, ParseError) as error:
@@ -162,7 +162,7 @@ class ObjectStore:
 
 
 def check_installed() -> None:
-    """Raises MachineError without Tencent's SDK, before anything is sent."""
+    """Raise MachineError if Tencent's SDK is not installed, before anything is sent."""
     try:
         import qcloud_cos  # noqa: F401
     except ImportError:
@@ -171,5 +171,6 @@ def check_installed() -> None:
 
 
 def _plain(value: object) -> str:
+    """An error's text as one short line, without the signature of an address."""
     text = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
-    return text.partition("?")[0][:300]  # the rest of an address is a signature
+    return text.partition("?")[0][:300]

@@ -1,10 +1,10 @@
 """Lists and zips the files of the manifest's folder for a SwanLab Launch job.
 
-The rules are the old client's, not gitignore's. In every folder d, the matches of d/PATTERN are
-left out: `data` matches every `data` at any depth, `a/b` every b in an a, and `**` is one level.
-Names with a leading dot and empty folders are never packed; the manifest always is. Symbolic links
-are left out with a warning, since their target may be anywhere, and so are files whose names say
-that they are keys or passwords (`remote/private_files.py`).
+The rules are those of the old client, not of gitignore. In every folder d, the matches of d/PATTERN
+are left out: `data` matches every `data` at any depth, `a/b` every b in an a, and `**` is one
+level. Names with a leading dot and empty folders are never packed. The manifest is always packed.
+Symbolic links, whose target may be anywhere, and files that are named like keys or passwords
+(`remote/private_files.py`) are left out with a warning.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Packing:
 
 
 def plan_packing(manifest: SwanLabManifest, *, without: Path | None = None) -> Packing:
-    """Walk the folder. `without` is the archive that is about to be written.
+    """List the files of the manifest's folder. `without`: the archive that is about to be written.
 
-    Raises ConfigError when the entry file is not packed.
+    Raises ConfigError if the entry file is left out.
     """
     folder = manifest.folder
     walk = _Walk(manifest)
@@ -73,7 +73,7 @@ def plan_packing(manifest: SwanLabManifest, *, without: Path | None = None) -> P
     if os.path.normpath(manifest.entry) not in names:
         what = "spec.exclude leaves the entry file out."
         raise ConfigError(what, got=manifest.entry, fix="remove the pattern that matches it")
-    # Warn of what a user may not expect, or may not want to send.
+    # Warn about secrets, large files and everything else that a user may not expect in the job.
     warnings = [*walk.warnings, *_secret_warnings(folder, files)]
     warnings += [f"{f.name} is large: {format_size(f.size)}" for f in files if f.size > BIG_FILE]
     dropped = sorted(name for name in walk.dots - _EXPECTED_DOTS if not name.endswith("_cache"))
@@ -94,9 +94,9 @@ def plan_packing(manifest: SwanLabManifest, *, without: Path | None = None) -> P
 
 
 def write_zip(manifest: SwanLabManifest, packing: Packing, target: Path) -> int:
-    """Write the archive, complete or not at all. Returns its size.
+    """Write the archive, complete or not at all. Returns its size in bytes.
 
-    The same files give the same bytes. Raises ConfigError when it cannot be written.
+    The same files give the same archive. Raises ConfigError if it cannot be written.
     """
     staged = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     try:
@@ -119,21 +119,21 @@ def write_zip(manifest: SwanLabManifest, packing: Packing, target: Path) -> int:
 
 @dataclass(slots=True)
 class _Walk:
-    """Finds the files to pack; collects warnings and the names that start with a dot."""
+    """Finds the files to pack, and collects warnings and the names that start with a dot."""
 
     manifest: SwanLabManifest
     warnings: list[str] = field(default_factory=list)
     dots: set[str] = field(default_factory=set)
 
     def files(self, folder: Path, inherited: dict[str, str]) -> Iterator[Path]:
-        """`inherited`: path -> the pattern that matched it in a folder above."""
+        """The files to pack below `folder`. `inherited`: excluded paths and their patterns."""
         top = self.manifest.folder
         excluded = inherited | {
             str(folder / os.path.normpath(match)): pattern
             for pattern in self.manifest.exclude
             for match in glob.glob(pattern, root_dir=folder)
         }
-        # The first rule that applies decides; a file that no rule leaves out is packed.
+        # The first rule that applies to a name decides. A file that no rule leaves out is packed.
         for path in sorted(folder.iterdir()):
             name = path.relative_to(top).as_posix()
             if path.name.startswith("."):
@@ -156,6 +156,7 @@ class _Walk:
 
 
 def _secret_warnings(folder: Path, files: Sequence[PackedFile]) -> Iterator[str]:
+    """Warnings about files that are named like secrets or contain secrets."""
     secrets = [secret.encode() for secret in environment_secrets()]
     for file in files:
         base = file.name.rpartition("/")[2].lower()

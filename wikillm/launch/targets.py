@@ -43,7 +43,7 @@ TARGETS: dict[str, Callable[[Launch], Rendering]] = {
 
 
 def render(target: str, launch: Launch) -> Rendering:
-    """Render `launch` for `target`. Raises ConfigError if that is unknown or lacks an option."""
+    """Render `launch`. Raises ConfigError for an unknown target or an incomplete launch."""
     if target not in TARGETS:
         fix = did_you_mean(target, TARGETS) or "one of: " + ", ".join(TARGETS)
         raise ConfigError(f"There is no target {target!r}.", fix=fix)
@@ -51,12 +51,12 @@ def render(target: str, launch: Launch) -> Rendering:
 
 
 def start(launch: Launch, rendering: Rendering, launched: Launched | None = None) -> int:
-    """Run the steps of a rendering on this machine; returns the first exit code that is not 0.
+    """Run the steps of a rendering on this machine. Returns the first exit code that is not 0.
 
-    A single step replaces this process, so that signals reach the launcher and its exit code the
-    caller. With `launched` this process stays, and records its children there.
+    A single step replaces this process, so that signals reach the launcher and its exit code
+    reaches the caller. With `launched` this process stays, and records its children there.
 
-    Raises MachineError when a tool is missing.
+    Raises MachineError if a tool is missing.
     """
     if not rendering.steps:
         raise ConfigError(
@@ -77,7 +77,7 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
     environ = {**os.environ, "PATH": path}
     if any(step.argv[0] == "torchrun" for step in rendering.steps):
         environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would set it with a warning
-    # The launcher takes this process's place, so that no wrapper delays a signal.
+    # Run the steps: one step in place of this process, several together or one after another.
     if len(rendering.steps) == 1 and rendering.steps[0].stdin is None and launched is None:
         argv = rendering.steps[0].argv
         sys.stdout.flush()
@@ -93,6 +93,7 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
 
 
 def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
+    """Run the steps one after another, until one fails. Returns the last exit code."""
     for step in steps:
         # A step without `stdin` gets an empty standard input, never the user's.
         done = subprocess.run(step.argv, env=environ, input=step.stdin or "", text=True)
@@ -102,10 +103,10 @@ def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """In a new child: ask the kernel for SIGTERM when this process is killed.
+    """Make the kernel send SIGTERM to this child when its parent is killed. (in a new child)
 
-    A child that is ssh then closes its terminal, which ends the remote job with a checkpoint. The
-    kernel watches the thread that forks, here the main thread.
+    If the child is ssh, it then closes its terminal, and the remote job saves and ends. The kernel
+    watches the thread that forks, which is the main thread here.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -113,11 +114,12 @@ def _end_with_parent() -> None:
 def _run_together(
     steps: tuple[Step, ...], environ: dict[str, str], launched: Launched | None = None
 ) -> int:
-    """Run all steps at once. After a failure the supervisor ends the other nodes, or this does.
+    """Run all steps at once. After a failure, end the steps that the supervisor has not ended.
 
-    Returns the exit code of a run that failed by itself, rather than of one that was killed for it.
-    Raises MachineError with the names of nodes that ssh did not reach, or lost.
+    Returns the exit code of a node that failed by itself, not of one that was killed afterwards.
+    Raises MachineError with the names of nodes that ssh did not reach or lost.
     """
+    # Start all steps.
     children = {
         subprocess.Popen(
             step.argv, env=environ, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
@@ -126,6 +128,7 @@ def _run_together(
     }
     if launched is not None:
         launched.processes = list(children)
+    # Wait for all of them, after the first failure only for a moment.
     failed: list[tuple[str, int]] = []
     running = dict(children)
     began = time.monotonic()
@@ -136,7 +139,7 @@ def _run_together(
                 node = running.pop(process).node or "this machine"
                 if process.returncode:
                     failed.append((node, process.returncode))
-                    # Ranks that have not started yet have no supervisor that would end them.
+                    # Ranks that have just been started have no supervisor yet to end them.
                     now = time.monotonic()
                     is_starting = now - began < SECONDS_TO_FOLLOW / 3
                     deadline = min(deadline, now + (1.0 if is_starting else SECONDS_TO_FOLLOW))
@@ -146,6 +149,7 @@ def _run_together(
             process.terminate()
         for process in children:
             process.wait()
+    # Report every failure, and choose the exit code.
     for node, code in failed:
         say(f"{node}: exit code {code}")
     run_codes = [code for _, code in failed if code in _CODES_OF_A_RUN]
@@ -155,4 +159,6 @@ def _run_together(
             f"ssh did not reach, or lost, {', '.join(unreached)}; its own message is above.",
             fix=f"try it: ssh -o BatchMode=yes {unreached[0]} true",
         )
-    return run_codes[0] if run_codes else failed[0][1] if failed else 0
+    if run_codes:
+        return run_codes[0]
+    return failed[0][1] if failed else 0
