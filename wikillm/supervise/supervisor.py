@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 from wikillm.core.errors import ExitCode, MachineError, StoppedError
@@ -61,61 +62,60 @@ class Supervisor:
         self._run: Path | None = None
         self._stacks: IO[str] | None = None
         self._exited: tuple[int, str] | None = None  # exit code and reason, once reported
-        self._welcome: Message | None = None
-        self._verdict: Message | None = None
         self._waited_for_reason = False
         self._alerts_now = False
-        self._is_in_rendezvous = not self.is_local
-        self._answered = threading.Event()  # the agent sent a welcome or a verdict, or has ended
+        self._is_joining = not self.is_local
+        self._answers: SimpleQueue[Message] = SimpleQueue()  # a welcome, or why joining failed
         self._noted = threading.Event()  # the agent has recorded this rank's exit, or has ended
 
     def start(
         self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
     ) -> None:
-        """Find the route to the first node and wait there for all ranks. (all ranks)
+        """Start the agent; on several nodes wait until all ranks have joined. (all ranks)
 
-        Raises MachineError when a rank does not join, or when versions, code or settings of the
-        nodes differ.
+        Raises MachineError if a rank does not join, or if versions, code or settings of the nodes
+        differ.
         """
         world = self.world
-        master = environ.get("MASTER_ADDR")
-        port = environ.get("MASTER_PORT")
-        if world.size > 1 and world.is_main and (port or "").isdecimal():
-            check_master_port(int(port or 0), environ)
+        port = environ.get("MASTER_PORT", "")
+        if world.size > 1 and world.is_main and port.isdecimal():
+            check_master_port(int(port), environ)
         if world.is_main:
             for key, name in self.settings.alerts.missing(environ).items():
                 warn(f"alerts.{key}: the environment has no {name}, so nothing is sent there")
         if not self.is_active:
             return
-        # On one machine start the agent and go on; a run without an agent is still a run.
-        if self.is_local:
-            try:
-                self._start_agent(agent_setup(world, self.settings, None, None, {}, environ))
-            except OSError as error:  # out of processes or descriptors
-                warn(f"no supervisor: {error.strerror or error}; the run continues without it")
-                self.is_active = False
+        if not self.is_local:
+            self._join(facts(), environ)
             return
+        try:
+            self._start_agent(agent_setup(world, self.settings, None, None, {}, environ))
+        except OSError as error:  # out of processes or descriptors
+            warn(f"no supervisor: {error.strerror or error}; the run continues without it")
+            self.is_active = False
+
+    def _join(self, facts: dict[str, str], environ: Mapping[str, str]) -> None:
+        """Find the route to the first node, and wait until all ranks have joined there."""
+        world = self.world
+        master = environ.get("MASTER_ADDR")
+        port = environ.get("MASTER_PORT")
         if master is None or port is None:
             raise MachineError(
                 f"WORLD_SIZE={world.size} is set, but MASTER_ADDR or MASTER_PORT is not.",
                 fix="start with `deepspeed train.py ...` or `torchrun ...`",
             )
-        # On several nodes the agent connects to the first node, and all ranks meet there.
         self.route = find_route(master)
         is_remote = world.size != world.local_size
         name = set_interface(self.route) if is_remote else str(self.route.interface)
-        setup = agent_setup(world, self.settings, self.route, int(port), facts(), environ)
+        setup = agent_setup(world, self.settings, self.route, int(port), facts, environ)
         self._start_agent({**setup, "master": master})
-        # The agent answers with a welcome, a verdict, or its own end.
-        self._answered.wait()
-        self._is_in_rendezvous = False
-        if self._verdict is not None:
-            raise MachineError(str(self._verdict["reason"]))
-        if self._welcome is not None:
-            hosts = self._welcome["welcome"].items()
-            nodes = ", ".join(f"{host} {address}" for host, (address, _) in hosts)
-            limit = f"{self.settings.limits.lost:.0f} s"
-            say(f"nodes      {nodes}; ranks meet through {name}; supervisor: node lost {limit}")
+        answer = self._answers.get()
+        if "welcome" not in answer:
+            raise MachineError(str(answer["reason"]))
+        hosts = answer["welcome"].items()
+        nodes = ", ".join(f"{host} {address}" for host, (address, _) in hosts)
+        limit = f"{self.settings.limits.lost:.0f} s"
+        say(f"nodes      {nodes}; ranks meet through {name}; supervisor: node lost {limit}")
 
     def at(self, run: Path, log_file: Path) -> None:
         """Start to write records to `run` and stacks to `log_file`. Later calls do nothing."""
@@ -223,25 +223,22 @@ class Supervisor:
             select.select([wire], [], [])
             for message in wire.receive():
                 if "welcome" in message:
-                    self._welcome = message
-                    self._answered.set()
+                    self._is_joining = False
+                    self._answers.put(message)
                 elif "noted" in message:
                     self._noted.set()
                 elif "end" in message:
                     self._alerts_now = bool(message["alerts"])
                     wire.send({"acknowledged": True})
-                    if self._is_in_rendezvous:
-                        self._verdict = message
-                        self._answered.set()
+                    if self._is_joining:
+                        self._answers.put(message)
                     elif self._exited is None:
                         self._end(End.from_message(message), reports=bool(message["reports"]))
         # The agent has ended: release the threads that wait for it.
         self._noted.set()
         if self._exited is None:
-            if not self._answered.is_set():
-                self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended."}
             warn("the supervisor's process is gone: the run continues without it")
-        self._answered.set()
+        self._answers.put({"reason": f"The supervisor of rank {self.world.rank} ended."})
 
     def _end(self, end: End, *, reports: bool) -> None:
         """Write reason and stacks, then end the process, wherever the main thread hangs."""
