@@ -1,7 +1,7 @@
-"""Defines a check: a function that measures one thing and says whether it is fit for the run.
+"""Defines a check: a function that measures one property and returns a finding about it.
 
-The checks of a node take what the run needs; those of several nodes take what the nodes sent. A
-check's name is its function's name, its sentence is the docstring.
+Checks of one node take the `Needs` of the run, checks between nodes the `ClusterFacts`. A check has
+the name of its function, and its docstring is the sentence that `--list` shows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ GROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`found`: the fact, `why`: its consequence, `fix`: what to do about it.
+    """The result of a check.
 
-    `node` is "" where a finding is about all nodes.
+    Attributes:
+        found: the measured fact.
+        why: its consequence for the run.
+        fix: how to correct it.
+        node: the node, "" for a finding about all nodes.
     """
 
     level: Level
@@ -41,12 +45,12 @@ def ok(found: str) -> Finding:
 
 
 def skip(found: str) -> Finding:
-    """The question does not arise, or cannot be answered; `found` says which."""
+    """The check does not apply here, or cannot be made; `found` is the reason."""
     return Finding("skip", found)
 
 
 def warn(found: str, why: str, fix: str = "") -> Finding:
-    """The run can work, but slower, or not for long."""
+    """The run works, but slowly, or may fail later."""
     return Finding("warn", found, why, fix)
 
 
@@ -65,16 +69,16 @@ class Check:
     look: Callable[[Any], Finding]
 
     def __call__(self, subject: object, node: str = "") -> Finding:
-        """The finding about `subject`. A check that breaks is a warning, not the end of all."""
+        """The finding about `subject`. An error in the check becomes a warning."""
         try:
             finding = self.look(subject)
         except Exception as error:
             logger.warning("check %s", self.name, exc_info=error)
             finding = warn(f"{type(error).__name__}: {error}", "this could not be checked")
-        return self.names(finding, node)
+        return self.label(finding, node)
 
-    def names(self, finding: Finding, node: str = "") -> Finding:
-        """`finding` as the answer of this check."""
+    def label(self, finding: Finding, node: str = "") -> Finding:
+        """`finding` with the name and the group of this check."""
         return replace(finding, name=self.name, group=self.group, node=node)
 
 

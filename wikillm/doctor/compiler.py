@@ -1,4 +1,4 @@
-"""Can DeepSpeed's ops be compiled, stored and loaded?"""
+"""Checks whether DeepSpeed's ops can be compiled, stored and loaded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from wikillm.doctor.software import torch_cuda
 
 
 def _problem(needs: Needs, found: str, why: str, fix: str) -> Finding:
-    """A failure where the run compiles an op: the CPU's collectives, or offload's optimizer."""
+    """A failure if the run compiles an op (collectives on CPU, the optimizer of offload), else a
+    warning."""
     compiles = bool(needs.recipe) and (needs.offload or not count_gpus())
     return fail(found, why, fix) if compiles else warn(found, why, fix)
 
 
 @check("compiler")
 def toolchain(needs: Needs) -> Finding:
-    """C++, Python's headers and ninja are there where an op has to be compiled."""
+    """C++, Python's headers and ninja are installed if an op has to be compiled."""
     cxx = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     ninja = shutil.which("ninja", path=path)
@@ -46,7 +47,7 @@ def toolchain(needs: Needs) -> Finding:
 
 @check("compiler")
 def nvcc(needs: Needs) -> Finding:
-    """The CUDA toolkit fits torch where offload compiles an op on a machine with GPUs."""
+    """The CUDA toolkit fits torch if offload compiles an op on a machine with GPUs."""
     wheel = torch_cuda()
     if not (needs.offload and count_gpus() and wheel):
         return skip("nothing is compiled for CUDA")

@@ -1,7 +1,7 @@
-"""Is there room for what the run writes, and are its sources there?
+"""Checks the space for the files of the run, and whether its sources can be read.
 
-The digest of a source covers its size and its first and last MiB, which distinguishes two versions
-within milliseconds.
+The digest of a source covers its size and its first and last MiB. This takes milliseconds, and
+distinguishes two versions of a source.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def checkpoint_room(needs: Needs) -> Finding:
 
 
 def _existing_checkpoints(needs: Needs) -> tuple[int, int]:
-    """(bytes of the run's checkpoints that stay, bytes that its start frees)."""
+    """(bytes of checkpoints that stay, bytes of checkpoints that the start of the run removes)."""
     folder = Path(needs.run_dir) / "checkpoints"
     try:
         freed = bytes_freed_at_start(folder, Keep(*needs.keep))
@@ -123,7 +123,7 @@ def batch(needs: Needs) -> Finding:
 
 
 def find_sources(needs: Needs) -> tuple[list[SourceFile], str]:
-    """(the source files, if all can be read; else why not)."""
+    """(the source files, why a file cannot be read or "")."""
     try:
         paths = locate(needs.data_path) if needs.has_source else []
         return [sniff(path, needs.data_format, needs.text_key) for path in paths], ""
@@ -134,13 +134,14 @@ def find_sources(needs: Needs) -> tuple[list[SourceFile], str]:
 
 
 def digest_of_sources(needs: Needs) -> str:
-    """One value for all source files, "" without any."""
+    """One digest of all source files, "" without a source file."""
     sources, _ = find_sources(needs)
     digests = "-".join(sorted({quick_digest(Path(source.path)) for source in sources}))
     return f"{len(sources)} files, {digests[:33]}" if sources else ""
 
 
 def quick_digest(path: Path) -> str:
+    """The digest of one source; see above for what it covers."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Do variables of a launcher, Slurm or a user change the run?"""
+"""Checks for environment variables of a launcher, of Slurm or of a user that change the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs all checks of this machine. On several nodes each node does, and sends its findings."""
+"""Runs all checks of this machine. With several nodes each node does this and sends the result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_node(
     gpus.read_gpus()  # several groups ask for them
     groups: dict[str, list[Check]] = {}
     for check in checks:
-        # Servers are asked at the same time: each may take seconds.
+        # A group runs in one thread. Each server gets its own, since it may take seconds.
         group = check.name if check.group == "connectivity" else check.group
         groups.setdefault(group, []).append(check)
     found: dict[str, list[Finding]] = {group: [] for group in groups}
@@ -64,10 +64,10 @@ def check_node(
 
 
 def _without_answer(checks: Sequence[Check], node: str, seconds: float) -> list[Finding]:
-    """One failure for the check that hangs, such as on a dead mount; the next ones are skipped."""
+    """A failure for the check that hangs, such as on a dead mount; skips for the checks after it."""
     first, *others = checks
     found = f"no answer within {seconds:.0f} s"
     fix = "look for a dead network mount, a name server or a driver that hangs"
     hangs = fail(found, "the checks of this group that follow were not made", fix)
-    skipped = [other.names(skip(f"{first.name} gave no answer"), node) for other in others]
-    return [first.names(hangs, node), *skipped]
+    skipped = [other.label(skip(f"{first.name} gave no answer"), node) for other in others]
+    return [first.label(hangs, node), *skipped]

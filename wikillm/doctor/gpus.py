@@ -1,6 +1,6 @@
-"""Are the GPUs sound, free, and as many as the run needs? nvidia-smi says.
+"""Checks with nvidia-smi whether the GPUs work, are free, and are as many as the run needs.
 
-Names of its query are those of `nvidia-smi --help-query-gpu`; drivers for CUDA 12 know them all.
+`nvidia-smi --help-query-gpu` lists the names in the query. All drivers for CUDA 12 have them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GpuCard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """`error`: "" when nvidia-smi works. `driver_cuda`: the newest CUDA the driver runs."""
+    """`error`: "" if nvidia-smi works. `driver_cuda`: the newest CUDA version of the driver."""
 
     error: str
     driver: str = ""
@@ -56,7 +56,7 @@ class Gpus:
 
 @cache
 def read_gpus() -> Gpus:
-    """The GPUs of this machine. nvidia-smi takes seconds on some, so it is run once."""
+    """The GPUs of this machine. nvidia-smi runs once, since it takes seconds on some machines."""
     text, error = run_tool("nvidia-smi")
     rows = ""
     if not error:
@@ -67,7 +67,7 @@ def read_gpus() -> Gpus:
     driver = re.search(r"Driver Version:\s*([\d.]+)", text)
     cuda = re.search(r"CUDA Version:\s*([\d.]+)", text)
     table = csv.reader(io.StringIO(rows), skipinitialspace=True)
-    # Lines of another form are warnings.
+    # Lines of another form are warnings of nvidia-smi.
     cells = [row for row in table if len(row) == len(_QUERY) and row[0].isdigit()]
     return Gpus(
         error="",
@@ -106,7 +106,7 @@ def _devices_on_the_bus() -> int:
 
 @check("gpu")
 def gpu_driver(needs: Needs) -> Finding:
-    """nvidia-smi answers where there is NVIDIA hardware."""
+    """nvidia-smi works if there is NVIDIA hardware."""
     gpus = read_gpus()
     if not gpus.error:
         return ok(f"driver {gpus.driver}, {len(gpus.cards)} GPUs")
@@ -121,7 +121,7 @@ def gpu_driver(needs: Needs) -> Finding:
 
 @check("gpu")
 def gpu_count(needs: Needs) -> Finding:
-    """There are as many GPUs as processes will be started, and CUDA_VISIBLE_DEVICES hides none."""
+    """There is a GPU for each process, and CUDA_VISIBLE_DEVICES does not hide it."""
     count = count_gpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not count:
@@ -168,7 +168,7 @@ def gpu_ecc(needs: Needs) -> Finding:
 
 @check("gpu")
 def gpu_mode(needs: Needs) -> Finding:
-    """No GPU is cut into slices (MIG), and the compute mode admits processes."""
+    """No GPU is divided into MIG slices, and the compute mode allows processes."""
     cards = read_gpus().cards
     cut = [card.number for card in cards if card.mig == "Enabled"]
     if cut:

@@ -1,4 +1,4 @@
-"""Has the node enough cores, memory, /dev/shm and limits? From /proc, /sys and getrlimit."""
+"""Checks cores, memory, /dev/shm and limits of the node, from /proc, /sys and getrlimit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEMORY_PER_RANK = 2 * 2**30
 
 @check("host")
 def cores(needs: Needs) -> Finding:
-    """Every process has a core, and nothing else keeps the cores busy."""
+    """Every process has a core, and no other work keeps the cores busy."""
     here = len(os.sched_getaffinity(0))
     usable = min(here, _cpu_quota())
     load = os.getloadavg()[0]
@@ -45,7 +45,7 @@ def cores(needs: Needs) -> Finding:
 
 
 def _cpu_quota() -> float:
-    """Number of cores that the control group grants; infinite without a limit."""
+    """Number of cores that the control group allows; infinite without a limit."""
     quota, _, period = read_small(CPU_GROUPS / "cpu.max").partition(" ")
     if not period:
         quota = read_small(CPU_GROUPS / "cpu/cpu.cfs_quota_us")
@@ -86,7 +86,7 @@ def open_files(needs: Needs) -> Finding:
 
 @check("host")
 def locked_memory(needs: Needs) -> Finding:
-    """Memory may be locked where InfiniBand needs it."""
+    """Processes may lock memory if there is InfiniBand, which needs it."""
     if not infiniband_states():
         return skip("no InfiniBand")
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]

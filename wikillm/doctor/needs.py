@@ -1,6 +1,7 @@
-"""What a run needs of a machine, by the planner's formulas. It is sent to every node as JSON.
+"""Computes the needs of a run with the planner's formulas. They are sent to every node as JSON.
 
-Sizes are estimates in bytes; `least_checkpoint` is a lower bound, so that a refusal may rest on it.
+Sizes are estimates in bytes. Only `least_checkpoint` is a lower bound, so a run is refused only if
+this size does not fit.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from wikillm.remote.environment import is_forwarded
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a run needs of each node; paths are those on the node.
+    """The needs of a run on each node. Paths are those on the node.
 
     Attributes:
         slots: processes per node.
         master: name of the host of rank 0.
-        data_path: the sources that are paths; `has_source` is False if only addresses or finished
-            stores are named.
+        data_path: the sources that are paths. `has_source` is False if the run has only addresses
+            or finished stores.
         keep: the fields of checkpoints.retention.Keep.
         recipe: the DeepSpeed recipe, "" without one.
         host_memory: bytes that offload keeps in memory, on each node.
+        not_forwarded: variables set here that a run reads and that other nodes do not get.
         chooses_card: the supervisor sets GLOO_SOCKET_IFNAME.
     """
 
@@ -73,16 +75,16 @@ class Needs:
 def needs_of(
     resolved: Resolved, *, nodes: int, slots: int, master: str = "", master_port: int = 0
 ) -> Needs:
-    """What this run needs of `nodes` machines with `slots` processes each.
+    """The needs of this run on each of `nodes` machines with `slots` processes.
 
-    Raises ConfigError for a wrong run; a batch that does not divide is one of the findings.
+    Raises ConfigError for an invalid run. A batch that does not divide is a finding instead.
     """
     cfg = resolved.config
     ranks = nodes * slots
     check_recipe(resolved, ranks=ranks, ranks_per_node=slots)
     workload = describe_workload(resolved, ranks=cfg.train.sequence_parallel_size)
     recipe = cfg.deepspeed.config
-    # The micro-batch does not matter for the memory of the host and the size of a checkpoint.
+    # Host memory and checkpoint size do not depend on the micro-batch.
     strategy = strategy_of(
         cfg.model,
         cfg.train,
@@ -94,7 +96,7 @@ def needs_of(
     written = partial(
         checkpoint_bytes, cfg.model, muon=strategy.muon, ema=strategy.ema, ranks=ranks
     )
-    # An unknown tokenizer leaves the size of the embedding open.
+    # Without the tokenizer, the size of the embedding is an estimate.
     is_sure = cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int)
     named, local = sources_of(cfg.data)
     store = cfg.data.store or "stores"
@@ -127,7 +129,7 @@ def needs_of(
 
 
 def sources_of(data: DataSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(all sources in data.path or data.mixture, the sources among them that are paths)."""
+    """(all sources in data.path or data.mixture, those of them that are paths)."""
     named = tuple(data.path) or tuple(path for source in data.mixture for path in source.path)
     return named, tuple(path for path in named if not scheme_of(path))
 

@@ -1,6 +1,6 @@
-"""Do names, cards and ports of this node lead to the other nodes?
+"""Checks whether the names, network cards and ports of this node lead to the other nodes.
 
-The route is the one that a run finds, by `supervise.network.find_route`.
+`supervise.network.find_route` finds the same route here as in a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INFINIBAND = Path("/sys/class/infiniband")
 
 
 def card_addresses() -> dict[str, list[str]]:
-    """The addresses of each card that is up, loopback included."""
+    """The addresses of each card that is up, including loopback."""
     families = (socket.AF_INET, socket.AF_INET6)
     stats = psutil.net_if_stats()
     return {
@@ -38,7 +38,7 @@ def card_addresses() -> dict[str, list[str]]:
 
 
 def route_of(needs: Needs) -> Route | None:
-    """The route to the host of rank 0; None if there is none, or it does not leave this node."""
+    """The route to the host of rank 0; None without a route, or if it does not leave this node."""
     with suppress(MachineError):
         route = find_route(needs.master)
         return None if is_loopback(route.master) else route
@@ -46,7 +46,7 @@ def route_of(needs: Needs) -> Route | None:
 
 
 def outer_card(needs: Needs) -> str | None:
-    """The card that leads to the other nodes.
+    """The card that leads to the other nodes, or None.
 
     Without a route, because the master's name is wrong here, it is the only card with addresses.
     """
@@ -63,7 +63,7 @@ def infiniband_states() -> list[str]:
 
 @check("network")
 def master_name(needs: Needs) -> Finding:
-    """The name of the host of rank 0 leads there, through a fast card that gloo uses too."""
+    """The name of rank 0's host leads to it, through a fast card that gloo uses too."""
     if needs.nodes == 1:
         return skip("one node")
     try:
@@ -87,7 +87,7 @@ def master_name(needs: Needs) -> Finding:
 
 
 def _address_of(name: str) -> str:
-    """The address of this machine's own name, as gloo looks it up; 127.0.0.1 without one."""
+    """The address that gloo finds for this machine's own name; 127.0.0.1 if there is none."""
     try:
         return str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError:
@@ -116,7 +116,11 @@ def card_named(needs: Needs) -> Finding:
 
 
 def names_a_card(variable: str, value: str, names: list[str]) -> bool:
-    """Whether `value` selects a card. NCCL: prefixes, `=` exact, `^` all others; gloo: exact."""
+    """Whether `value` selects one of the cards `names`.
+
+    For gloo it is a list of names, for NCCL a list of prefixes, of names after `=`, or of prefixes
+    to exclude after `^`.
+    """
     if variable.startswith("GLOO"):
         return all(word in names for word in value.split(","))
     if value.startswith("^"):

@@ -1,7 +1,7 @@
-"""The doctor on a node: `python -m wikillm.doctor.node NAME` answers requests, a JSON object each.
+"""The doctor on a node: `python -m wikillm.doctor.node NAME` answers requests, one JSON a line.
 
-Started over ssh, it ends with its standard input, and then removes its file. Its listeners end
-with the process.
+It is started over ssh, ends when its standard input ends, and then removes its file. Its listening
+sockets end with the process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEASURED_SECONDS = 1.0
 
 
 class NodeServer:
-    """Answers `examine`, `meet` and `reduce`, in this order. `name` is the hostfile's."""
+    """Answers the requests `examine`, `meet` and `reduce`. `name`: this node in the hostfile."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,11 +48,11 @@ class NodeServer:
         token: str,
         environment: dict[str, str],
     ) -> dict[str, Any]:
-        """Check this node. With several nodes also write a file and listen for the others.
+        """Check this node. With several nodes, also write a file and listen for the other nodes.
 
         Args:
             slots: processes of each node.
-            token: in the names of the files of this examination.
+            token: part of the names of this examination's files.
             environment: the variables that a run would get here.
         """
         os.environ.update(environment)
@@ -81,7 +81,7 @@ class NodeServer:
         }
 
     def reduce(self, names: list[str], address: str, port: int) -> dict[str, Any]:
-        """Run one rank of the measurement. Returns the result, on rank 0, or `error`."""
+        """Run this node's rank of the all-reduce. Returns its result on rank 0, or an `error`."""
         rank = names.index(self.name)
         environment = {
             "GLOO_SOCKET_IFNAME": outer_card(self.needs) or "",
@@ -117,7 +117,7 @@ class NodeServer:
         return existing_folder(self.needs.run_dir) / f".wikillm-doctor-{self.token}-{name}"
 
     def _write(self) -> str:
-        """Write this node's file beside the run directory. Returns why that failed, or ""."""
+        """Write this node's file beside the run directory. Returns "" or why that failed."""
         path = self._file_of(self.name)
         try:
             path.touch()
@@ -136,11 +136,11 @@ class NodeServer:
             time.sleep(0.3)
 
     def _listen(self, port: int) -> list[int]:
-        """The port (0: a free one) that now accepts connections; none if it is taken."""
+        """[the port that now accepts connections], or [] if it is in use. 0: take a free port."""
         is_dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if is_dual else socket.AF_INET
         with suppress(OSError):
-            # The kernel completes connections up to the backlog; nothing has to be exchanged.
+            # The kernel completes connections up to the backlog, without any accept().
             server = socket.create_server(
                 ("", port), family=family, dualstack_ipv6=is_dual, backlog=4096
             )
@@ -150,7 +150,7 @@ class NodeServer:
 
 
 def _connect(address: str, ports: list[int]) -> str:
-    """The first error of connections to `ports`, "" if all are open."""
+    """The first error of connections to `ports`; "" if all of them are open."""
     for port in ports:
         try:
             socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
@@ -165,7 +165,7 @@ def main() -> None:
     """Answer until standard input ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # ssh sends both outputs the same way: only answers go there
+    os.dup2(nowhere, 1)  # ssh merges both outputs, which must have nothing but answers
     os.dup2(nowhere, 2)
     server = NodeServer(sys.argv[1])
     try:
@@ -175,7 +175,7 @@ def main() -> None:
             answer: dict[str, Any]
             try:
                 answer = {"value": getattr(server, command)(**asked["arguments"])}
-            except Exception as error:  # reported to the other side
+            except Exception as error:  # the examining machine reports it
                 answer = {"error": f"{type(error).__name__}: {error}"}
             channel.write(json.dumps({MARK: command, **answer}) + "\n")
             channel.flush()

@@ -1,6 +1,6 @@
-"""Do the nodes agree, and do they reach each other?
+"""Checks whether the nodes are equal, and whether they reach each other.
 
-Each node sends `facts_to_compare`. The checks here compare them where the command runs.
+Each node sends its `facts_to_compare`. The machine on which the command runs compares them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VERSION = "version of "
 
 
 def facts_to_compare(needs: Needs) -> dict[str, str]:
-    """What this node has in common with the others, or must have; without unknown values."""
+    """The known values of this node that must be equal on all nodes, or different."""
     jobs = {
         "software": _software,
         "sources": lambda: {"sources": digest_of_sources(needs)},
@@ -44,7 +44,7 @@ def facts_to_compare(needs: Needs) -> dict[str, str]:
 def _software() -> dict[str, str]:
     versions = {name: installed_version(name) or "missing" for name in supported_ranges()}
     versions["Python"] = platform.python_version()
-    # Boot and network namespace are equal only for two names of one machine or container.
+    # Two names with equal boot and network namespace are one machine or container.
     boot = read_small(Path("/proc/sys/kernel/random/boot_id"))
     return {f"{_VERSION}{name}": version for name, version in versions.items()} | {
         "code": digest_of_code(),
@@ -66,14 +66,14 @@ def _network(needs: Needs) -> dict[str, str]:
 
 @dataclass(slots=True)
 class ClusterFacts:
-    """What is known about all nodes.
+    """The answers of all nodes.
 
     Attributes:
         slots: processes of each node, in the order of the hostfile.
-        facts: node -> its `facts_to_compare`; nodes that did not answer are absent.
-        shared: node -> the nodes whose files it did not see, or why it could not write.
-        connections: (from, to) -> "" or the error.
-        all_reduce: bytes per second, or why there is no measurement.
+        facts: `facts_to_compare` of each node that answered.
+        shared: for each node, the nodes whose files it did not see, or why it could not write.
+        connections: the error of each connection (from, to), "" if it works.
+        all_reduce: bytes per second, or why it was not measured.
     """
 
     slots: Mapping[str, int]
@@ -83,7 +83,7 @@ class ClusterFacts:
     all_reduce: float | str = "not measured"
 
     def by_value(self, fact: str) -> dict[str, list[str]]:
-        """Each known value of a fact -> the nodes with that value."""
+        """The nodes by their value of a fact, without nodes whose value is unknown."""
         found: dict[str, list[str]] = {}
         for node in self.slots:
             if value := self.facts.get(node, {}).get(fact):
@@ -91,9 +91,9 @@ class ClusterFacts:
         return found
 
     def addresses(self) -> dict[str, str]:
-        """Node -> the address that the other nodes reach it by.
+        """The address of each node by which the others reach it.
 
-        The first node's is the one that most nodes resolve the master's name to.
+        For the first node it is the address to which most nodes resolve the master's name.
         """
         found = {node: facts["address"] for node, facts in self.facts.items() if "address" in facts}
         master = next((node for node in self.slots if node in self.facts), None)
@@ -109,13 +109,13 @@ REACH = Check(
     "The node answers over ssh, without a password.",
     lambda failure: failure or ok("answers"),
 )
-"""The check of one node before anything else is known about it: why it did not answer, or None."""
+"""The check of a node's answer. Its subject is the finding on a missing answer, or None."""
 
 
 def _equal(
     group: str, name: str, about: str, fact: str, why: str, fix: str, level: Level = "fail"
 ) -> Check:
-    """A check that a fact has the same value on all nodes."""
+    """A check that `fact` has the same value on all nodes."""
 
     def look(cluster: ClusterFacts) -> Finding:
         found = cluster.by_value(fact)
@@ -165,7 +165,7 @@ MASTER = _equal(
 
 @check("python")
 def versions_equal(cluster: ClusterFacts) -> Finding:
-    """All nodes have the same versions of Python and all packages."""
+    """All nodes have the same versions of Python and of all packages."""
     names = {fact for facts in cluster.facts.values() for fact in facts}
     compared = sorted(name for name in names if name.startswith(_VERSION))
     versions = {name.removeprefix(_VERSION): cluster.by_value(name) for name in compared}

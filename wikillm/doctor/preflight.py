@@ -1,7 +1,7 @@
-"""The checks of `wikillm train` before it opens the data: few, local, in milliseconds.
+"""A few local checks of `wikillm train` before it opens the data; they take milliseconds.
 
-Only faults that would certainly end the run are refused, by the checks of `wikillm doctor`. Faults
-that a start finds itself (shared memory on CPU, run directory, store) are not checked here.
+They are checks of `wikillm doctor`, and refuse only faults that would certainly end the run. Faults
+that the start finds anyway (shared memory on CPU, run directory, store) are not checked here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ IMPORTED = (
     "torch", "transformers", "accelerate", "numpy", "orjson", "pyarrow", "safetensors",
     "tokenizers",
 )  # fmt: skip
-"""Without these no run gets to its first step, whatever its settings."""
+"""No run reaches its first step without these packages, whatever its settings."""
 
 
 def refuse_broken_machine(needs: Needs) -> None:
-    """Raises MachineError with everything that would end the run. (local rank 0 of each node)"""
+    """Raise MachineError with all faults that would end the run. (local rank 0 of each node)"""
     problems = Problems(MachineError)
     missing = [name for name in IMPORTED if installed_version(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Runs small tools and waits for answers: bounded in time, no exceptions."""
+"""Runs small tools and functions with a time limit, without exceptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def run_tool(*argv: str) -> tuple[str, str]:
-    """(output, error) of a tool; the error is "" when it ended with 0."""
+    """(output, error) of a tool. The error is "" if the tool ended with 0."""
     try:
         done = subprocess.run(
             argv,
@@ -41,7 +41,7 @@ def run_tool(*argv: str) -> tuple[str, str]:
 def in_time(jobs: Mapping[str, Callable[[], T]], seconds: float) -> dict[str, T]:
     """The results of the jobs that return within `seconds`, by name.
 
-    Each job has a daemon thread: a name lookup or a dead mount may never return.
+    Each job runs in a daemon thread, since a name lookup or a dead mount may never return.
     """
     results: dict[str, T] = {}
 

@@ -1,4 +1,4 @@
-"""An examination as lines for a terminal, and as JSON."""
+"""Formats an examination as lines for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 120
 
 
 def to_json(examination: Examination) -> dict[str, Any]:
-    """Counts and every finding; `node` is "" where a finding is about all nodes."""
+    """The counts and all findings. `node` is "" if a finding is about all nodes."""
     return {
         "nodes": list(examination.nodes),
         "seconds": round(examination.seconds, 2),
@@ -26,7 +26,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
 
 
 def lines(examination: Examination, *, everything: bool = False) -> list[str]:
-    """Counts and problems of each group; with `everything`, all its findings."""
+    """The counts and the problems of each group; with `everything`, all findings."""
     out = []
     for group in GROUPS:
         findings = [finding for finding in examination.findings if finding.group == group]

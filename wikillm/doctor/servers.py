@@ -1,4 +1,4 @@
-"""Do the servers for tokenizers, models and tracking respond? Any HTTP response counts."""
+"""Checks whether the servers for tokenizers, models and tracking respond, with any HTTP status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = 5.0
 
 
 def why_no_answer(address: str) -> str:
-    """Why no server answers at `address`; "" if one does."""
+    """Why no server answers at `address`; "" if a server answers."""
     error = in_time({address: lambda: _ask(address)}, SECONDS + 1).get(address)
     return f"no answer within {SECONDS + 1:.0f} s" if error is None else redact_text(error)
 

@@ -1,4 +1,4 @@
-"""Is the right software installed? Nothing is imported: torch alone would take seconds."""
+"""Checks the installed software, without importing it: torch alone would take seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9_.\-]+)\s*(?:\[[^\]]*\])?\s*([^;]*)")
 
 
 def digest_of_code() -> str:
-    """One value for the code of WikiLLM and, in a checkout, its DeepSpeed recipes."""
+    """One digest of WikiLLM's code and, in a checkout, its DeepSpeed recipes."""
     is_checkout = (CODE_FOLDER / "train.py").exists()
     folders = [PACKAGE, CODE_FOLDER / "ds_configs"] if is_checkout else [PACKAGE]
     return code_digest(*folders, suffixes=(".py", ".json", ".yaml"))
@@ -43,7 +43,7 @@ def supported_ranges() -> dict[str, str]:
 
 
 def torch_cuda() -> str | None:
-    """CUDA version in the installed torch's version.py, "" for a CPU build, None without torch."""
+    """CUDA version of the installed torch, from its version.py; "": a CPU build, None: no torch."""
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
         return None

@@ -1,7 +1,7 @@
 """Examines all nodes of a hostfile over ssh, in at most `SECONDS`.
 
-In three rounds every node answers one request of `doctor.node`: examine yourself, meet the others,
-take part in an all-reduce. A node that does not answer is dropped with the reason.
+Each node runs `doctor.node` and answers three requests: examine the node, meet the other nodes,
+take part in an all-reduce. A node that does not answer is dropped, and the reason is reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXAMINE = 45.0
 MEET = 14.0
 REDUCE = 22.0
 LEAST_FOR_REDUCE = 12.0
-"""Limits of the rounds in seconds; the first one includes the login and the start of Python."""
+"""Seconds for each request. The first one includes the login and the start of Python."""
 CLUSTER_CHECKS = tuple(check for check in declared(nodes) if check is not nodes.REACH)
 
 _OTHER_CODE = "WikiLLM there differs from the one here, or has a fault"
@@ -48,7 +48,7 @@ _REASONS = {
     "python: ": ("WikiLLM does not start there", f"on {{node}}: {INSTALL}"),
     "traceback": (_OTHER_CODE, _ONE_COMMIT),
 }
-"""Words in an error of ssh, the shell or Python -> what follows, and the fix."""
+"""For words in an error of ssh, the shell or Python: the cause and the fix."""
 
 
 def examine_nodes(
@@ -104,7 +104,7 @@ def _meet(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]
 
 
 def _reduce(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]) -> float | str:
-    """Bytes per second of a collective of all reachable nodes, or why there is none."""
+    """Bytes per second of an all-reduce of all nodes that answer, or why it was not measured."""
     names = [name for name in answers if name not in session.lost]
     addresses = cluster.addresses()
     if any(cluster.connections.values()) or len(names) < 2 or not set(names) <= set(addresses):
@@ -122,9 +122,9 @@ def _reduce(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, An
 
 
 class Session:
-    """ssh to every node. Nodes that did not answer are in `lost`, with the reason.
+    """An ssh connection to each node. Nodes that did not answer are in `lost`, with the reason.
 
-    `deadline` is a value of time.monotonic(). Raises MachineError without ssh on this machine.
+    `deadline` is a value of time.monotonic(). Raises MachineError if this machine has no ssh.
     """
 
     def __init__(self, names: Iterable[str], workdir: str, deadline: float) -> None:
@@ -148,7 +148,7 @@ class Session:
         return max(0.1, self.deadline - time.monotonic())
 
     def ask(self, command: str, seconds: float, **arguments: Any) -> dict[str, Any]:
-        """The answers of the nodes that give one within `seconds`. All are asked at once."""
+        """Send a request to all nodes at once. Returns the answers that come within `seconds`."""
         limit = min(seconds, self.remaining)
         line = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
         asks = {name: partial(_ask, process, line) for name, process in self._open.items()}
@@ -161,13 +161,13 @@ class Session:
         return {name: answers[name]["value"] for name in self._open}
 
     def close(self) -> None:
-        """End the processes of the nodes by ending their input; kill ssh after a moment."""
+        """Close the standard input of the nodes' processes, which ends them, or kill ssh."""
         with ThreadPoolExecutor(max(1, len(self._open))) as pool:
             list(pool.map(_end, self._open.values()))
 
 
 def _ask(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
-    """The answer, with the key `value` or `error`; with `text` when ssh ended. May never return."""
+    """The answer, with a key `value` or `error`, or `text` if ssh ended. May wait forever."""
     assert process.stdin and process.stdout, "opened as pipes"
     with suppress(OSError):  # ssh has ended; its output says why
         process.stdin.write(request)
@@ -197,7 +197,7 @@ def node_command(workdir: str, name: str) -> str:
 
 
 def why_no_value(answer: dict[str, Any], node: str) -> Finding:
-    """What follows from an answer of `Session.ask` without a value."""
+    """The finding on a node whose answer to `Session.ask` has no value."""
     if "late" in answer:
         why = "the node does not answer"
         return fail(answer["late"], why, f"is it on, is its name right? ssh {node}")

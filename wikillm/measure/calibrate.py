@@ -1,4 +1,4 @@
-"""`wikillm plan --calibrate`: measures, in under a minute, speeds that plans otherwise assume."""
+"""`wikillm plan --calibrate`: measures in under a minute the speeds that plans otherwise assume."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from wikillm.measure.device import device_name, measure_device
 from wikillm.plan.calibration import Calibration
 
 SECONDS = 6.0
-"""Time for measuring. Most of the remaining time goes to importing torch in the all-reduce's ranks.
-"""
+"""Seconds of measuring. Importing torch in the ranks of the all-reduce takes longer."""
 
 
 def calibrate(seconds: float = SECONDS) -> Calibration:
-    """Measure this machine. Raises MachineError when its processes cannot communicate."""
+    """Measure this machine. Raises MachineError if its processes cannot communicate."""
     measured = measure_device(0.75 * seconds)
     reduced = measure_all_reduce(0.25 * seconds)
     return Calibration(

@@ -1,8 +1,9 @@
 """Measures an all-reduce on this machine: NCCL between its GPUs, or gloo between two processes.
 
-`python -m wikillm.measure.collective SECONDS` runs one rank, with torch's usual variables; rank 0
-writes one JSON line. `wikillm doctor --hostfile` starts one rank on each node. The figure is the
-bus bandwidth, 2 (n - 1) / n x bytes / time, which can be compared over numbers of ranks n.
+`python -m wikillm.measure.collective SECONDS` runs one rank, with torch's usual environment
+variables. Rank 0 prints one line of JSON. `wikillm doctor --hostfile` starts one rank on each node.
+The result is the bus bandwidth, 2 (n - 1) / n x bytes / time, which is comparable for different
+numbers of ranks n.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main(seconds: float) -> None:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
             go.fill_(float(time.monotonic() < until))
-            dist.broadcast(go, 0)  # so every rank makes the same number of collectives
+            dist.broadcast(go, 0)  # rank 0 decides, so all ranks make the same number of calls
     finally:
         dist.destroy_process_group()
     if rank == 0:

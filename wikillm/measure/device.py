@@ -1,6 +1,6 @@
 """Measures matrix products, copies and attention on the first GPU, or on all CPU cores.
 
-Each operation runs for its share of the time, at least three times, after a warm-up. The fastest
+After a warm-up each operation runs for its share of the time, at least three times. The fastest
 repetition counts, since other load only adds time. The types are those of training: 16 bit on a
 GPU, 32 bit on a CPU.
 """
@@ -30,7 +30,8 @@ def device_name() -> str:
 
 
 def measure_device(seconds: float) -> dict[str, float]:
-    """FLOP/s of products and causal attention (counted in full); bytes/s read plus written."""
+    """FLOP/s of matrix products and of causal attention (counted in full), bytes/s of copies (read
+    plus written)."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32
@@ -65,11 +66,11 @@ def measure_device(seconds: float) -> dict[str, float]:
 
 @functools.cache
 def bf16_gain() -> float:
-    """Speed of bf16 products on this CPU, relative to float32, in CPU time.
+    """Speed of bf16 products on this CPU relative to float32, measured in CPU time.
 
     Processors without bf16 units have a value below 1. The measurement takes about 0.1 s, once per
-    process. It uses one thread: other load hardly changes CPU time, but threads that wait for each
-    other would spend some.
+    process. It uses one thread, since threads that wait for each other would add CPU time. Other
+    load hardly changes CPU time.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,7 +91,7 @@ def _cpu_seconds(operation: Callable[[], object]) -> float:
 
 
 def _best(operation: Callable[[], object], seconds: float) -> float:
-    """Seconds of the fastest repetition."""
+    """Seconds of the fastest repetition of `operation` within `seconds`."""
 
     def once() -> float:
         start = time.perf_counter()

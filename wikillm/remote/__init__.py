@@ -1,1 +1,1 @@
-"""Other machines: names, environment, argument lists. Starts no process, imports no torch."""
+"""Names of other machines, their environment, ssh's argument lists. Starts no process, no torch."""

@@ -1,7 +1,7 @@
 """Environment variables that are forwarded to other machines, in a file of mode 0600.
 
-The file has DeepSpeed's form, one NAME=value a line, so that DeepSpeed's launcher reads it too.
-Values never appear on a command line or in output, only names.
+The file has DeepSpeed's format, NAME=value on each line, so DeepSpeed's launcher reads it too. Only
+the names of variables appear on command lines and in output, never their values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def is_forwarded(name: str) -> bool:
 
 
 def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The forwarded variables by name. Raises ConfigError for values with a line break."""
+    """The variables to forward, by name. Raises ConfigError for values with a line break."""
     found = {name: environ[name] for name in sorted(environ) if is_forwarded(name)}
     broken = [name for name, value in found.items() if "\n" in value or "\0" in value]
     if broken:
@@ -45,7 +45,7 @@ def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def write_environment_file(path: Path, variables: Mapping[str, str]) -> None:
-    """NAME=value lines, never readable by others; an older file is replaced."""
+    """Write NAME=value lines to a new file that only its owner can read. Replaces an older file."""
     path.unlink(missing_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Names of machines, checked before any of them reaches a command line.
+"""Checks names of machines before they are used on a command line, and reads hostfiles.
 
 A host is a DNS name or an IP address: nothing that ssh takes for an option, and no character that a
 shell interprets. DeepSpeed's own hostfile parser accepts `-oProxyCommand=...`, `slots=0` and
-duplicates; this parser reports all of them together, each with file and line.
+duplicates. This parser reports all such mistakes together, with file and line.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MOST_SLOTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A node and how many processes it runs, one per GPU."""
+    """A node and its number of processes, one per GPU."""
 
     name: str
     slots: int
 
 
 def is_host(text: str) -> bool:
-    """A DNS name (or an alias of ssh, with `_`) or an IP address."""
+    """Whether it is a DNS name, an alias of ssh (which may have `_`) or an IP address."""
     if _HOST.fullmatch(text):
         return True
     try:
@@ -40,18 +40,18 @@ def is_host(text: str) -> bool:
 
 
 def bare_host(text: str) -> str:
-    """A host as ssh and torch take it: `[2001:db8::1]` without brackets, others unchanged."""
+    """A host as ssh and torch expect it: an IPv6 address without brackets."""
     inner = text[1:-1]
     return inner if text == f"[{inner}]" and ":" in inner and is_host(inner) else text
 
 
 def bracketed_host(text: str) -> str:
-    """A host as in rsync's `HOST:FOLDER`: an IPv6 address in brackets."""
+    """A host as rsync's `HOST:FOLDER` needs it: an IPv6 address in brackets."""
     return f"[{text}]" if ":" in text and not text.startswith("[") else text
 
 
 def check_destination(text: str) -> str:
-    """`host` or `user@host` as ssh takes it, without brackets. Raises ConfigError."""
+    """`host` or `user@host` as ssh expects it. Raises ConfigError for any other text."""
     user, at, host = text.rpartition("@")
     if is_host(bare_host(host)) and (not at or _USER.fullmatch(user)):
         return f"{user}{at}{bare_host(host)}"
@@ -64,7 +64,7 @@ def check_destination(text: str) -> str:
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """Hosts in the order of the file: `NAME slots=N` lines, `#` comments.
+    """The hosts of a file with lines `NAME slots=N` and `#` comments, in their order.
 
     Raises ConfigError with all mistakes.
     """

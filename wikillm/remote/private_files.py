@@ -1,4 +1,4 @@
-"""Names of files with keys and passwords, which are copied to no other machine."""
+"""Recognizes files with keys and passwords by name: they are not copied to other machines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRIVATE = (
 
 
 def in_any_case(pattern: str) -> str:
-    """The pattern for tools that tell cases apart: `id_*` -> `[iI][dD]_*`."""
+    """The pattern for tools that distinguish upper and lower case: `id_*` -> `[iI][dD]_*`."""
     return re.sub("[a-z]", lambda found: f"[{found[0]}{found[0].upper()}]", pattern)
 
 

@@ -1,4 +1,4 @@
-"""Argument lists of ssh and rsync. The host follows `--`; no password is ever asked for."""
+"""Argument lists of ssh and rsync. The host follows `--`, and ssh never asks for a password."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = tuple(word for option in _OPTIONS for word in ("-o", option))
 
 
 def ssh_argv(destination: str, command: str, *, terminal: bool = False) -> tuple[str, ...]:
-    """Run `command`, shell text built with `shlex.join`, on the other side.
+    """ssh that runs `command`, shell text built with `shlex.join`, on the other machine.
 
     With `terminal` the remote job ends together with the connection.
     """
@@ -28,9 +28,9 @@ def ssh_argv(destination: str, command: str, *, terminal: bool = False) -> tuple
 def rsync_argv(
     source: str, destination: str, folder: str, excluded: Sequence[str]
 ) -> tuple[str, ...]:
-    """Copy the content of `source` into `folder` on the other side; nothing there is deleted.
+    """rsync that copies the content of `source` into `folder` on the other machine.
 
-    Files that .gitignore names, keys and passwords are left out.
+    It deletes nothing there. It leaves out keys, passwords and files that .gitignore names.
     """
     filters = ["--include", "id_*.py"]
     for pattern in (*excluded, *map(in_any_case, PRIVATE)):
@@ -38,6 +38,6 @@ def rsync_argv(
     user, at, host = destination.rpartition("@")
     shell = shlex.join(("ssh", *OPTIONS))
     target = f"{user}{at}{bracketed_host(host)}:{folder}/"
-    # -s: no shell on the other side interprets the folder
+    # -s: no shell on the other machine interprets the folder
     ignored = "--filter=:- .gitignore"
     return ("rsync", "-azs", ignored, *filters, "-e", shell, "--", f"{source}/", target)
