@@ -64,7 +64,7 @@ def check_node(
 
 
 def _without_answer(checks: Sequence[Check], node: str, seconds: float) -> list[Finding]:
-    """A failure for the check that hangs, such as on a dead mount; skips for the checks after it."""
+    """A failure for the check that hangs, such as on a dead mount; skips for the next checks."""
     first, *others = checks
     found = f"no answer within {seconds:.0f} s"
     fix = "look for a dead network mount, a name server or a driver that hangs"

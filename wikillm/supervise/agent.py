@@ -222,13 +222,10 @@ class Agent:
     def _report(self, end: End, *, reports: bool) -> None:
         """Write exit.json and print the reason in place of a rank that cannot."""
         if self._recorder is not None:
-            run = self._recorder.run_dir
             step = self.heartbeat.read().step
-            write_exit(
-                run, end.code, end.reason, self.rank, step, lost_rank=end.lost_rank, keep=True
-            )
+            write_exit(self._recorder.run_dir, end, self.rank, step, keep=True)
         if reports:
-            print_end(end.code, end.reason)
+            print_end(end)
 
     def _how_it_ended(self) -> str | None:
         """How the rank ended. Waits, since its socket closes just before it becomes a zombie."""

@@ -11,46 +11,35 @@ from pathlib import Path
 from wikillm.core.errors import ExitCode, WikiLLMError
 from wikillm.core.files import write_json
 from wikillm.core.log import logger
-from wikillm.supervise.membership import AGREED
+from wikillm.supervise.membership import AGREED, End
 
 OTHERS_WAIT_SECONDS = 8.0
 """Seconds that the other ranks give rank 0 to report first: launchers kill all ranks at an exit."""
 
 
-def write_exit(
-    run: Path,
-    code: int,
-    reason: str,
-    rank: int,
-    step: int | None,
-    *,
-    lost_rank: int | None = None,
-    keep: bool = False,
-) -> None:
-    """Write exit.json. Never raises, since the process has to exit.
+def write_exit(run: Path, end: End, rank: int, step: int | None, *, keep: bool = False) -> None:
+    """Write exit.json on behalf of `rank`. Never raises, since the process has to exit.
 
     Args:
-        rank: the rank that writes.
-        lost_rank: see `End`.
         keep: leave an existing file as it is.
     """
     path = run / "exit.json"
     try:
         if not run.is_dir() or (keep and path.exists()):
             return
-        found = {"code": code, "meaning": ExitCode(code).name.lower(), "reason": reason}
-        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        place = {"rank": rank, "lost_rank": lost_rank, "step": step}
-        write_json(path, {**found, **place, "time": when})
+        meaning = ExitCode(end.code).name.lower()
+        found = {"code": int(end.code), "meaning": meaning, "reason": end.reason}
+        place = {"rank": rank, "lost_rank": end.lost_rank, "step": step}
+        write_json(path, {**found, **place, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
     except OSError as failure:
         logger.warning("could not write %s: %s", path, failure)
 
 
-def print_end(code: int, reason: str) -> None:
-    """Print the end on stderr, like an error. Never raises: the terminal may be gone."""
+def print_end(end: End) -> None:
+    """Print the verdict on stderr, like an error. Never raises: the terminal may be gone."""
     kinds = {ExitCode.STOPPED: "stopped", ExitCode.MACHINE: "MachineError"}
     with suppress(OSError, ValueError):
-        sys.stderr.write(f"{kinds.get(ExitCode(code), 'error')}: {reason}\n")
+        sys.stderr.write(f"{kinds.get(ExitCode(end.code), 'error')}: {end.reason}\n")
         sys.stderr.flush()
 
 

@@ -203,10 +203,6 @@ class RankRecord:
         end = None if exited is None else {"code": exited[0], "reason": exited[1]}
         return replace(self, **marks, time=time.time(), exit=end)
 
-    @property
-    def has_exited(self) -> bool:
-        return self.exit is not None
-
     def age(self, now: float | None = None) -> float:
         return max(0.0, (time.time() if now is None else now) - self.time)
 
@@ -307,7 +303,7 @@ class Recorder(threading.Thread):
 
     def write(self, record: RankRecord) -> None:
         with self._lock, suppress(OSError):
-            if not self._closed.is_set() or record.has_exited:
+            if not self._closed.is_set() or record.exit is not None:
                 write_record(self.run_dir, record)
 
     def close(self, last: RankRecord) -> None:

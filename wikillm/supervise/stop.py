@@ -46,7 +46,7 @@ class Stopped:
 
 def is_running(record: RankRecord, now: float | None = None) -> bool:
     """Whether the rank's process runs. On another machine this is judged by the record's age."""
-    if record.has_exited:
+    if record.exit is not None:
         return False
     if record.process.is_here():
         return record.process.is_alive()

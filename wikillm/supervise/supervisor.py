@@ -248,7 +248,7 @@ class Supervisor:
             with suppress(OSError, ValueError):
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         if reports:
-            print_end(end.code, end.reason)
+            print_end(end)
         # In a thread with a time limit: the file system may be behind the lost link.
         args = (end, step, reports)
         writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
@@ -276,8 +276,7 @@ class Supervisor:
             return
         if not reports:
             time.sleep(2.0)  # the rank that reports to the user writes first, if it can
-        rank = self.world.rank
-        write_exit(self._run, end.code, end.reason, rank, step, lost_rank=end.lost_rank, keep=True)
+        write_exit(self._run, end, self.world.rank, step, keep=True)
 
     def _record(self, exited: tuple[int, str] | None = None) -> RankRecord:
         """The record of this rank now; `exited`: exit code and reason."""

@@ -18,7 +18,9 @@ from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
 from wikillm.report.page import refresh_page
+from wikillm.supervise.alerts import event_of
 from wikillm.supervise.exit_file import is_agreed, is_common, let_rank_0_report_first, write_exit
+from wikillm.supervise.membership import End
 from wikillm.train.collectives import ControlGroup
 
 
@@ -37,8 +39,8 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         refusal = as_refusal(error)
         code = refusal.exit_code if refusal else ExitCode.BUG
         reason = without_queries(str(refusal or error))
-    lost_rank = getattr(error, "lost_rank", None)
-    write_exit(run_dir, int(code), reason, rank, step, lost_rank=lost_rank)
+    end = End(code, reason, event_of(code), getattr(error, "lost_rank", None))
+    write_exit(run_dir, end, rank, step)
 
 
 @dataclass(slots=True)
