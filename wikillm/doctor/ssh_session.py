@@ -61,6 +61,7 @@ def examine_nodes(
         workdir: the checkout on the nodes.
         environment: the variables that a run would get there.
     """
+    # Send the requests; each one needs the answers to the request before it.
     start = time.monotonic()
     session = Session(slots, workdir, start + SECONDS)
     try:
@@ -79,6 +80,7 @@ def examine_nodes(
             cluster.all_reduce = _reduce(session, cluster, answers)
     finally:
         session.close()
+    # Collect the findings: on the answers, on the nodes together, and those of each node.
     findings = [nodes.REACH(session.lost.get(name), name) for name in slots]
     if len(slots) > 1:
         findings += [check(cluster) for check in CLUSTER_CHECKS]

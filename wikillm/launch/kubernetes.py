@@ -64,6 +64,7 @@ def kubernetes(launch: Launch) -> Rendering:
 
 
 def _manifest(launch: Launch, name: str, claim: str) -> dict[str, Any]:
+    # Every node runs this pod, one node in a Job, several in a PyTorchJob.
     spec = {
         "restartPolicy": "OnFailure",
         "terminationGracePeriodSeconds": SECONDS_TO_SAVE,

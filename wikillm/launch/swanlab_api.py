@@ -245,6 +245,7 @@ class SwanLabApi:
             allow_redirects=False,
             stream=True,
         ) as response:
+            # `read1` returns what has arrived, so the limits hold for a slow answer too.
             while piece := response.raw.read1(2**16, decode_content=True):
                 content += piece
                 if time.monotonic() > deadline:

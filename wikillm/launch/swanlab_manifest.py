@@ -131,6 +131,7 @@ class _Reader:
         self.problems.add(what, got=got, fix=fix)
 
     def refuse_unknown(self, found: Iterable[str], known: tuple[str, ...], where: str) -> None:
+        """Add a mistake for each key that is not `known`."""
         for key in found:
             if key not in known:
                 line = f":{self.entries[key].line}" if key in self.entries else ""

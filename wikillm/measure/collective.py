@@ -44,6 +44,7 @@ def measure_all_reduce(seconds: float) -> AllReduce | None:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 1:
         return None
+    # Start the ranks.
     ranks = gpus or 2
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks)}
     environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -55,6 +56,7 @@ def measure_all_reduce(seconds: float) -> AllReduce | None:
         )
         for rank in range(ranks)
     ]
+    # Wait for all of them. Rank 0 has printed the result.
     try:
         output = [process.communicate(timeout=_START_SECONDS + 2 * seconds) for process in running]
     except subprocess.TimeoutExpired:

@@ -32,6 +32,7 @@ def device_name() -> str:
 def measure_device(seconds: float) -> dict[str, float]:
     """FLOP/s of matrix products and of causal attention (counted in full), bytes/s of copies (read
     plus written)."""
+    # Operands that are large enough to keep the device busy.
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32

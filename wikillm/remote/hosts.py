@@ -75,8 +75,9 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         raise ConfigError(
             "The hostfile cannot be read.", got=f"{path}: {reason}", fix="--hostfile FILE"
         ) from None
+    # Collect the hosts and the mistakes of all lines.
     problems = Problems(ConfigError)
-    lines: dict[str, int] = {}
+    lines: dict[str, int] = {}  # the first line of each host
     hosts: list[Host] = []
     for number, raw in enumerate(text.splitlines(), start=1):
         words = raw.split("#", 1)[0].split()

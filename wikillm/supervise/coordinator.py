@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from wikillm.core.errors import ExitCode
-from wikillm.supervise.membership import End, Membership
+from wikillm.supervise.membership import End, Member, Membership
 from wikillm.supervise.network import is_of_this_user
 from wikillm.supervise.records import UNKNOWN_END, Process, end_of
 from wikillm.supervise.wire import Message, SealedWire
@@ -68,6 +68,7 @@ class Coordinator(threading.Thread):
         self._finished = threading.Event()
 
     def run(self) -> None:
+        """Accept connections, receive messages and check the ranks, until `wait` has returned."""
         self._listener.setblocking(False)
         self._wires.register(self._listener, selectors.EVENT_READ)
         while not self._finished.is_set():
@@ -160,7 +161,7 @@ class Coordinator(threading.Thread):
         pid = _whole(message.get("pid", 0), 1 << 31)
         facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
         host = _text(message["host"])
-        self.membership.hello(rank, host, _text(message["address"]), facts, now, pid)
+        self.membership.hello(rank, Member(host, _text(message["address"]), facts, now, pid=pid))
         if self._listener.family == socket.AF_UNIX and pid:
             with suppress(OSError, ValueError, IndexError):
                 self._processes[rank] = Process.here(pid)

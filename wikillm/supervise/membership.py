@@ -131,10 +131,8 @@ class Membership:
     def is_one_node(self) -> bool:
         return self.world_size == self.local_size
 
-    def hello(
-        self, rank: int, host: str, address: str, facts: dict[str, str], now: float, pid: int = 0
-    ) -> None:
-        self.ranks[rank] = Member(host, address, facts, now, pid=pid)
+    def hello(self, rank: int, member: Member) -> None:
+        self.ranks[rank] = member
 
     def refuse(self, address: str) -> None:
         if len(self.refused) < MOST_REFUSED:

@@ -31,7 +31,7 @@ Machine = Callable[[list[str]], None]
 
 
 def nvidia_smi(folder: Path, cards: list[str]) -> None:
-    """A program that prints HEAD, or `cards` when it is asked for them."""
+    """A program nvidia-smi that prints HEAD, or `cards` in answer to a query."""
     folder.mkdir()
     (folder / "head").write_text(HEAD)
     (folder / "cards").write_text("\n".join(["WARNING: infoROM is corrupted at gpu 0", *cards]))
@@ -63,7 +63,9 @@ def other(**cells: str) -> list[str]:
     return [SOUND[0], ", ".join(card)]
 
 
-def test_two_sound_cards(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sound_cards_pass_every_check(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(SOUND)
     monkeypatch.setattr(software, "torch_cuda", lambda: "12.4")
     names = [check.name for check in NODE_CHECKS if check.name.startswith("gpu-")]
@@ -108,7 +110,9 @@ def test_torch_must_fit_the_driver(
     assert CHECKS["torch-build"](needs()).level == level
 
 
-def test_what_a_run_asks_for_decides(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_depend_on_the_needs_of_the_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(other(compute_capability="7.5"))
     assert CHECKS["gpu-bf16"](replace(needs(), precision="auto")).level == "warn"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
@@ -140,7 +144,7 @@ def test_nccl_names_cards_by_prefix(
 def test_nccl_is_told_which_of_several_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second card and the driver are not there; the route to the master is a real one."""
+    """The second card and the driver are made up; the route to the master is real."""
     monkeypatch.setattr(network, "DRIVER", tmp_path)
     monkeypatch.setattr(
         network, "card_addresses", lambda: {"e0": ["127.0.0.1"], "docker0": ["172.17.0.1"]}

@@ -1,4 +1,4 @@
-"""What several nodes send is compared; the time limits; what a run needs. ssh: tests/dist."""
+"""Comparison of several nodes, time limits, and the needs of a run. ssh: tests/dist."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_check_that_hangs_is_one_failure_and_a_broken_one_a_warning() -> None:
 
 
 def test_a_node_writes_listens_meets_and_cleans_up(tmp_path: Path) -> None:
-    """Two processes' worth of nodes in one: real files, real ports."""
+    """Two nodes in one process, with real files and real ports."""
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -192,7 +192,7 @@ def test_a_node_writes_listens_meets_and_cleans_up(tmp_path: Path) -> None:
         ("", {}, (None, None)),
     ],
 )
-def test_cgroup_limits(
+def test_limits_of_the_control_group_count(
     tmp_path: Path, own: str, files: dict[str, str], expected: tuple[Any, Any]
 ) -> None:
     for name, text in files.items():
@@ -252,7 +252,9 @@ def test_addresses_are_not_mistaken_for_paths(
 @pytest.mark.parametrize(
     ("slots", "said"), [(8, ""), (6, "sequence_parallel_size=4 does not divide the 6 ranks")]
 )
-def test_needs_of_a_run_with_shared_sequences(slots: int, said: str) -> None:
+def test_a_batch_that_does_not_divide_over_shared_sequences_is_a_finding(
+    slots: int, said: str
+) -> None:
     found = needs_of(load("long-7b-128k", ["data.path=corpus.jsonl"]), nodes=1, slots=slots)
     assert found.batch_error.startswith(said) and bool(found.batch_error) is bool(said)
 
@@ -263,7 +265,7 @@ def test_python_must_be_a_supported_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert CHECKS["python-version"](needs()).level == "fail"
 
 
-def test_variables_that_other_nodes_do_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_other_nodes_do_not_get_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_LOGS", "x")
     here = load("demo", ["data.path=corpus.jsonl"], None)
     found = CHECKS["forwarded"](needs_of(here, nodes=2, slots=1))
@@ -271,7 +273,7 @@ def test_variables_that_other_nodes_do_not_get(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_checkpoints_that_exist_count(tmp_path: Path) -> None:
-    """A new checkpoint needs no second room; superfluous ones are removed first."""
+    """Superfluous checkpoints are removed first, so a new one needs no additional space."""
     run = tmp_path / "run"
     sparse = run / "checkpoints/checkpoint-4/model.safetensors"
     sparse.parent.mkdir(parents=True)

@@ -67,7 +67,7 @@ def doctor(
     return done.returncode, findings, done.stdout + done.stderr
 
 
-def test_a_sound_machine(words: Words, tmp_path: Path) -> None:
+def test_a_sound_machine_has_no_failure(words: Words, tmp_path: Path) -> None:
     run = tmp_path / "runs/x"
     code, said, _ = doctor(["--deepspeed", "zero2", "--gpus", "1", *words(run)], HF_HUB_OFFLINE="1")
     assert (code, {name for name, each in said.items() if each["level"] == "fail"}) == (0, set())

@@ -171,7 +171,7 @@ def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(code, asked, req
 
 
 def test_slurm_queues_a_failed_run_again_as_long_as_it_makes_progress(tmp_path):
-    """One more checkpoint counts anew; two failures at the same one are the limit."""
+    """A new checkpoint resets the count; the limit is two failures at the same checkpoint."""
     tools = StandIns(tmp_path / "bin", "srun", "scontrol")
     text = render("slurm", launch(tmp_path, gpus=2, max_restarts=2)).text
     slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}
@@ -203,7 +203,7 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_kubernetes_manifests_follow_the_schema_of_kubernetes(tmp_path, nodes):
-    """A Job as a whole; of a PyTorchJob, whose schema is Kubeflow's, the pods."""
+    """Validates a whole Job, and the pods of a PyTorchJob, whose own schema is Kubeflow's."""
     manifest = k8s(tmp_path, gpus=8, nodes=nodes, variables={"SWANLAB_API_KEY": "canary"})
     assert "canary" not in str(manifest)
     jobs = [manifest]
@@ -280,7 +280,7 @@ def test_go_makes_the_secret_through_standard_input_before_the_job(tmp_path):
 
 
 def test_sky_reads_its_task(tmp_path):
-    """SkyPilot's own parser, where it is installed (pip install skypilot)."""
+    """SkyPilot's own parser accepts the task, if it is installed (pip install skypilot)."""
     sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot")
     made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100"))
     (tmp_path / "task.yaml").write_text(made.text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Restarts of `wikillm launch`: which codes, how often, from where, and the ways to end them."""
+"""Restarts of `wikillm launch`: after which codes, how often, from where, and until when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from wikillm.supervise.stop import stop
 
 
 @pytest.mark.parametrize("code", [*ExitCode, 137, -9, 255])
-def test_codes_that_say_the_same_again_are_final(code: int) -> None:
+def test_no_restart_follows_a_code_that_would_repeat(code: int) -> None:
     is_final = code in (0, 2, 4, 5, 6, 7, 75)
     assert (code in FINAL) is is_final
     assert RestartPolicy(1).may_restart(code, None) is not is_final

@@ -21,7 +21,7 @@ LAUNCHING = """
 
 
 def test_a_killed_launch_closes_its_connections() -> None:
-    """A process stands for ssh, whose end closes the terminal on the node, where the ranks save."""
+    """The process stands for ssh. Its end closes the terminal on the node, and the ranks save."""
     launch = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(LAUNCHING)], stdout=subprocess.PIPE, text=True
     )

@@ -31,7 +31,7 @@ def names(folder: Path, exclude: str, *files: str) -> set[str]:
     return {file.name for file in plan_packing(made).files} - always
 
 
-def test_a_full_manifest(tmp_path):
+def test_a_manifest_with_all_keys_is_read(tmp_path):
     text = GOOD.replace("name: demo", "name: demo\n  desc: d\n  combo: H800-1")
     text += "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n"
     made = manifest(tmp_path, text)
@@ -40,13 +40,13 @@ def test_a_full_manifest(tmp_path):
     assert (made.volume, made.volume_id, made.exclude) == ("wiki", "abc", ("tests",))
 
 
-def test_defaults_are_the_old_clients(tmp_path):
+def test_defaults_equal_those_of_the_old_client(tmp_path):
     made = manifest(tmp_path, GOOD.replace('  python: "3.11"\n', "  exclude: []\n"))
     assert (made.python, made.entry, made.volume_id, made.exclude) == ("3.10", "train.py", None, ())
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_quoted_versions(version, tmp_path):
+def test_every_supported_version_in_quotes_is_accepted(version, tmp_path):
     assert manifest(tmp_path, GOOD.replace("3.11", version)).python == version
 
 
@@ -81,7 +81,7 @@ def test_each_mistake_is_named_with_its_line(old, new, what, where, tmp_path):
     assert what in str(refused.value) and where in str(refused.value)
 
 
-def test_what_is_no_manifest(tmp_path):
+def test_files_without_a_manifest_are_refused_and_all_mistakes_are_reported(tmp_path):
     for text in ("[1]", "a: [", "", "just text"):
         with pytest.raises(ConfigError, match="manifest"):
             manifest(tmp_path, text)
@@ -99,7 +99,9 @@ def test_what_is_no_manifest(tmp_path):
         ('["d/**/x"]', "d/x d/1/x d/1/2/x", "d/x d/1/2/x"),
     ],
 )
-def test_patterns(exclude, files, kept, tmp_path):
+def test_a_pattern_applies_in_every_folder_and_two_stars_match_one_level(
+    exclude, files, kept, tmp_path
+):
     assert names(tmp_path, exclude, *files.split()) == set(kept.split())
 
 
@@ -177,7 +179,7 @@ def test_the_archive_does_not_hold_itself(tmp_path, monkeypatch):
     assert packed == ["requirements.txt", "swanlab.yaml", "train.py"]
 
 
-def test_init_then_print(tmp_path, monkeypatch, capsys):
+def test_init_writes_a_manifest_that_print_accepts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text("")
     assert main(["launch", "swanlab", "--init"]) == 0
@@ -203,6 +205,6 @@ def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path):
         (["multi", "--print", "--zip", "x.zip"], "--zip is for the target swanlab"),
     ],
 )
-def test_refusals(words, hint, capsys):
+def test_flags_of_other_targets_are_refused_with_a_hint(words, hint, capsys):
     assert main(["launch", *words]) == 2
     assert hint in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""SwanLab Launch against a server on loopback that follows its contract, and every failure."""
+"""SwanLab Launch against a loopback server that follows its contract or fails in each way."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_a_folder_is_submitted_followed_and_its_output_fetched(service, swanlab,
     assert code == 2 and "overwrite" in text
 
 
-def test_nothing_is_sent_unasked(service, swanlab):
+def test_nothing_is_sent_without_a_confirmation(service, swanlab):
     for words in (["--submit"], ["data", "upload", "train.py"]):
         code, text = swanlab(*words)
         assert code == 2 and "--yes" in text
     assert service.asked == []
 
 
-def test_a_no_sends_nothing(service, swanlab, monkeypatch):
+def test_the_answer_no_sends_nothing(service, swanlab, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
     code, text = swanlab("--submit")
@@ -111,13 +111,13 @@ def test_an_id_that_is_not_in_the_answer_is_found_among_the_tasks(service, swanl
     assert code == 0 and "task       task00" in text
 
 
-def test_a_crash_is_an_error_with_its_message(service, swanlab):
+def test_a_crashed_task_is_an_error_with_its_message(service, swanlab):
     service.states = ["RUNNING", "CRASHED"]
     code, text = swanlab("--submit", "--yes", "--follow", "--every", "0.05")
     assert code == 3 and "Traceback: boom" in text
 
 
-def test_a_data_set_of_large_and_nested_files(service, swanlab):
+def test_large_and_nested_files_are_uploaded_as_a_data_set(service, swanlab):
     large = os.urandom(9 * 2**20)  # two parts
     Path("texts/a").mkdir(parents=True)
     Path("texts/a/中文 &.jsonl").write_bytes(large)
@@ -138,14 +138,14 @@ def test_credentials_that_expire_are_renewed(service, swanlab):
     assert service.asked.count("GET /user/codes/sts") == 4  # begin, two parts, complete
 
 
-def test_a_bad_key(service, swanlab):
+def test_a_key_that_the_service_refuses_is_an_error(service, swanlab):
     service.key = "another"
     code, text = swanlab("task", "list")
     assert code == 2 and "does not accept the key" in text
     assert service.asked == ["POST /login/api_key"]
 
 
-def test_an_unknown_data_set_and_machine(service, swanlab):
+def test_an_unknown_data_set_or_machine_is_named(service, swanlab):
     for more, what in (
         ("  volumes: [{name: wiki, id: none}]\n", "no such data set"),
         ("", "no such machine"),
@@ -167,7 +167,7 @@ def test_a_refused_large_upload_ends_and_leaves_no_parts(service, swanlab):
     assert not any(name == "POST /task" for name in service.asked)
 
 
-def test_a_failed_data_upload_is_marked(service, swanlab):
+def test_a_failed_data_upload_marks_the_data_set_as_failed(service, swanlab):
     service.faults = {"PUT object": [400]}
     code, _ = swanlab("data", "upload", "train.py", "--yes")
     assert code == 3 and service.datasets["data02"]["status"] == "FAILURE"
@@ -192,7 +192,9 @@ SHAPES = (b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redir
         *(({LOGIN: [body]}, "task list", "5", "an unknown form") for body in SHAPES),
     ],
 )
-def test_faults_of_the_service(faults, words, timeout, error, service, swanlab):
+def test_each_fault_of_the_service_is_an_error_within_the_time_limit(
+    faults, words, timeout, error, service, swanlab
+):
     service.faults = faults
     code, text = swanlab(*words.split(), timeout=timeout)
     assert code == (3 if error else 0) and error in text
@@ -211,7 +213,7 @@ def test_a_certificate_that_nobody_signed_is_refused(service, swanlab, monkeypat
     assert service.asked == []
 
 
-def test_flags_that_do_not_fit(service, swanlab):
+def test_flags_that_do_not_fit_the_command_are_refused(service, swanlab):
     submit = ("--submit --to x", "--submit --every 0", "--submit train.max_steps=1")
     for words in ("--follow", "--go", *submit, "task list --every nan"):
         assert main(["launch", "swanlab", *words.split()]) == 2, words
@@ -219,7 +221,7 @@ def test_flags_that_do_not_fit(service, swanlab):
     assert service.asked == []
 
 
-def test_where_the_key_comes_from(tmp_path, monkeypatch):
+def test_the_key_comes_from_the_environment_or_the_netrc_of_its_host(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no SwanLab key"):
         find_account({"SWANLAB_ROOT": str(tmp_path)})

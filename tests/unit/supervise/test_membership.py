@@ -1,4 +1,4 @@
-"""Verdicts at given times: what ends a run, when, and which rank is named."""
+"""Verdicts at given times: which events end a run, when, and which rank the reason names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.core.errors import ExitCode
-from wikillm.supervise.membership import End, Limits, Membership
+from wikillm.supervise.membership import End, Limits, Member, Membership
 
 LIMITS = Limits(rendezvous=50, lost=20, stall=120, leave=60)
 SAME = {"torch": "2.13.0", "configuration": "aaa"}
@@ -21,7 +21,7 @@ def membership(
     made = Membership(size, local, LIMITS, began=0.0, nodes=nodes)
     for rank in range(size if joined is None else joined):
         node = rank // local + 1
-        made.hello(rank, f"node{node}", f"10.0.0.{node}", dict(SAME), 0.0, pid=70 + rank)
+        made.hello(rank, Member(f"node{node}", f"10.0.0.{node}", dict(SAME), 0.0, pid=70 + rank))
     return made
 
 
@@ -65,7 +65,7 @@ def test_a_node_that_does_not_join_is_named(nodes: tuple[str, ...], name: str) -
 def test_different_versions_are_listed_with_their_nodes() -> None:
     made = membership(joined=2)
     for rank in (2, 3):
-        made.hello(rank, "node2", "10.0.0.2", {**SAME, "torch": "2.12.0"}, 1.0)
+        made.hello(rank, Member("node2", "10.0.0.2", {**SAME, "torch": "2.12.0"}, 1.0))
     assert "torch: 2.13.0 on node1, 2.12.0 on node2" in reason(made.verdict(1.0))
 
 
@@ -92,7 +92,7 @@ def test_a_dead_process_is_named_sooner_where_its_end_is_known() -> None:
     assert made.reporter() == 0
 
 
-def test_a_stop_before_training_ends_the_others_at_once_an_agreed_one_waits() -> None:
+def test_a_stop_before_training_ends_the_others_at_once_and_an_agreed_stop_waits() -> None:
     made = membership()
     made.bye(1, ExitCode.STOPPED, "stopped before training", 10.0, is_agreed=False)
     reason(made.verdict(11.0), ExitCode.STOPPED)
@@ -104,7 +104,7 @@ def test_a_stop_before_training_ends_the_others_at_once_an_agreed_one_waits() ->
     reason(made.verdict(160.1), ExitCode.STOPPED)
 
 
-def test_ranks_that_said_goodbye_are_not_lost() -> None:
+def test_ranks_that_reported_their_exit_are_not_lost() -> None:
     made = membership()
     for rank in range(4):
         made.bye(rank, 0, "the horizon was reached", 10.0)

@@ -170,7 +170,7 @@ RANK = """
 
 
 class Tree:
-    """`deepspeed` -> `torchrun` -> sh -> a rank, by file names; each waits for its child."""
+    """Processes named `deepspeed`, `torchrun` and sh above a rank; each waits for its child."""
 
     def __init__(self, folder: Path, outer: str) -> None:
         rank = folder / "rank.py"
@@ -237,7 +237,7 @@ def test_a_single_process_without_rank_stops_with_a_launcher_only(
 
 
 def test_a_shell_above_the_launcher_may_end(tmp_path: Path) -> None:
-    """`nohup torchrun ... &`, and a log-out."""
+    """As after `nohup torchrun ... &` and a log-out."""
     tree = Tree(tmp_path, "sh")
     try:
         assert [launcher.program for launcher in tree.above] == ["sh", "torchrun"]

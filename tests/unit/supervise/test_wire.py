@@ -60,7 +60,7 @@ def pair(theirs: bytes = SECRET, context: str = CONTEXT) -> tuple[SealedWire, Se
 
 
 def exchange(*wires: SealedWire) -> list[list[Message]]:
-    """Let all that is on its way arrive."""
+    """Wait until messages on their way have arrived."""
     found: list[list[Message]] = [[] for _ in wires]
     for _ in range(4):
         for wire, received in zip(wires, found, strict=True):
@@ -200,7 +200,7 @@ def test_a_valid_beat_is_accepted(served: Served) -> None:
 def test_unproven_connections_are_few_and_short(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred silent or slow strangers are closed in time; a rank still gets in between."""
+    """A hundred silent or slow peers are closed in time, and a rank can still join between them."""
     monkeypatch.setattr(coordinator_module, "PROVE_SECONDS", 1.0)
     strangers = [served.connect() for _ in range(100)]
     assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.MOST_UNPROVEN + 2)
@@ -250,7 +250,7 @@ def test_what_a_peer_sent_before_it_closed_is_read_after_a_failed_send() -> None
     assert one.closed
 
 
-def test_both_sides_hear_each_other_in_order() -> None:
+def test_both_sides_receive_messages_in_order() -> None:
     coordinator, agent = pair()
     agent.send({"hello": 0})
     agent.send({"number": 1})
@@ -273,7 +273,7 @@ def test_another_secret_or_run_is_refused_by_both_sides(
 
 
 class Middle:
-    """A man in the middle: a coordinator's end that gets lines of his choice."""
+    """A man in the middle, who chooses the lines that the coordinator's end receives."""
 
     def __init__(self) -> None:
         a, self.socket = socket.socketpair()
@@ -311,7 +311,7 @@ def test_repeated_reordered_changed_and_reflected_messages_are_refused() -> None
         assert middle.feed(attack(middle)) == [] and middle.coordinator.closed, name
 
 
-def test_ones_own_nonce_sent_back_is_refused() -> None:
+def test_a_peer_that_sends_the_own_nonce_back_is_refused() -> None:
     ours, theirs = socket.socketpair()
     wire = SealedWire(ours, SECRET, CONTEXT, is_coordinator=True)
     theirs.sendall(theirs.recv(65536))
