@@ -93,9 +93,9 @@ def write_ours(folder: Path, specs: list[Any], parts: list[Any], rank: int) -> N
 
 
 def read_ours(folder: Path, specs: list[Any]) -> None:
-    from wikillm.checkpoints.tensor_files import TensorReader
+    from wikillm.checkpoints.tensor_files import open_tensors
 
-    with TensorReader(folder) as reader:
+    with open_tensors(folder) as reader:
         for spec in specs:
             reader.read(spec, 0, spec.numel)
 

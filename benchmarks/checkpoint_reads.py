@@ -18,7 +18,7 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from wikillm.checkpoints.tensor_digests import RANKS, digests_to_json, rank_file, verify_tensors
-from wikillm.checkpoints.tensor_files import TensorReader, create_files, write_share
+from wikillm.checkpoints.tensor_files import create_files, open_tensors, write_share
 from wikillm.checkpoints.tensor_layout import TensorSpec, lay_out
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 
@@ -54,7 +54,7 @@ def _read(folder: Path, sizes: dict[str, int], way: str) -> None:
     start = time.process_time()
     wrong = verify_tensors(folder, sizes, kept=kept)
     verified = time.process_time()
-    with TensorReader(folder, kept) as reader:
+    with open_tensors(folder, kept) as reader:
         for spec in SPECS:
             reader.read(spec, 0, spec.numel)
     end = time.process_time()

@@ -23,8 +23,7 @@ def latest_complete(folder: Path, check: Verify = verify, *, quiet: bool = False
     """The last checkpoint written into `folder` that verifies; None without any checkpoint.
 
     Each damaged checkpoint of the current branch is skipped with a warning that gives the reason.
-    Abandoned checkpoints are named in warnings and never used. Nothing is deleted.
-    `quiet` leaves out the warnings about abandoned ones.
+    Abandoned checkpoints are named in warnings, unless `quiet`, and never used. Nothing is deleted.
 
     Raises:
         CheckpointError: every checkpoint of the current branch is damaged.
@@ -56,7 +55,7 @@ def latest_complete(folder: Path, check: Verify = verify, *, quiet: bool = False
 
 
 def find_complete(path: Path, check: Verify = verify, *, quiet: bool = False) -> Path:
-    """The verified checkpoint at `path`, or the last sound one of a run or checkpoints folder.
+    """The verified checkpoint at `path`, or the last sound checkpoint below that folder.
 
     Raises:
         CheckpointError: there is no complete checkpoint.

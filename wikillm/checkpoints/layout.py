@@ -1,7 +1,7 @@
-"""Names inside a run's checkpoint folder.
+"""The names in a run's checkpoint folder.
 
 RUN/checkpoints/
-  checkpoint-200/            complete: its manifest was written last and the folder renamed after it
+  checkpoint-200/            complete: the folder got this name after its manifest was written
     wikillm_manifest.json    size and sha256 of every other file, and its ancestors (see lineage)
     wikillm_state.json       run state for a resume (step, consumed samples, store, tracker id)
     model.safetensors ...    weights and optimizer state (see tensor_layout)
@@ -10,7 +10,7 @@ RUN/checkpoints/
   .staging/checkpoint-300/   being written; never read
   .deleting-checkpoint-100/  being deleted
   .replaced-checkpoint-200/  being replaced by a new checkpoint of the same step; gets its name
-                             back when the process is killed before that
+                             back if the process is killed before the new one has it
 """
 
 from __future__ import annotations

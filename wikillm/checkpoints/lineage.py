@@ -8,10 +8,10 @@ always the newest. Every manifest therefore records two facts:
                nearest first; empty when the run began here or elsewhere
 
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
-earlier versions have no sequence: they get 0, and so come first, in the order of their steps. The
-facts of the checkpoint written last are also in `.newest.json`, so that its branch is still known
-when the checkpoint is deleted or its manifest is lost. A run that goes back records itself there
-before it saves.
+earlier versions have no sequence. They count as sequence 0, so they come first, in the order of
+their steps. The facts of the checkpoint written last are also in `.newest.json`, so that its branch
+is still known when the checkpoint is deleted or its manifest is lost. A run that goes back writes
+its own position there before it saves.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def record_newest(checkpoint: Path) -> None:
 def record_return(folder: Path, origin: Ancestry) -> None:
     """Record that the run goes on from `origin`, before it saves a checkpoint. (one rank)
 
-    A kill before the first save would leave the abandoned branch as the newest one otherwise.
+    Otherwise the abandoned branch would be the newest branch after a kill before the first save.
     """
     if arrange(folder).branch[:1] != (folder / checkpoint_name(origin.position.step),):
         _record(folder, next_ancestry(folder, origin.position.step, origin))
@@ -129,8 +129,8 @@ def arrange(folder: Path) -> Lineage:
     """Sort the published checkpoints of `folder` into the current branch and abandoned ones.
 
     A checkpoint without a readable manifest cannot be used, but stays on the branch, so that it is
-    reported. It takes the place of an ancestor with its step; otherwise it comes first if its step
-    is above the newest checkpoint's, else last.
+    reported. It takes the place of an ancestor with its step. Without such an ancestor it comes
+    first if its step is above that of the newest checkpoint, and last otherwise.
     """
     known, unreadable = _read_all(folder)
     if not known:

@@ -1,9 +1,9 @@
 """Writes the manifest of a checkpoint's files, and verifies the files against it.
 
 The manifest is written last. A folder without a manifest, with a missing or short file, or with one
-changed bit is refused. The manifest has the size and the sha256 of every file, except for tensor
-files, whose digests are in `ranks/` (see tensor_digests). Checkpoints of format 1 have a sha256 for
-every file; their pickles are loaded only after `verify`.
+changed bit is refused. The manifest has the size and the sha256 of every file. Only tensor files
+have their digests in `ranks/` instead (see tensor_digests). Checkpoints of format 1 have a sha256
+for every file; their pickles are loaded only after `verify`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def files_to_list(checkpoint: Path) -> list[str]:
 
 
 def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """fsync these files and return their sizes and digests. (any rank, each its share)"""
+    """fsync these files and return their sizes and digests. (each rank for its share)"""
     entries = {}
     for name in names:
         path = checkpoint / name
@@ -171,7 +171,7 @@ def _wrong_names_and_sizes(checkpoint: Path, files: Mapping[str, FileEntry]) -> 
 
 
 def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files with another step than the folder's name: it was renamed, or mixed from two folders."""
+    """Files with another step than the folder: it was renamed, or has files of two checkpoints."""
     named = step_of(checkpoint)
     if named is None:
         return []

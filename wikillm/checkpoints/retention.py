@@ -1,8 +1,7 @@
-"""Which checkpoints a run keeps: the newest, those at multiples of a number of steps, and the best
-by held-out loss.
+"""Publishes checkpoints, and removes those that the retention rules do not keep.
 
-A checkpoint is renamed before it is deleted, so a crash never leaves a partial one under its own
-name.
+A checkpoint is renamed before it is deleted, so a crash never leaves a partial checkpoint under its
+own name.
 """
 
 from __future__ import annotations
@@ -43,10 +42,9 @@ def keep_of(train: TrainSection) -> Keep:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove the folders that a killed save or rotation left behind. (one rank, before the first
-    save)
+    """Remove what a killed save or rotation left behind. (one rank, before the first save)
 
-    If a checkpoint was being replaced and the replacement was never published, restore its name.
+    If a checkpoint was being replaced, and the new checkpoint was not published, restore its name.
     """
     for path in _leftovers(folder):
         final = folder / path.name.removeprefix(REPLACED)
@@ -63,8 +61,10 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Rename a sealed checkpoint to its final name. An existing checkpoint of that name, from an
-    abandoned branch, is replaced."""
+    """Rename a sealed checkpoint to its final name, and record it as the newest. (one rank)
+
+    A checkpoint of an abandoned branch that has this name is replaced.
+    """
     replaced = final.with_name(f"{REPLACED}{final.name}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -165,7 +165,9 @@ def _before_a_save(keep: Keep) -> Keep:
 
 
 def bytes_freed_at_start(folder: Path, keep: Keep) -> int:
-    """Bytes that the next start can free before its first save: leftovers, and checkpoints that
-    `make_room` would remove."""
+    """Bytes that the next start can free before its first save.
+
+    They are those of leftovers, and of checkpoints that `make_room` would remove.
+    """
     deleting = [*_leftovers(folder), *superfluous(folder, _before_a_save(keep))]
     return sum(path.stat().st_size for each in deleting for path in files_below(each))

@@ -1,9 +1,9 @@
 """Records and verifies digests of the tensor files.
 
-Every rank records the byte ranges that it wrote in `ranks/rank_00000.json` (by its number): groups
-of ranges, each with one digest over its ranges in order. Together the groups cover every byte of
-every tensor file exactly once, headers included. So any number of processes can verify a
-checkpoint, each a share of the groups.
+Every rank records the byte ranges that it wrote in `ranks/rank_00000.json`, named by its number.
+The record has groups of ranges, and for each group one digest over its ranges in order. Together
+the groups cover every byte of every tensor file exactly once, headers included. So any number of
+processes can verify a checkpoint, each a share of the groups.
 
 The digest is XXH3-128: it finds accidental damage as sha256 does, ten times faster
 (docs/measurements/2026-11-28-checkpoints.md). Neither digest proves who wrote a checkpoint.
@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +33,26 @@ Extent = tuple[int, int, int]
 """(number of the file, first byte, byte after the last)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Byte ranges of one file with a common digest, in the order in which they were hashed."""
-
-    extents: tuple[Extent, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(stop - start for _, start, stop in self.extents)
+Group = tuple[Extent, ...]
+"""Byte ranges of one file with a common digest, in the order in which they were hashed."""
 
 
 def grouped(extents: Sequence[Extent], group_bytes: int = GROUP_BYTES) -> list[Group]:
     """Divide `extents`, in order, into groups of at most `group_bytes`, each in one file."""
-    groups: list[Group] = []
-    current: list[Extent] = []
-    free = group_bytes
+    groups: list[list[Extent]] = []
+    free = 0  # bytes that the last group can still take
     for file, begin, end in extents:
-        if current and current[0][0] != file:
-            groups.append(Group(tuple(current)))
-            current = []
-            free = group_bytes
         start = begin
         while start < end:
+            # A group begins where the group before it is full, and where a file begins.
+            if not free or groups[-1][0][0] != file:
+                groups.append([])
+                free = group_bytes
             stop = min(end, start + free)
-            current.append((file, start, stop))
+            groups[-1].append((file, start, stop))
             free -= stop - start
             start = stop
-            if not free:
-                groups.append(Group(tuple(current)))
-                current = []
-                free = group_bytes
-    if current:
-        groups.append(Group(tuple(current)))
-    return groups
+    return [tuple(group) for group in groups]
 
 
 def rank_file(rank: int) -> str:
@@ -77,7 +62,7 @@ def rank_file(rank: int) -> str:
 
 def digests_to_json(files: Sequence[str], digests: Mapping[Group, str]) -> dict[str, Any]:
     """Digests as JSON for a rank's record; extents refer to `files` by number."""
-    return {"files": list(files), "groups": [[d, group.extents] for group, d in digests.items()]}
+    return {"files": list(files), "groups": [[d, group] for group, d in digests.items()]}
 
 
 @contextmanager
@@ -121,7 +106,7 @@ def verify_tensors(
     Args:
         sizes: bytes of each tensor file, from the manifest.
         rank, ranks: this process verifies share `rank` of `ranks`. If `ranks` ranks wrote the
-            checkpoint, the share is what rank `rank` wrote, since this process will load that.
+            checkpoint, the share is what rank `rank` wrote, because this process will load it.
         kept: receives the bytes that this process has verified.
     """
     try:
@@ -145,7 +130,7 @@ def verify_tensors(
 def _read_rank(path: Path) -> tuple[list[str], list[tuple[Group, str]]]:
     recorded = json.loads(path.read_text(encoding="utf-8"))["digests"]
     groups = [
-        (Group(tuple((int(f), int(a), int(b)) for f, a, b in extents)), str(digest))
+        (tuple((int(f), int(a), int(b)) for f, a, b in extents), str(digest))
         for digest, extents in recorded["groups"]
     ]
     return [str(name) for name in recorded["files"]], groups
@@ -156,10 +141,10 @@ def _damage(
 ) -> str:
     """The name of the group's file if its content has changed, else ""."""
     files, group, digest = work
-    name = files[group.extents[0][0]]
+    name = files[group[0][0]]
     try:
         with open_files(checkpoint, [name], os.O_RDONLY) as fds:
-            data = read_extents(fds[0], group.extents)
+            data = read_extents(fds[0], group)
     except OSError as error:
         if not is_of_the_file(error):
             raise
@@ -167,7 +152,7 @@ def _damage(
     if xxh3_128_hexdigest(data) != digest:
         return name
     if kept is not None:
-        kept.add(name, [(start, stop) for _, start, stop in group.extents], data)
+        kept.add(name, [(start, stop) for _, start, stop in group], data)
     return ""
 
 
@@ -176,7 +161,7 @@ def _uncovered(recorded: Sequence[Any], sizes: Mapping[str, int]) -> list[str]:
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
     for files, groups in recorded:
         for group, _ in groups:
-            for file, start, stop in group.extents:
+            for file, start, stop in group:
                 ranges.setdefault(files[file], []).append((start, stop))
     wrong = []
     for name, found in ranges.items():

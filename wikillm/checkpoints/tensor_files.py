@@ -1,13 +1,12 @@
-"""Writes a rank's ranges of the tensor files, and reads any range back."""
+"""Writes a rank's byte ranges of the tensor files, and reads any range of a tensor back."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +23,14 @@ def create_files(folder: Path, layout: TensorLayout) -> dict[Group, str]:
 
     Returns the digests of the headers.
     """
-    digests = {}
+    digests: dict[Group, str] = {}
     for number, file in enumerate(layout.files):
         path = folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as opened:
             opened.write(file.header)
             opened.truncate(file.size)
-        group = Group(((number, 0, len(file.header)),))
-        digests[group] = xxh3_128_hexdigest(file.header)
+        digests[((number, 0, len(file.header)),)] = xxh3_128_hexdigest(file.header)
     return digests
 
 
@@ -54,8 +52,9 @@ def write_share(
     with open_files(folder, names, os.O_WRONLY) as fds:
         at = 0
         for group in grouped(extents):
-            digests[group] = xxh3_128_hexdigest(data[at : at + group.size])
-            for file, start, stop in group.extents:
+            size = sum(stop - start for _, start, stop in group)
+            digests[group] = xxh3_128_hexdigest(data[at : at + size])
+            for file, start, stop in group:
                 _write_all(fds[numbers[file]], data[at : at + stop - start], start)
                 at += stop - start
         for fd in fds:
@@ -70,31 +69,27 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-class TensorReader:
-    """Reads ranges of the tensors of a verified checkpoint. A context manager.
+@contextmanager
+def open_tensors(checkpoint: Path, verified: VerifiedBytes | None = None) -> Iterator[TensorReader]:
+    """Open the tensor files of a verified checkpoint, and close them at the end of the block.
 
     Args:
         verified: bytes that this process has already read; the rest is read from the files.
     """
+    layout = read_layout(checkpoint)
+    names = [file.name for file in layout.files]
+    with open_files(checkpoint, names, os.O_RDONLY) as fds:
+        yield TensorReader(checkpoint, layout, fds, verified or VerifiedBytes(0))
 
-    def __init__(self, checkpoint: Path, verified: VerifiedBytes | None = None) -> None:
-        self.checkpoint = checkpoint
-        self._verified = verified or VerifiedBytes(0)
-        self.layout = read_layout(checkpoint)
-        self._stack = ExitStack()
-        names = [file.name for file in self.layout.files]
-        self._fds = self._stack.enter_context(open_files(checkpoint, names, os.O_RDONLY))
 
-    def __enter__(self) -> Self:
-        return self
+@dataclass(frozen=True, slots=True)
+class TensorReader:
+    """Reads ranges of the tensors of a checkpoint. Made by `open_tensors`."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    checkpoint: Path
+    layout: TensorLayout
+    fds: list[int]
+    verified: VerifiedBytes
 
     @property
     def specs(self) -> Mapping[TensorSpec, object]:
@@ -110,10 +105,10 @@ class TensorReader:
         name = self.layout.files[file].name
         values = np.empty(stop - start, dtype=np.float32)
         target = values.data.cast("B") if stop > start else memoryview(b"")
-        for begin, end in self._verified.copy(name, first, target):
+        for begin, end in self.verified.copy(name, first, target):
             at = begin
             while at < end:
-                count = os.preadv(self._fds[file], [target[at - first : end - first]], at)
+                count = os.preadv(self.fds[file], [target[at - first : end - first]], at)
                 if not count:
                     raise CheckpointError(
                         f"{self.checkpoint / name} is too short.",

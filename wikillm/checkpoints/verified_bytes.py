@@ -1,7 +1,7 @@
-"""Keeps bytes of a checkpoint that were read for verification, so that loading reads them once.
+"""Keeps bytes of a checkpoint that were read for verification, so that each is read only once.
 
 If as many ranks load the checkpoint as wrote it, a rank verifies exactly what it will load.
-Otherwise it loads a part of what it has verified, and reads the rest.
+Otherwise it loads a part of what it has verified, and reads the rest from the files.
 """
 
 from __future__ import annotations

@@ -10,9 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 
 @dataclass(frozen=True, slots=True)
 class WikiSite:
@@ -88,14 +85,3 @@ class CleanedDocuments:
             self.texts[:documents],
             [item for item in self.dropped if item.offset < self.offsets[documents]],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedDocument:
-    """Token ids of one document, its EOS included."""
-
-    ids: npt.NDArray[np.uint32]
-    content_hash: int  # 64 bit, of the NFC-normalised text
-    text_bytes: int  # UTF-8 bytes of the text, EOS not counted
-    source: int
-    offset: int

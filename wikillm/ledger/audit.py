@@ -2,9 +2,8 @@
 
 The ledger records the samples of each step, and the digest of the tokens that the ranks passed to
 the model. The order of the samples is a function of (seed, store, index), and a bijection in every
-epoch. Suppose that the samples of the steps follow each other from 0 on without gap or overlap, and
-that every digest equals that of the store's tokens. Then each sample was trained exactly once per
-epoch.
+epoch. If the samples of the steps follow each other from 0 on without gap or overlap, and every
+digest equals the digest of the store's tokens, then each sample was trained exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import numpy as np
 from wikillm.checkpoints.lineage import arrange
 from wikillm.checkpoints.manifest import read_state
 from wikillm.core.errors import CheckpointError, DataError
-from wikillm.data.read.corpus import Corpus, Order, Tokens
+from wikillm.data.read.corpus import Corpus, Order
 from wikillm.data.read.rows import sample_rows
+from wikillm.data.store.store import TokenStream
 from wikillm.ledger.corpus import corpus_of_run
 from wikillm.ledger.digest import row_hashes, row_keys
 from wikillm.ledger.record import NAME, History, SkippedWindow, StepLine, read_ledger
@@ -43,9 +43,13 @@ class WrongStep:
 
 @dataclass(slots=True)
 class Audit:
-    """The result of an audit of the steps [first_step, last_step].
+    """The result of an audit of the steps from `first_step` to `last_step`.
 
-    `skipped`: windows that the run skipped and recorded. `seconds`: time spent comparing tokens.
+    Attributes:
+        first, stop: the samples [first, stop) of these steps.
+        superseded: number of step lines that later segments supersede.
+        seconds: time spent comparing tokens.
+        skipped: windows that the run skipped and recorded.
     """
 
     run: str
@@ -91,27 +95,32 @@ def audit_run(
         DataError, ConfigError: see `corpus_of_run`.
     """
     history = History.of(read_ledger(run / NAME))
+    begin = first_step or 1
     steps = [
         line
         for line in history.steps
-        if (first_step or 1) <= line.step and (last_step is None or line.step <= last_step)
+        if begin <= line.step and (last_step is None or line.step <= last_step)
     ]
     if not steps:
         has = f"steps {history.steps[0].step} to {history.steps[-1].step}" if history.steps else ""
         raise CheckpointError(
             "The ledger has none of these steps.", got=f"{run / NAME} has {has or 'no steps'}"
         )
-    begin = first_step or 1
-    before = next((line for line in history.steps if line.step == begin - 1), None)
+    # The samples begin where the step before them ends. If it has no record, the first audited
+    # step decides, and the audit says nothing about earlier samples.
+    first = steps[0].first if begin > 1 else 0
+    first = next((line.stop for line in history.steps if line.step == begin - 1), first)
     found = Audit(
-        str(run), begin, last_step or steps[-1].step, before.stop if before else 0, steps[-1].stop
+        run=str(run),
+        first_step=begin,
+        last_step=last_step or steps[-1].step,
+        first=first,
+        stop=steps[-1].stop,
+        samples=sum(line.stop - line.first for line in steps),
+        segments=len(history.segments),
+        superseded=history.superseded,
     )
-    found.segments = len(history.segments)
-    found.superseded = history.superseded
-    if begin > 1 and before is None:
-        found.first = steps[0].first  # the audit says nothing about earlier steps
     found.wrong += _check_ranges(found, history, steps)
-    found.samples = sum(line.stop - line.first for line in steps)
     found.wrong += _check_checkpoints(found, run, history)
     if with_tokens:
         found.wrong += _compare_tokens(found, run, history, steps, stores)
@@ -203,9 +212,9 @@ def _compare_tokens(
 
 
 def _digests_until_damage(
-    tokens: Tokens, order: Order, steps: list[StepLine]
+    tokens: TokenStream, order: Order, steps: list[StepLine]
 ) -> tuple[list[int], WrongStep | None]:
-    """The expected digests up to the first step that needs an unusable shard, and that step."""
+    """The expected digests up to the first step that needs a damaged shard, and that step."""
     with suppress(DataError):
         return expected_digests(tokens, order, steps), None
     digests: list[int] = []
@@ -232,7 +241,7 @@ def _portions(steps: list[StepLine]) -> Iterator[list[StepLine]]:
         yield portion
 
 
-def expected_digests(tokens: Tokens, order: Order, steps: Sequence[StepLine]) -> list[int]:
+def expected_digests(tokens: TokenStream, order: Order, steps: Sequence[StepLine]) -> list[int]:
     """The digest of each step, if it consumed exactly its recorded samples."""
     sizes = np.array([max(0, line.stop - line.first) for line in steps])
     samples = np.concatenate([np.arange(line.first, line.stop) for line in steps])
@@ -248,7 +257,7 @@ def expected_digests(tokens: Tokens, order: Order, steps: Sequence[StepLine]) ->
     return digests
 
 
-def _explain(tokens: Tokens, order: Order, wrong: StepLine) -> WrongStep:
+def _explain(tokens: TokenStream, order: Order, wrong: StepLine) -> WrongStep:
     """Describe a step with a wrong digest: find its tokens in the batches near it, if possible."""
     size = wrong.stop - wrong.first
     own = f"not those of its samples {wrong.first:,} to {wrong.stop - 1:,}"

@@ -1,4 +1,4 @@
-"""Open the token store that a run has read, as recorded in the run directory. Builds nothing."""
+"""Open the token store that a run has read, which its data.json names. Nothing is built."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
     """The corpus of a run whose ledger has these `order` facts.
 
     Args:
-        places: folder or address of the store; for a mixture, NAME=PLACE of each source that was
-            moved. The default is the place in RUN/data.json.
+        places: folder or address of the store, if it is not the place in RUN/data.json. For a
+            mixture NAME=PLACE, for each source that was moved.
 
     Raises:
         ConfigError: `places` do not fit the run.

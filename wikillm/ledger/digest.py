@@ -20,7 +20,7 @@ Hashes = npt.NDArray[np.uint64]
 _INPUTS = 1 << 61
 _TARGETS = 2 << 61
 _ROWS = 3 << 61
-"""The first number of each of the three families of keys."""
+"""The number of the first key for inputs, for targets and for rows."""
 
 
 def _keys(first: int, count: int) -> Hashes:

@@ -4,11 +4,11 @@
     {"step":41,"first":320,"stop":328,"digest":"5c6d...","loss":4.81,"crc":2930261}
     {"skipped":[328,344],"reason":"loss spike at step 42","crc":7155301}
 
-A segment has the steps of one process start, which begin at `step` and `samples` of its checkpoint.
-Its lines supersede the lines of earlier segments after that step, which stay in the file. `first`
-and `stop` are sample indices, `digest` comes from `ledger.digest`, and `loss` is the mean since the
-last logged loss. Each line ends with the CRC-32 of the text before it. Lines are never rewritten;
-only a last line that a kill cut short is removed at the next start.
+A segment contains the steps of one process start, which begins at `step` and `samples` of its
+checkpoint. It supersedes the lines of earlier segments after this step; they stay in the file.
+`first` and `stop` are sample indices, `digest` comes from `ledger.digest`, and `loss` is the mean
+since the last logged loss. Each line ends with the CRC-32 of the text before it. Lines are never
+rewritten. If a kill cuts the last line short, the next start removes it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class StepLine(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         fields = self._asdict() | {"digest": f"{self.digest:016x}"}
-        return fields if self.loss is not None else {n: fields[n] for n in self._fields[:-1]}
+        if self.loss is None:
+            del fields["loss"]
+        return fields
 
 
 class SkippedWindow(NamedTuple):
@@ -107,8 +109,8 @@ class History:
 class LedgerWriter:
     """Appends to the ledger of a run. Created when training starts. (rank 0)
 
-    A file with a damaged line is renamed, with a warning, and a new ledger begins. If the disk
-    refuses a write, one warning is logged; the lines are kept and written with a later flush.
+    A file with a damaged line is renamed, with a warning, and a new ledger begins. If a write
+    fails, one warning is logged, and the lines are written with a later flush.
     """
 
     def __init__(self, path: Path) -> None:

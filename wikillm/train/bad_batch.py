@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.inspect.batch import documents_of
-from wikillm.data.inspect.stats import SourcePosition
+from wikillm.data.inspect.positions import SourcePosition, documents_of
 from wikillm.observe.sinks import finite
 from wikillm.train.trainer import WikiTrainer
 

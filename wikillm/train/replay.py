@@ -31,8 +31,7 @@ from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
 from wikillm.core.world import World
 from wikillm.data.fetch.remote import scheme_of
-from wikillm.data.inspect.batch import documents_of
-from wikillm.data.inspect.stats import SourcePosition
+from wikillm.data.inspect.positions import SourcePosition, documents_of
 from wikillm.ledger.corpus import corpus_of_run
 from wikillm.ledger.record import NAME, History, StepLine, read_ledger
 from wikillm.observe import names

@@ -14,7 +14,7 @@ import torch
 
 from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.tensor_digests import RANKS, rank_file
-from wikillm.checkpoints.tensor_files import TensorReader
+from wikillm.checkpoints.tensor_files import TensorReader, open_tensors
 from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
@@ -50,7 +50,7 @@ def restore(
         raise CheckpointError(
             f"{checkpoint} lacks the optimizer's step counts.", fix="resume from another checkpoint"
         )
-    with TensorReader(checkpoint, verified) as reader:
+    with open_tensors(checkpoint, verified) as reader:
         found = {spec for spec in reader.specs if spec.kind != "average"}
         check_same_tensors(checkpoint, found, state.specs())
         state.load(reading(reader), counters)
@@ -68,7 +68,7 @@ def restore_average(
     if not is_portable(checkpoint):
         _restore_old_average(checkpoint, average)
         return
-    with TensorReader(checkpoint, verified) as reader:
+    with open_tensors(checkpoint, verified) as reader:
         found = [spec for spec in reader.specs if spec.kind == "average"]
         if found:
             check_same_tensors(checkpoint, found, average.specs())

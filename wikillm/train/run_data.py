@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
+from wikillm.data.read.corpus import NamedStream, Order
 from wikillm.data.read.loader import (
     BatchShape,
     DocumentMask,
@@ -20,6 +20,7 @@ from wikillm.data.read.loader import (
     train_loader,
 )
 from wikillm.data.read.step_samples import SkipWindow
+from wikillm.data.store.store import TokenStream
 from wikillm.evals.loss import HeldOutLoss, held_out_loss
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
@@ -39,9 +40,9 @@ class RunData:
         wait_for: wait_for(n) returns when every rank can read samples 0 to n - 1. (all ranks)
     """
 
-    train: Tokens
+    train: TokenStream
     val: tuple[NamedStream, ...]
-    order: TrainingOrder
+    order: Order
     shape: BatchShape
     max_eval_tokens: int | None
     eval_micro_batch: int

@@ -15,7 +15,7 @@ from wikillm.core.errors import StoppedError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.core.units import format_seconds
 from wikillm.core.world import World
-from wikillm.data.read.corpus import Corpus, TrainingOrder
+from wikillm.data.read.corpus import Corpus, Order
 from wikillm.data.read.growing import POLL_SECONDS, GrowingOrder
 from wikillm.data.read.open import open_corpus, stream_corpus
 from wikillm.supervise.signals import StopSignals
@@ -57,7 +57,7 @@ class DataWaiter:
 
     def __init__(
         self,
-        order: TrainingOrder,
+        order: Order,
         group: ControlGroup,
         signals: StopSignals,
         on_complete: Callable[[], None] = lambda: None,

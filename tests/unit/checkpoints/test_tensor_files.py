@@ -17,7 +17,7 @@ from wikillm.checkpoints.tensor_digests import (
     rank_file,
     verify_tensors,
 )
-from wikillm.checkpoints.tensor_files import TensorReader, create_files, write_share
+from wikillm.checkpoints.tensor_files import create_files, open_tensors, write_share
 from wikillm.checkpoints.tensor_layout import TensorSpec, lay_out, read_layout, weight_index
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
@@ -71,7 +71,7 @@ def test_every_slice_is_read_back_and_safetensors_opens_the_files(
     assert {path: (tmp_path / path).stat().st_size for path in sizes} == sizes
     plain = load_file(tmp_path / "model.safetensors")
     assert plain["embed"].shape == (37, 8) and plain["scalar"].shape == ()
-    with TensorReader(tmp_path) as reader:
+    with open_tensors(tmp_path) as reader:
         assert set(reader.specs) == set(SPECS)
         for spec in SPECS:
             for start, stop in ((0, spec.numel), (spec.numel // 3, spec.numel // 2), (1, 1)):
@@ -94,13 +94,13 @@ def test_what_was_verified_is_not_read_again(tmp_path: Path, ranks: int) -> None
         (tmp_path / name).write_bytes(headers[name] + zeros)
     found = np.zeros(len(SPECS))
     for of_rank in kept:
-        with TensorReader(tmp_path, of_rank) as reader:
+        with open_tensors(tmp_path, of_rank) as reader:
             for number, spec in enumerate(SPECS):
                 read = reader.read(spec, 0, spec.numel)
                 assert np.isin(read, (0, *values(spec))).all()
                 found[number] += np.count_nonzero(read)
         of_rank.clear()
-        with TensorReader(tmp_path, of_rank) as reader:
+        with open_tensors(tmp_path, of_rank) as reader:
             assert not reader.read(SPECS[0], 0, SPECS[0].numel).any()
     assert found.tolist() == [np.count_nonzero(values(spec)) for spec in SPECS]
 
@@ -109,7 +109,7 @@ def test_no_more_than_the_limit_is_kept(tmp_path: Path) -> None:
     sizes = write(tmp_path, 1, seed=4)
     kept = VerifiedBytes(200)
     assert verify_tensors(tmp_path, sizes, kept=kept) == []
-    with TensorReader(tmp_path, kept) as reader:
+    with open_tensors(tmp_path, kept) as reader:
         for spec in SPECS:
             assert np.array_equal(reader.read(spec, 0, spec.numel), values(spec))
     held = sum(len(data) for pieces in kept._pieces.values() for _, data in pieces)

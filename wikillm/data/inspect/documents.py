@@ -17,7 +17,7 @@ def read_documents(cfg: DataSection, max_bytes: int | None = None) -> Iterator[t
     """The source and the text of each document of `data.path`, cleaned and filtered.
 
     Args:
-        cfg: formats, text key and filters as for `prepare`; settings of the store have no effect.
+        cfg: sources, text key and filters, as for `prepare`. Settings of a store have no effect.
         max_bytes: number of UTF-8 bytes of text after which reading of a file stops.
 
     Raises DataError when a source cannot be read or gives no document.

@@ -1,10 +1,11 @@
 """Export a store as Megatron's .bin/.idx, as datatrove's .ds, or as Parquet with the text.
 
-Megatron's index, little-endian: "MMIDIDX\\0\\0", version 1 (u64), type of the tokens (u8),
-sequences (u64), documents + 1 (u64), then lengths (i32 each), byte offsets in .bin (i64 each) and
-the number of each document's first sequence (i64, documents + 1 values). Megatron's table of types
-has no uint32; ids are below 2^31, so int32 (type 4) has the same bytes. Each document is one
-sequence and ends with EOS, as after `preprocess_data.py --append-eod`.
+Megatron's .idx is little-endian. It contains "MMIDIDX\\0\\0", version 1 (u64), the type of the
+tokens (u8), the number of sequences (u64) and of documents + 1 (u64). Then follow the lengths of
+the sequences (i32), their byte offsets in .bin (i64) and the number of each document's first
+sequence (i64, documents + 1 values). Megatron has no type for uint32. Ids are below 2^31, so their
+bytes as int32 (type 4) are equal. Each document is one sequence and ends with EOS, as after
+`preprocess_data.py --append-eod`.
 
 datatrove's SPLIT.ds contains only token ids, of 2 bytes if the vocabulary fits, else 4.
 SPLIT.ds.index contains the end of each document, in tokens (u64). SPLIT.ds.metadata is text:
@@ -25,7 +26,8 @@ import numpy as np
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably
 from wikillm.core.units import format_count
-from wikillm.data.inspect.stats import document_lengths, documents_between
+from wikillm.data.inspect.positions import documents_between
+from wikillm.data.inspect.stats import document_lengths
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -36,12 +38,14 @@ _ROWS = 1000  # rows of a Parquet row group
 
 
 def export_store(store: Store, kind: str, target: Path) -> list[Path]:
-    """Write both splits of a store below `target`, and return the files.
+    """Write both splits of a store into the folder `target`, and return the files.
 
-    A file gets its name when it is complete, and no file is overwritten.
+    A file gets its name when it is complete, and no file is overwritten. A split without documents
+    gives no file.
 
-    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds, SPLIT.ds.index,
-    SPLIT.ds.metadata) or parquet (SPLIT.parquet). A split without documents gives no file.
+    Args:
+        kind: megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds, SPLIT.ds.index,
+            SPLIT.ds.metadata) or parquet (SPLIT.parquet).
 
     Raises ConfigError when a file exists already.
     """

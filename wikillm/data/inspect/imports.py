@@ -1,9 +1,9 @@
 """Import tokens of other tools as a store: Megatron's .bin/.idx, datatrove's .ds (see `exports`).
 
-The user names the tokenizer that made the tokens, which neither format contains; every id must be
-in its vocabulary. Documents are decoded to text, so that each gets the same content hash, and goes
-into the same split, as if it had been prepared from text. EOS is added where a document has none.
-The store is finished and has no sources: `data.store=FOLDER` without `data.path` uses it.
+Neither format contains the tokenizer, so the user names it; every id must be in its vocabulary.
+Documents are decoded to text, so that each gets the content hash and the split that it would have
+if it were prepared from text. EOS is added to a document without it. The store is finished and has
+no sources: `data.store=FOLDER` without `data.path` uses it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,10 @@ import numpy.typing as npt
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, sha256_file, write_json
 from wikillm.core.log import warn
-from wikillm.data.filters.documents import content_hash
+from wikillm.data.filters.documents import content_hashes
 from wikillm.data.funnel import Tally
 from wikillm.data.inspect.exports import MEGATRON_MAGIC
+from wikillm.data.prepare.shard import write_documents
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store.manifest import (
     FORMAT_VERSION,
@@ -36,10 +37,10 @@ from wikillm.data.store.manifest import (
     SourceInfo,
     TokenizerInfo,
 )
-from wikillm.data.store.store import SPLITS, Store
+from wikillm.data.store.store import INDEX, SPLITS, Store
 from wikillm.data.store.writer import SplitWriter, shard_record_path
+from wikillm.data.tokenizer.encoders import Encoded
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
-from wikillm.data.types import TokenizedDocument
 
 SHARD_TOKENS = 1 << 24  # 64 MiB
 _BATCH_DOCUMENTS = 256
@@ -127,7 +128,7 @@ class _Megatron:
 
 
 class _Datatrove:
-    """FILE.ds and FILE.ds.index. The bytes per token follow from the sizes of both files."""
+    """FILE.ds and FILE.ds.index. The sizes of both files show the number of bytes per token."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -162,7 +163,6 @@ def _write_shards(
     Raises DataError when no document has a token.
     """
     (folder / "shards").mkdir(parents=True, exist_ok=True)
-    val_below = int(val_fraction * 2**64)
     counts: Counter[str] = Counter()
     batches = _batches(readers, tokenizer, counts)
     found: list[ShardInfo] = []
@@ -173,15 +173,15 @@ def _write_shards(
         tally = Tally()
         tokens = 0
         end = start
-        while tokens < SHARD_TOKENS and not is_last:
-            batch = next(batches, [])
-            is_last = not batch
-            for document, text, after in batch:
-                tally.keep([text])
-                split = "val" if document.content_hash < val_below else "train"
-                writers[split].add(document)
-                tokens += len(document.ids)
-                end = after
+        while tokens < SHARD_TOKENS:
+            batch = next(batches, None)
+            if batch is None:
+                is_last = True
+                break
+            tally.keep(batch.texts)
+            write_documents(writers, batch.ids, batch.rows, val_fraction)
+            tokens += len(batch.ids)
+            end = batch.end
         if is_last and counts["empty"]:
             tally.add("empty", counts["empty"], 0, False)
         splits = {split: writer.finish() for split, writer in writers.items()}
@@ -199,10 +199,19 @@ def _write_shards(
     return found
 
 
+class _Batch(NamedTuple):
+    """Several documents: their ids with EOS, concatenated, and their `INDEX` entries and texts."""
+
+    ids: npt.NDArray[np.uint32]
+    rows: npt.NDArray[Any]
+    texts: list[str]
+    end: Cursor  # end of the last document
+
+
 def _batches(
     readers: Sequence[_Reader], tokenizer: TextTokenizer, counts: Counter[str]
-) -> Iterator[list[tuple[TokenizedDocument, str, Cursor]]]:
-    """Documents in batches, each with its text and the position of its end.
+) -> Iterator[_Batch]:
+    """The documents of all files, in batches.
 
     Adds the number of documents that are empty or contain EOS to `counts`. Raises DataError for an
     id outside the vocabulary.
@@ -215,17 +224,16 @@ def _batches(
             counts["with EOS inside"] += sum((ids == tokenizer.eos_id).any() for ids in bodies)
             lists = [ids.tolist() for ids in bodies]
             texts = tokenizer.backend.decode_batch(lists, skip_special_tokens=False)
-            found = []
-            for (offset, raw), ids, text in zip(batch, bodies, texts, strict=True):
-                document = TokenizedDocument(
-                    ids=np.append(ids.astype(np.uint32), np.uint32(tokenizer.eos_id)),
-                    content_hash=content_hash(unicodedata.normalize("NFC", text)),
-                    text_bytes=len(text.encode()),
-                    source=source,
-                    offset=offset,
-                )
-                found.append((document, text, Cursor(source, offset + raw.nbytes, base)))
-            yield found
+            hashes, _ = content_hashes([unicodedata.normalize("NFC", text) for text in texts])
+            with_eos = Encoded.of(lists).with_last(tokenizer.eos_id)
+            rows = np.empty(len(batch), dtype=INDEX)
+            rows["end"] = np.diff(with_eos.ends)
+            rows["hash"] = hashes
+            rows["offset"] = [offset for offset, _ in batch]
+            rows["source"] = source
+            rows["text_bytes"] = [len(text.encode()) for text in texts]
+            offset, ids = batch[-1]
+            yield _Batch(with_eos.ids, rows, texts, Cursor(source, offset + ids.nbytes, base))
         base += reader.path.stat().st_size
 
 

@@ -1,6 +1,7 @@
 """Show the n-th document or training sample of a finished store, with its position in the sources.
 
-As in training, seed, sequence length, packing and shards per window decide what a sample contains.
+The content of a sample depends on seed, sequence length, packing and shards per window, as in
+training.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from wikillm.config.schema import Packing
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data.inspect.stats import documents_between
+from wikillm.data.inspect.positions import documents_between
 from wikillm.data.read.corpus import StoredCorpus
 from wikillm.data.store.store import Store
 

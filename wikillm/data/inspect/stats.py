@@ -1,13 +1,11 @@
-"""The documents of a finished store: their positions in the sources, and their lengths.
+"""Statistics of a finished store: documents, their lengths, and duplicates, as text and as JSON.
 
-Nothing is written, and torch is not imported. Memory use is 8 bytes per document, because index
-entries are mapped.
+Index entries are mapped, so memory use is 8 bytes per document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,10 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.data.inspect.summary import store_summary_json
-from wikillm.data.store.manifest import MANIFEST_NAME, Manifest
+from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 
 _BAR = 40  # characters of the longest bar of a histogram
-
-
-@dataclass(frozen=True, slots=True)
-class SourcePosition:
-    """A document and its position in the sources.
-
-    `first` and `end` bound its tokens in the stream of its split, EOS included.
-    """
-
-    document: int
-    first: int
-    end: int
-    source: str
-    offset: int  # start of its record, in bytes of the decompressed source
-    content_hash: str
-    text_bytes: int
-
-
-def documents_between(
-    manifest: Manifest, stream: TokenStream, start: int, stop: int
-) -> Iterator[SourcePosition]:
-    """The documents with tokens in [start, stop) of `stream`, which belongs to this manifest."""
-    for number, tokens, entry in stream.documents(start, stop):
-        yield SourcePosition(
-            document=number,
-            first=tokens.start,
-            end=tokens.stop,
-            source=manifest.sources[int(entry["source"])].path,
-            offset=int(entry["offset"]),
-            content_hash=f"{int(entry['hash']):016x}",
-            text_bytes=int(entry["text_bytes"]),
-        )
 
 
 def document_lengths(stream: TokenStream) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Summarize a store and the funnel of its sources, as text for the terminal and as JSON."""
+"""Summarize a corpus: tokens, documents, tokenizer and funnel, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from wikillm.config.mixture import PERIOD
 from wikillm.core.units import format_count
 from wikillm.data.prepare.quarantine import QUARANTINE_NAME
-from wikillm.data.read.corpus import Corpus
+from wikillm.data.read.corpus import Corpus, described
 from wikillm.data.store.manifest import Manifest
 
 
@@ -68,11 +68,7 @@ def store_summary(folder: Path, manifest: Manifest) -> str:
 def store_summary_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The summary of one store as JSON."""
     return {
-        "store": str(folder),
-        "fingerprint": manifest.fingerprint,
-        "tokenizer": asdict(manifest.tokenizer),
-        "sources": [asdict(source) for source in manifest.sources],
-        "splits": {name: asdict(split) for name, split in manifest.splits.items()},
+        **described(folder, manifest),
         "funnel": {**asdict(manifest.funnel), "read_records": manifest.funnel.read_records},
         "duplicates": manifest.duplicates,
         "stopped_at_text_limit": manifest.stopped_at_text_limit,

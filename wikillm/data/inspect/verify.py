@@ -1,7 +1,7 @@
 """Verify a finished store: sizes, every sha256, and the content of the files.
 
-An equal sha256 only shows that a file did not change. So `verify` also checks that all ids are in
-the vocabulary and that every document ends with EOS.
+An equal sha256 shows only that a file has not changed since it was written. So `verify` also checks
+that all ids are in the vocabulary and that every document ends with EOS.
 """
 
 from __future__ import annotations

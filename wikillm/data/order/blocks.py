@@ -9,11 +9,11 @@ The first epoch reads windows (groups of consecutive shards) in order; each wind
 with its own phase and permutation. So the samples of a window depend only on the shards up
 to its end: a run that trains while the store is being built reads the same samples as from the
 finished store. Every later epoch permutes the blocks of the whole stream. In a store with a single
-window the first epoch does so too.
+window, so does the first epoch.
 
 No table is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples
 is found in microseconds. The state of a run is one integer, the number of samples consumed.
-The order knows no ranks or workers; `read.loader` assigns samples to ranks.
+The order does not depend on ranks or workers; `read.loader` divides the samples over the ranks.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class RecentRanges:
     def look_up(
         self, samples: npt.ArrayLike, find: Callable[[Ints], list[TargetRanges]]
     ) -> list[TargetRanges]:
-        """Return `find(samples)`; from the second request in a chunk on, from the cache."""
+        """Return `find(samples)`. The second request in a chunk fills the cache with the chunk."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         if not n.size:
             return []
         chunk = int(n.min()) // _CHUNK
         if int(n.max()) // _CHUNK != chunk:
             return find(n)
-        # The first request may be the only one: one rank of a thousand, or a single look-up.
+        # A chunk may be requested only once: by one rank of a thousand, or by a single look-up.
         if chunk != self._chunk:
             self._chunk = chunk
             self._known = []
@@ -67,7 +67,7 @@ class RecentRanges:
 
 @dataclass(frozen=True, slots=True)
 class SourceUse:
-    """How much a run reads of one source of a mixture. `epochs`: passes over its training split."""
+    """What a run reads from one source of a mixture. `epochs`: passes over its training split."""
 
     name: str
     share: float
@@ -126,17 +126,17 @@ class WindowedOrder:
         return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
 
     def windows_before(self, sample: int) -> int:
-        """Number of epoch-1 windows that the samples before `sample` read; all of them later on."""
+        """Number of windows of epoch 1 that the samples before `sample` read."""
         return int(np.searchsorted(self._samples[:-1], sample, side="left"))
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples read of each source of a mixture; () without one."""
+        """What the first `samples` samples read from each source; () without a mixture."""
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOrder(WindowedOrder):
-    """The order of a stream, or of its first windows, whose samples do not depend on the rest.
+    """The order of the samples of a stream. Samples of epoch 1 depend on their own window only.
 
     Args:
         n_tokens: tokens in the stream (N).
@@ -209,7 +209,7 @@ class SampleOrder(WindowedOrder):
         return self._targets_before(stop) - self._targets_before(first)
 
     def _targets_before(self, sample: int) -> int:
-        ring = self._ring(self._ring_of(sample))
+        ring = self._ring(int(self._rings_of(np.asarray(sample))))
         length = self.sequence_length
         index = sample - ring.sample
         if index == 0:
@@ -226,9 +226,7 @@ class SampleOrder(WindowedOrder):
     def _place(self, samples: npt.ArrayLike) -> tuple[Ints, ...]:
         """Per sample: first target, number of targets, first target and end of its ring."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
-        first_epoch = self.blocks_of_first_epoch
-        rings = np.searchsorted(self._samples, n, side="right") - 1
-        rings = np.where(n < first_epoch, rings, -1 - (n - first_epoch) // self.blocks_per_epoch)
+        rings = self._rings_of(n)
         starts, counts, firsts, ends = (np.empty_like(n) for _ in range(4))
         for number in set(rings.tolist()):  # np.unique would import numpy.ma first, 20 ms
             here = rings == number
@@ -245,12 +243,11 @@ class SampleOrder(WindowedOrder):
             ends[here] = ring.first + ring.targets
         return starts, counts, firsts, ends
 
-    def _ring_of(self, sample: int) -> int:
-        """The number of a sample's ring: w for window w of epoch 0, -e for the whole of epoch e."""
-        beyond = sample - self.blocks_of_first_epoch
-        if beyond >= 0:
-            return -1 - beyond // self.blocks_per_epoch
-        return int(np.searchsorted(self._samples, sample, side="right")) - 1
+    def _rings_of(self, samples: Ints) -> Ints:
+        """The number of each sample's ring: w for window w of epoch 0, -e for all of epoch e."""
+        windows = np.searchsorted(self._samples, samples, side="right") - 1
+        beyond = samples - self.blocks_of_first_epoch
+        return np.where(beyond < 0, windows, -1 - beyond // self.blocks_per_epoch)
 
     def _ring(self, number: int) -> _Ring:
         if number >= 0:

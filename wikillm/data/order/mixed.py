@@ -100,10 +100,10 @@ class MixedOrder:
         )
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples read of each source; tokens are targets, not padding.
+        """What the first `samples` samples read from each source; padding is not counted.
 
         A packed sequence counts with the average number of targets, which is exact at the end of
-        an epoch: counting each sequence again would take longer with every log line.
+        an epoch. The exact number would take longer to compute with every log line.
         """
         found = []
         for source, count in zip(

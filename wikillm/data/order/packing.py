@@ -53,7 +53,7 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
     rooms: list[int] = []  # the distinct rooms above 0 of all bins, ascending
     bins_with: dict[int, list[int]] = {}  # room -> numbers of the bins with that room
 
-    def keep(room: int, numbers: list[int]) -> None:
+    def add_bins(room: int, numbers: list[int]) -> None:
         if room and numbers:
             if room not in bins_with:
                 insort(rooms, room)
@@ -68,6 +68,7 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
             # A bin stays the best fit until the next item of this size no longer fits into it.
             per_bin = room // size
             wanted = -(-(end - done) // per_bin)
+            # Take bins with this room, or open new ones.
             if at < len(rooms):
                 chosen = bins_with[room][-wanted:]
                 del bins_with[room][-wanted:]
@@ -76,12 +77,13 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
             else:
                 chosen = list(range(bins, bins + wanted))
                 bins += wanted
+            # Fill all but the last of these bins completely, and return them with their new room.
             placed = min(end - done, len(chosen) * per_bin)
             filled = np.repeat(np.asarray(chosen, dtype=np.int64), per_bin)
             found[done : done + placed] = filled[:placed]
             in_last = placed - (len(chosen) - 1) * per_bin  # items in the last chosen bin
-            keep(room - per_bin * size, chosen[:-1])
-            keep(room - in_last * size, chosen[-1:])
+            add_bins(room - per_bin * size, chosen[:-1])
+            add_bins(room - in_last * size, chosen[-1:])
             done += placed
     out = np.empty(len(lengths), dtype=np.int64)
     out[by_length] = found
@@ -108,6 +110,7 @@ class PackedWindow:
         """First targets and ends of the ranges of these sequences; number of ranges of each."""
         low = self.offsets[sequences]
         counts = self.offsets[sequences + 1] - low
+        # The numbers of the ranges: low[0], low[0] + 1, ..., low[1], ...
         at = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         return self.first[at], self.stop[at], counts
 
@@ -119,10 +122,12 @@ class PackedWindow:
             ends: ends of the window's documents, in tokens from the start of the window.
             is_first: whether this is the stream's first window, whose first token is no target.
         """
+        # Token t + 1 is target t, so the documents' targets end one earlier in the first window.
         ends = ends - 1 if is_first else ends
         first = np.concatenate([np.zeros(min(1, len(ends)), dtype=np.int64), ends[:-1]])
         is_filled = ends > first
         first, ends = first[is_filled], ends[is_filled]
+        # Cut long documents into whole sequences, and pack the rests.
         whole, rest = np.divmod(ends - first, sequence_length)
         number = np.cumsum(whole) - whole  # number of the document's first whole sequence
         cuts = np.repeat(first - number * sequence_length, whole)
@@ -130,6 +135,7 @@ class PackedWindow:
         rests = np.flatnonzero(rest)
         bins_of_rests = len(cuts) + best_fit(rest[rests], sequence_length)
         bins = np.concatenate([np.arange(len(cuts)), bins_of_rests])
+        # List the ranges of all sequences, sorted by sequence and position.
         starts = np.concatenate([cuts, ends[rests] - rest[rests]])
         stops = np.concatenate([cuts + sequence_length, ends[rests]])
         order = np.lexsort((starts, bins))
@@ -146,7 +152,7 @@ class PackedWindow:
 
     @classmethod
     def read(cls, path: Path, targets: int) -> PackedWindow | None:
-        """Map the file that `write` wrote; None if missing, damaged or not of `targets` targets."""
+        """Map a file of `write`. None if it is missing, damaged or not of `targets` targets."""
         try:
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
             bounds = int(array[0]) + 2

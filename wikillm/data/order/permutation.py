@@ -51,46 +51,38 @@ class Permutation:
         values = np.asarray(index, dtype=np.uint64)
         if values.size and int(values.max()) >= self.size:
             raise IndexError(f"index {int(values.max())} is outside a permutation of {self.size}")
+        return self._walk(values)
+
+    def inverse(self, image: int) -> int:
+        """The index whose image is `image`."""
+        return int(self._walk(np.array([image], dtype=np.uint64), inverse=True)[0])
+
+    def _walk(self, values: npt.NDArray[np.uint64], inverse: bool = False) -> Ints:
+        """Apply the network until each value is below `size`; fewer than four times on average."""
         if self.size < 2:
             return values.astype(np.int64)
-        out = self._feistel(values)
+        out = self._feistel(values, inverse)
         flat = out.reshape(-1)  # a view
         outside = np.flatnonzero(flat >= self.size)
-        while outside.size:  # walk the cycle back into range; fewer than four steps on average
-            walked = self._feistel(flat[outside])
+        while outside.size:
+            walked = self._feistel(flat[outside], inverse)
             flat[outside] = walked
             outside = outside[walked >= self.size]
         return out.astype(np.int64)
 
-    def inverse(self, image: int) -> int:
-        """The index whose image is `image`."""
-        if self.size < 2:
-            return image
-        out = self._unfeistel(image)
-        while out >= self.size:
-            out = self._unfeistel(out)
-        return out
-
-    @property
-    def _half(self) -> int:
-        """Half the bits of the network, whose domain is at most four times `size`."""
-        return max(1, ((self.size - 1).bit_length() + 1) // 2)
-
-    def _unfeistel(self, value: int) -> int:
-        half = self._half
-        low = (1 << half) - 1
-        left = value >> half
-        right = value & low
-        for i in reversed(range(_ROUNDS)):
-            mixed = int(_mix(np.array([left], dtype=np.uint64), _round_keys(self.key)[i])[0])
-            left, right = right ^ (mixed & low), left
-        return (left << half) | right
-
-    def _feistel(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        half = self._half
+    def _feistel(self, values: npt.NDArray[np.uint64], inverse: bool) -> npt.NDArray[np.uint64]:
+        """A permutation of the numbers of 2 x `half` bits, at most four times `size`."""
+        half = max(1, ((self.size - 1).bit_length() + 1) // 2)
         low = np.uint64((1 << half) - 1)
         left = values >> np.uint64(half)
         right = values & low
-        for key in _round_keys(self.key):
+        keys = _round_keys(self.key)
+        # The inverse runs the rounds backwards, with its halves swapped before and after.
+        if inverse:
+            left, right = right, left
+            keys = keys[::-1]
+        for key in keys:
             left, right = right, left ^ (_mix(right, key) & low)
+        if inverse:
+            left, right = right, left
         return (left << np.uint64(half)) | right

@@ -26,7 +26,7 @@ _NICE = 5  # training has priority where both need a core
 
 
 class Builder:
-    """The parent's handle of the builder process. A forked child neither reads nor stops it."""
+    """The parent's handle of the builder process. Forks of the parent cannot use or stop it."""
 
     def __init__(self, plan: BuildPlan) -> None:
         self._plan = plan
@@ -42,7 +42,7 @@ class Builder:
     def failure(self) -> WikiLLMError | None:
         """Why the builder ended without a store; None while it runs and after it succeeds.
 
-        The error is also written to a file for the other processes that wait for the store.
+        The error is also written to a file, for other processes that wait for the store.
         """
         if self._has_ended or os.getpid() != self._owner:
             return self._error
@@ -102,7 +102,7 @@ def main(descriptor: int) -> int:
 
 
 def _exit_with_parent(pipe: Connection) -> None:
-    """Wait for the end of the pipe, then exit: the parent sends nothing after the plan."""
+    """Exit when the parent closes the pipe. The parent sends nothing after the plan."""
     try:
         pipe.recv()
     except (EOFError, OSError):

@@ -1,9 +1,9 @@
 """Build a token store: tokenizer, shards, manifest. One process builds at a time.
 
 One reader cuts the stream of records into shards (`sources.read`) and worker processes build them.
-A shard's files are complete on disk before its description, shards/NNNNN.json, is written. A
-killed build resumes at the first missing shard and reads from the end of the shard before it. The
-store has the same bytes for any number of workers and interruptions.
+A shard's files are complete on disk before its record, shards/NNNNN.json, is written. A killed
+build resumes at the first missing shard and reads from the end of the shard before it. The store
+has the same bytes for any number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from wikillm.data.sources.shard_loop import run_shards
 from wikillm.data.store.manifest import MANIFEST_NAME, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import COMMITTED_NAME, SPLITS, shard_files, shard_path
 from wikillm.data.tokenizer.encoders import (
-    BackendDiffers,
-    choose_backend,
-    refuse_backend,
-    refused_backends,
+    EncoderDiffers,
+    choose_encoder,
+    refuse_encoder,
+    refused_encoders,
 )
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 from wikillm.data.workers.exclusive import exclusive
@@ -76,16 +76,19 @@ def _announce(plan: BuildPlan) -> None:
 
 
 def _build(plan: BuildPlan) -> None:
-    """Build or resume. Raises DataError for bad sources, MachineError for a full disk."""
-    tokenizer, backend = set_up(plan)
-    build = _Build(plan, backend)
+    """Build the store, or resume an earlier build.
+
+    Raises DataError for bad sources, MachineError for a full disk.
+    """
+    tokenizer, encoder = set_up(plan)
+    build = _Build(plan, encoder)
     try:
         shards = build.run()
-    except BackendDiffers as error:
-        refuse_backend(plan.store, backend, error)
+    except EncoderDiffers as error:
+        refuse_encoder(plan.store, encoder, error)
         if plan.is_read and build.shards:
-            raise _shards_were_read(plan, backend, error) from None
-        shards = _Build(plan, choose_backend("hf", plan.store)).run()
+            raise _shards_were_read(plan, encoder, error) from None
+        shards = _Build(plan, choose_encoder("hf", plan.store)).run()
     if not sum(info.text_bytes for info in shards):
         raise plan.nothing_left(merged(info.funnel for info in shards))
     if plan.tokenizer.folder is None:
@@ -97,12 +100,12 @@ def set_up(plan: BuildPlan) -> tuple[TextTokenizer, str]:
     """Set up the folder and its tokenizer; return the tokenizer and the name of the encoder."""
     _claim(plan)
     tokenizer = store_tokenizer(plan)
-    return tokenizer, choose_backend(plan.backend, plan.store)
+    return tokenizer, choose_encoder(plan.backend, plan.store)
 
 
-def _shards_were_read(plan: BuildPlan, backend: str, error: BackendDiffers) -> DataError:
+def _shards_were_read(plan: BuildPlan, encoder: str, error: EncoderDiffers) -> DataError:
     return DataError(
-        f"The encoder {backend} gave other token ids than the library tokenizers, "
+        f"The encoder {encoder} gave other token ids than the library tokenizers, "
         "after a run had read its shards.",
         got=f"{plan.store}: {error.what} {error.got or ''}".rstrip(),
         fix="train from step 0 in a new run.dir with data.backend=hf; the shards are rebuilt",
@@ -110,7 +113,10 @@ def _shards_were_read(plan: BuildPlan, backend: str, error: BackendDiffers) -> D
 
 
 def _claim(plan: BuildPlan) -> None:
-    """Create the store's folder, or resume in it: refuse other files, delete temporary files."""
+    """Create the store's folder, or resume in it and delete its temporary files.
+
+    Raises DataError for a folder with other files, or with a store of other facts.
+    """
     marker = plan.store / "build.json"
     if marker.exists():
         refuse_other_facts(plan.store, _facts_of(marker), plan.facts)
@@ -133,7 +139,7 @@ def _claim(plan: BuildPlan) -> None:
             got=f"{plan.store}: {error.strerror}",
             fix="data.store=FOLDER that can be written",
         ) from None
-    # Temporary files may belong to another machine that builds a part (`prepare.parts`).
+    # Delete temporary files, unless another machine is building a part (`prepare.parts`).
     parts_lock = FileLock(plan.parts_lock)
     is_alone = parts_lock.try_acquire()
     for folder in (plan.store, *(plan.store / name for name in (*SPLITS, "shards", "tokenizer"))):
@@ -145,7 +151,7 @@ def _claim(plan: BuildPlan) -> None:
 
 
 def _facts_of(marker: Path) -> dict[str, Any]:
-    """The settings and source hashes that build.json recorded when this build began."""
+    """The facts in build.json. Raises DataError for a damaged file."""
     try:
         facts = json.loads(marker.read_text(encoding="utf-8"))["facts"]
         if isinstance(facts, dict):
@@ -177,12 +183,12 @@ def _refuse_too_small_disk(plan: BuildPlan) -> None:
 
 
 class _Build:
-    """Builds missing shards, and commits all in order: a run may read committed shards."""
+    """Builds the missing shards, and commits all shards in order. Runs read committed shards."""
 
-    def __init__(self, plan: BuildPlan, backend: str) -> None:
+    def __init__(self, plan: BuildPlan, encoder: str) -> None:
         self.shards: list[ShardInfo] = []  # committed shards, which other processes may have read
         self._plan = plan
-        self._job = plan.shard_job(backend)
+        self._job = plan.shard_job(encoder)
         self._bad = BadRecords(plan.max_bad_fraction)
         self._text_bytes = 0
         self._disk_read = 0
@@ -253,7 +259,7 @@ class _Build:
         sources = self._plan.sources
         total = estimated_bytes(sources)
         if self._disk_read and self._position and any(s.compression != "none" for s in sources):
-            # The compression so far predicts the total better than the typical ratio.
+            # The ratio of the bytes read so far predicts the total better than a typical ratio.
             size = sum(source.size for source in sources)
             total = int(self._position * size / self._disk_read)
         share = self._progress.source_bytes / max(1, total)
@@ -266,9 +272,9 @@ def _log_resume(number: int, cursor: Cursor) -> None:
 
 
 def finished_shards(store: Path) -> dict[int, ShardInfo]:
-    """Complete shards, with files of the right size, by an encoder that is not refused."""
+    """The complete shards by number. Shards of a refused encoder count as missing."""
     found: dict[int, ShardInfo] = {}
-    refused = refused_backends(store)
+    refused = refused_encoders(store)
     for path in (store / "shards").glob("*.json"):
         try:
             info = ShardInfo.read(path)

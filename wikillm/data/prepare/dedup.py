@@ -1,9 +1,9 @@
 """Add the drop-list of `data.dedup` or `data.drop_list` to a plan, so that duplicates are dropped.
 
-The drop-list is made here by a first pass over the sources, or was made before with
-`wikillm prepare --drop-list-only FILE` and is named in `data.drop_list`. In both cases the facts
-contain its hash and the settings that made it. So a store built from a given list has the same
-bytes and fingerprint as a store whose build finds the duplicates.
+A first pass over the sources makes the drop-list, unless `data.drop_list` names a list that
+`wikillm prepare --drop-list-only FILE` has made. In both cases the facts contain the hash of the
+list and the settings that made it. So a store built from a given list has the same bytes and
+fingerprint as a store whose build finds the duplicates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ _DECIDES_NO_DUPLICATE = ("data.tokenizer", "data.val_fraction", "eos", "format_v
 
 @dataclass(frozen=True, slots=True)
 class Deduplication:
-    """How duplicates are found (`facts`), or the list of them that was given (`data.drop_list`)."""
+    """How duplicates are found.
+
+    Attributes:
+        facts: the settings that decide what is a duplicate.
+        given: the list of `data.drop_list`, if it is set.
+        made_from: the facts from which `given` was made.
+    """
 
     facts: dict[str, Any]
     given: DropList | None = None
@@ -101,7 +107,7 @@ def dedup_facts(cfg: DataSection) -> dict[str, Any]:
 
 
 def _made_from(plan: BuildPlan, dedup: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that decide a drop-list; they include shard_bytes with data.max_text_bytes."""
+    """The facts that decide a drop-list. They include shard_bytes if data.max_text_bytes is set."""
     ignored = {*_DECIDES_NO_DUPLICATE, *(() if plan.max_text_bytes else ("shard_bytes",))}
     facts = {name: value for name, value in plan.facts.items() if name not in ignored}
     return {**facts, "data.dedup": dict(dedup)}

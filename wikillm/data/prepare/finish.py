@@ -41,7 +41,7 @@ def describe_shards(
     plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo], duplicates: int | None
 ) -> Manifest:
     """The manifest of a store of exactly these shards."""
-    # A build that was resumed with another encoder has several.
+    # A build that was resumed with another encoder has shards of several encoders.
     encoders = [info.partition(" ") for info in sorted({info.backend for info in shards})]
     name = plan.tokenizer.name
     origin = plan.tokenizer.origin

@@ -23,7 +23,7 @@ from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.sources.read import Cursor, RawShard
 from wikillm.data.sources.shard_starts import find_cuts
 from wikillm.data.store.manifest import MANIFEST_NAME
-from wikillm.data.tokenizer.encoders import BackendDiffers, choose_backend, refuse_backend
+from wikillm.data.tokenizer.encoders import EncoderDiffers, choose_encoder, refuse_encoder
 from wikillm.data.workers.exclusive import beside, exclusive
 from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress, Work
@@ -63,9 +63,9 @@ class Part:
 def cut_shards(plan: BuildPlan) -> tuple[str, tuple[Cursor, ...]] | None:
     """The encoder of the store, and its cuts: the start of every shard and the end of the last.
 
-    Sets up the folder and finds the cuts if no machine has done so; None for a finished store.
+    Sets up the folder and finds the cuts, unless a machine has done so. None for a finished store.
 
-    Raises ConfigError with data.max_text_bytes, whose limit depends on all earlier shards.
+    Raises ConfigError if data.max_text_bytes is set: where it ends depends on all earlier shards.
     """
     if plan.max_text_bytes is not None:
         raise ConfigError(
@@ -77,12 +77,12 @@ def cut_shards(plan: BuildPlan) -> tuple[str, tuple[Cursor, ...]] | None:
     with exclusive(plan.lock_base, "preparing the shards", is_main=True):
         if (plan.store / MANIFEST_NAME).exists():
             return None
-        _, backend = set_up(plan)
-        return backend, _cuts(plan)
+        _, encoder = set_up(plan)
+        return encoder, _cuts(plan)
 
 
 def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
-    """The cuts, which are found once and kept in a file beside the store."""
+    """The cuts. They are found once, and kept in a file beside the store."""
     path = beside(plan.lock_base, ".cuts.json")
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -104,24 +104,24 @@ def build_part(plan: BuildPlan, part: Part) -> str:
     found = cut_shards(plan)
     if found is None:
         return f"{plan.store} is finished"
-    backend, cuts = found
+    encoder, cuts = found
     shards = max(0, len(cuts) - 1)
     numbers = part.of(shards)
     with FileLock(plan.parts_lock, is_shared=True):
         try:
-            _build(plan, cuts, backend, numbers)
-        except BackendDiffers as error:
+            _build(plan, cuts, encoder, numbers)
+        except EncoderDiffers as error:
             with exclusive(plan.lock_base, "refusing an encoder", is_main=False):
-                refuse_backend(plan.store, backend, error)
-                backend = choose_backend("hf", plan.store)
-            _build(plan, cuts, backend, numbers)
+                refuse_encoder(plan.store, encoder, error)
+                encoder = choose_encoder("hf", plan.store)
+            _build(plan, cuts, encoder, numbers)
     done = len(finished_shards(plan.store))
     what = f"shards {numbers.start} to {numbers.stop - 1}" if numbers else "no shards"
     rest = "the same command without --shards finishes the store"
     return f"{plan.store}: {what} are built, {done} of {shards} in all; {rest}"
 
 
-def _build(plan: BuildPlan, cuts: Sequence[Cursor], backend: str, numbers: range) -> None:
+def _build(plan: BuildPlan, cuts: Sequence[Cursor], encoder: str, numbers: range) -> None:
     """Build the missing shards among `numbers` in worker processes on this machine."""
     done = finished_shards(plan.store)
     missing = [
@@ -134,7 +134,7 @@ def _build(plan: BuildPlan, cuts: Sequence[Cursor], backend: str, numbers: range
     progress = Progress("tokens", sum(cuts[n + 1].position - cuts[n].position for n in missing))
     raws = _read(plan, cuts, missing)
     workers = min(plan.workers, len(missing))
-    jobs = run_jobs(plan.shard_job(backend), raws, workers, progress.add, progress.tick)
+    jobs = run_jobs(plan.shard_job(encoder), raws, workers, progress.add, progress.tick)
     with closing(jobs) as results:
         for _ in results:
             pass
@@ -142,7 +142,7 @@ def _build(plan: BuildPlan, cuts: Sequence[Cursor], backend: str, numbers: range
 
 
 def _read(plan: BuildPlan, cuts: Sequence[Cursor], missing: Sequence[int]) -> Iterator[RawShard]:
-    """The records of the missing shards; adjacent shards are read in one go, gaps are skipped."""
+    """Read the records of the missing shards. Adjacent shards are read without a new start."""
     at = 0
     while at < len(missing):
         first = missing[at]

@@ -32,7 +32,7 @@ class BuildPlan:
     """The settings that decide a store's content (`facts`), and the settings of its build.
 
     Attributes:
-        is_read: a run trains on the finished shards, so they must not change any more.
+        is_read: whether a run trains on shards during the build, so that they must not change.
     """
 
     store: Path
@@ -63,12 +63,12 @@ class BuildPlan:
 
     @property
     def lock_base(self) -> Path:
-        """The base name of the lock for building this store (see `workers.exclusive`)."""
+        """The base name of the lock for building this store; see `workers.exclusive`."""
         return self.store.with_name(f".{self.store.name}")
 
     @property
     def parts_lock(self) -> Path:
-        """Lock that is shared by all processes that build parts of the store (see `parts`)."""
+        """The lock that all processes share that build parts of the store; see `parts`."""
         return self.store.with_name(f".{self.store.name}.crew")
 
     @property
@@ -86,11 +86,11 @@ class BuildPlan:
         sites = tuple(source.site for source in self.sources)
         return CleanJob(formats, self.text_key, self.filters, self.drop_list, sites)
 
-    def shard_job(self, backend: str) -> ShardJob:
-        """The function that builds one shard with the encoder `backend`, in any process."""
+    def shard_job(self, encoder: str) -> ShardJob:
+        """The function that builds one shard with the named encoder, in any process."""
         check_first = CHECKED_BEFORE_TRAINING if self.is_read else FIRST_DOCUMENTS
         return ShardJob(
-            self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first
+            self.store, self.clean_job, self.val_fraction, encoder=encoder, check_first=check_first
         )
 
     def nothing_left(self, funnel: Funnel) -> DataError:

@@ -1,10 +1,10 @@
 """Plan and build the token store that `data.*` describes, or open it if it exists.
 
-Every rank calls `prepare_store` before a process group exists (`read.open` does so for a corpus).
-The first process finds the digests of the sources and the tokenizer, and builds; the others wait
-and open the same store. The digests are kept beside the stores, keyed by the settings and by path,
-size and time of each file. So a later start neither reads the sources again nor repeats a download
-that failed.
+Every rank calls `prepare_store` before a process group exists (for a corpus, through `read.open`).
+The first process computes the digests of the sources, chooses the tokenizer and builds. The others
+wait and open the same store. The digests are kept beside the stores, in a file named by the
+settings and by path, size and time of each source. So a later start neither reads the sources again
+nor repeats a download that failed.
 """
 
 from __future__ import annotations
@@ -163,7 +163,10 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
 
 
 def _inspect_all(files: Sequence[Fetched], cfg: DataSection) -> tuple[SourceFile, ...]:
-    """Inspect all files. Raises DataError; a key that only some of them lack cannot be changed."""
+    """Inspect all files.
+
+    Raises DataError. If other files have the text key, its fix is not another data.text_key.
+    """
     found: list[SourceFile] = []
     other_key: DataError | None = None
     for file in files:
@@ -192,7 +195,7 @@ def inspect_source(file: Fetched, cfg: DataSection) -> SourceFile:
     except DataError as error:
         if cfg.format == "auto":
             raise
-        # The format was given: does the file hold text in another one?
+        # If the file can be read in another format, the error names that format.
         try:
             source = _inspected(file, cfg, "auto")
         except DataError:
@@ -233,7 +236,7 @@ def _digests_and_tokenizer(
     if not isinstance(digests, list) or [type(d) for d in digests] != [str] * len(sources):
         known = {}
         digests = _digests(sources)
-    # With `auto`, a download that failed is not repeated for the same corpus. The key name is old.
+    # With `auto`, a download that failed is not repeated for the same corpus.
     failed = known.get("hubs_failed", False)
     size = _text_estimate(cfg, sources)
     tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)

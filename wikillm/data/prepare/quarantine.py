@@ -1,4 +1,4 @@
-"""Quarantine: bad records are kept with each shard, and listed in errors and `quarantine.jsonl`."""
+"""Keep the bad records of each shard, and list them in errors and in `quarantine.jsonl`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXAMPLES = 5
 
 
 def quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, object]:
-    """A bad record as JSON. `is_row`: a row of a table, whose payload ends with the header."""
+    """A bad record as JSON. `is_row`: whether it is a row, whose payload ends with the header."""
     record = item.payload.rpartition(b"\n")[0] if is_row else item.payload
     return {
         "source": source,

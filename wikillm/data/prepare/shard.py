@@ -1,8 +1,8 @@
 """Build the files of one shard from its raw records, in a worker process.
 
 The files depend only on the records and the settings. The content hash of a document decides its
-split (`validation_split`). Text is encoded in batches of about 1 MiB of source, so the memory of a
-worker does not grow with the size of a shard.
+split (`validation_split`). Each record batch, about 1 MiB of source, is cleaned, encoded and
+written before the next one, so the memory of a worker does not grow with the size of a shard.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_json
@@ -30,8 +32,6 @@ from wikillm.data.tokenizer.encoders import FIRST_DOCUMENTS, REFERENCE, CheckedE
 from wikillm.data.types import CleanedDocuments
 from wikillm.data.workers.progress import Report, Work
 
-BATCH_BYTES = 1 << 20
-
 _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 
@@ -41,7 +41,7 @@ class ShardJob:
 
     Attributes:
         text_budget: number of bytes of text after which the shard ends; None for no limit.
-        backend: name of the encoder, from `choose_backend`.
+        encoder: name of the encoder, from `choose_encoder`.
         check_first: number of documents of shard 0 whose ids are compared with `tokenizers`.
     """
 
@@ -49,7 +49,7 @@ class ShardJob:
     clean: CleanJob
     val_fraction: float
     text_budget: int | None = None
-    backend: str = REFERENCE
+    encoder: str = REFERENCE
     check_first: int = FIRST_DOCUMENTS
 
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
@@ -57,12 +57,12 @@ class ShardJob:
         bad: list[dict[str, object]] = []
         pages: list[tuple[int, int, bytes]] = []
         writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
-        checked = _open_encoder(self.backend, self.store / "tokenizer")
-        check_first = self.check_first if raw.number == 0 else 1
-        encoder = _Encoder(checked, writers, self.val_fraction, report, check_first)
+        encoder = _open_encoder(self.encoder, self.store / "tokenizer")
+        unchecked = self.check_first if raw.number == 0 else 1
         remaining = self.text_budget
         is_cut = False
         for batch in self.clean.batches(raw):
+            # Drop the documents beyond the budget.
             if remaining is not None:
                 ends = list(accumulate((len(text.encode()) for text in batch.texts), initial=0))
                 fitting = bisect_right(ends, remaining) - 1
@@ -70,6 +70,7 @@ class ShardJob:
                 is_cut = fitting < len(batch.texts)
                 if is_cut:
                     batch = batch.first(fitting)
+            # Keep the bad records for the quarantine, and the titles of wiki pages.
             tally.count(batch)
             format = self.clean.formats[batch.source]
             unreadable = (item for item in batch.dropped if item.why.is_bad)
@@ -78,89 +79,67 @@ class ShardJob:
             if format == "mediawiki":
                 titled = zip(batch.offsets, batch.payloads, strict=True)
                 pages += [(batch.source, *page) for page in titled]
-            encoder.add(batch)
+            report(self._write(batch, encoder, writers, unchecked))
+            unchecked = max(0, unchecked - len(batch.texts))
             if is_cut:
                 break
-        encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, pages)
         # The record is written last, because it marks the shard as finished.
         info = ShardInfo(
-            raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend
+            raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.encoder
         )
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info
 
-
-class _Encoder:
-    """Collects documents, encodes them in batches and writes each document to its split."""
-
-    def __init__(
+    def _write(
         self,
+        batch: CleanedDocuments,
         encoder: CheckedEncoder,
         writers: dict[str, SplitWriter],
-        val_fraction: float,
-        report: Report,
         check_first: int,
-    ) -> None:
-        self._encoder = encoder
-        self._writers = writers
-        self._val_fraction = val_fraction
-        self._report = report
-        self._check_first = check_first
-        self._clear()
+    ) -> Work:
+        """Encode the documents of a batch all at once, and write each to its split.
 
-    def _clear(self) -> None:
-        self._sources: list[int] = []
-        self._offsets: list[int] = []
-        self._texts: list[str] = []
-        self._source_bytes = 0
-
-    def add(self, batch: CleanedDocuments) -> None:
-        self._sources += [batch.source] * len(batch.texts)
-        self._offsets += batch.offsets
-        self._texts += batch.texts
-        self._source_bytes += batch.source_bytes
-        if self._source_bytes >= BATCH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Encode and write the collected documents."""
-        text_bytes = tokens = 0
-        if self._texts:
-            text_bytes, tokens = self._encode()
-        self._report(Work(self._source_bytes, len(self._texts), text_bytes, tokens))
-        self._clear()
-
-    def _encode(self) -> tuple[int, int]:
-        """Encode and write the batch; return its bytes of text and its tokens.
-
-        The whole batch is encoded at once, which is faster than a loop over documents.
+        The ids of the first `check_first` documents are compared with those of `tokenizers`.
         """
-        texts = self._texts
-        tokenizer = self._encoder.reference
-        encoded = self._encoder.encode_batch(texts)
+        if not batch.texts:
+            return Work(batch.source_bytes)
+        encoded = encoder.encode_batch(batch.texts)
         # Hash after encoding, when fastokens has cached the UTF-8 form inside the strings.
-        hashes, lengths = content_hashes(texts)
-        self._encoder.check(texts, encoded, self._check_first, hashes)
-        self._check_first = max(0, self._check_first - len(texts))
+        hashes, lengths = content_hashes(batch.texts)
+        encoder.check(batch.texts, encoded, check_first, hashes)
+        tokenizer = encoder.reference
         largest = int(encoded.ids.max(initial=0))
         if largest >= tokenizer.length:
             what = "The tokenizer returned an id outside its own vocabulary."
             raise DataError(what, got=str(largest))
-        ids = encoded.with_last(tokenizer.eos_id)
-        rows = np.empty(len(texts), dtype=INDEX)
-        rows["end"] = ids.ends[1:] - ids.ends[:-1]
+        documents = encoded.with_last(tokenizer.eos_id)
+        rows = np.empty(len(batch.texts), dtype=INDEX)
+        rows["end"] = np.diff(documents.ends)
         rows["hash"] = hashes
-        rows["offset"] = self._offsets
-        rows["source"] = self._sources
+        rows["offset"] = batch.offsets
+        rows["source"] = batch.source
         rows["text_bytes"] = lengths
-        is_val = is_held_out(hashes, self._val_fraction)
-        for split, chosen in (("train", ~is_val), ("val", is_val)):
-            if not chosen.any():
-                continue
-            own = ids.ids
-            if not chosen.all():
-                own = ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
-            self._writers[split].add_all(own, rows[chosen])
-        return sum(lengths), len(ids.ids)
+        write_documents(writers, documents.ids, rows, self.val_fraction)
+        return Work(batch.source_bytes, len(batch.texts), sum(lengths), len(documents.ids))
+
+
+def write_documents(
+    writers: dict[str, SplitWriter],
+    ids: npt.NDArray[np.uint32],
+    rows: npt.NDArray[Any],
+    val_fraction: float,
+) -> None:
+    """Write each document to its split.
+
+    Args:
+        writers: the writer of each split.
+        ids: ids of all documents, each with its EOS, concatenated.
+        rows: `INDEX` entries of the documents, with the number of its tokens as `end`.
+    """
+    is_val = is_held_out(rows["hash"], val_fraction)
+    for split, chosen in (("train", ~is_val), ("val", is_val)):
+        # Without held-out documents no copy is made.
+        own = ids if chosen.all() else ids[np.repeat(chosen, rows["end"].astype(np.int64))]
+        writers[split].add(own, rows[chosen])

@@ -1,9 +1,9 @@
 """Copy the tokenizer of a store or of a mixture, or train it on the first text of the sources.
 
-A tokenizer is trained on the first `MAX_TRAINING_BYTES` of kept text, in whole documents and at
-least one; the number of workers makes no difference. In a mixture each source contributes its share
-of these bytes. A source with less text is repeated, as it is in training, so that pairs are counted
-by weight. The tokenizer of a mixture is kept in `stores/tokenizer-KEY` and used by all its stores.
+A tokenizer is trained on the first `MAX_TRAINING_BYTES` of kept text, in whole documents, of which
+there is at least one. The number of workers makes no difference. In a mixture each source
+contributes its share of these bytes. A source with less text is repeated, as in training, so that
+pairs are counted by weight. All stores of a mixture use its tokenizer in `stores/tokenizer-KEY`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress
 
 _WEIGHTING_VERSION = 1
-"""Part of the folder's name: raise it whenever the choice of the training text changes."""
+"""Part of the folder's name. Raise it whenever the choice of the training text changes."""
 
 
 def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
@@ -104,7 +104,7 @@ def mixture_tokenizer(
     """
     first = plans[0][2].tokenizer
     if first.folder is not None:
-        return str(first.folder)  # a tokenizer on this machine, or a downloaded one
+        return str(first.folder)  # found on this machine, or downloaded
     vocabulary = first.vocabulary
     if vocabulary is None or setting == "auto":
         vocabulary = default_vocabulary(sum(estimated_bytes(plan.sources) for _, _, plan in plans))

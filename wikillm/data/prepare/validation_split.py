@@ -39,7 +39,7 @@ def is_held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[
 
 
 def refuse_one_text(sources: Sequence[SourceFile]) -> None:
-    """Raise DataError when the only source is a plain text: one document cannot be split."""
+    """Raise DataError when the only source is one plain text: a document cannot be split."""
     if len(sources) != 1 or sources[0].format != "text":
         return
     text = head(sources[0], _LOOK_BYTES).decode("utf-8", errors="replace")
@@ -62,12 +62,10 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
 def refuse_few_held_out(
     folder: Path, share: float, train: TokenStream, val: TokenStream, cfg: DataSection
 ) -> None:
-    """Raise DataError if too few tokens are held out. The store is not deleted.
-
-    The loss on so few tokens would be mostly noise.
+    """Raise DataError if too few tokens are held out, as their loss would be mostly noise.
 
     Args:
-        folder: folder of the store.
+        folder: folder of the store, which is not deleted.
         share: share of the documents that is held out.
         train: training split of the whole store, or of its first window.
         val: validation split of the same shards.
@@ -94,7 +92,7 @@ def _fix(train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
         ways.insert(0, f"data.min_val_tokens={val.n_tokens}")
     share = _share_for(train, val, cfg.min_val_tokens)
     settings = []
-    # The wanted number is out of reach and nothing is held out: propose to hold out one token.
+    # If nothing is held out and the wanted number is out of reach, propose to hold out one token.
     if share is None and not val.n_tokens:
         share = _share_for(train, val, 1)
         settings = ["data.min_val_tokens=1"]

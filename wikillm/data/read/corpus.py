@@ -1,8 +1,8 @@
 """The interface of a corpus for training, evaluation and the command line.
 
 `Corpus` has three implementations: a finished store (here), a store that is still being built
-(`growing`) and several stores that are read as one (`mixed`). `read.open` chooses between them; all
-other code uses only the interface.
+(`growing`) and a mixture of stores (`mixed`). `read.open` chooses between them; all other code uses
+only the interface.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
@@ -27,17 +26,8 @@ if TYPE_CHECKING:
     from wikillm.config.schema import Packing
 
 
-class Tokens(Protocol):
-    """A token stream as the loader reads it: `read(start, stop)` gives the ids [start, stop)."""
-
-    @property
-    def n_tokens(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]: ...
-
-
 class Order(Protocol):
-    """Maps the number of a training sample to its targets."""
+    """Maps the number of a sample to its targets. `GrowingOrder` waits for missing samples."""
 
     @property
     def sequence_length(self) -> int: ...
@@ -48,15 +38,11 @@ class Order(Protocol):
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop)."""
 
-
-class TrainingOrder(Order, Protocol):
-    """The training order of a corpus. `GrowingOrder` waits for samples that do not exist yet."""
-
     def windows_before(self, sample: int) -> int:
         """Number of windows that the samples before `sample` read; 0 for a mixture."""
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples read of each source of a mixture; () without one."""
+        """What the first `samples` samples read from each source; () without a mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +72,7 @@ class NamedStream:
 
 
 class Corpus(Protocol):
-    """Text to train and evaluate on. The method bodies given here suit a single finished store.
+    """Text to train and evaluate on. The methods here are those of a single finished store.
 
     Attributes:
         dir: folder of the store; of the first store in a mixture.
@@ -105,8 +91,8 @@ class Corpus(Protocol):
     packing: Packing
     mixture: tuple[WeightedStore, ...] = ()
 
-    def order(self, sequence_length: int, seed: int) -> TrainingOrder:
-        """The order of the training samples; a growing and a finished store have the same order."""
+    def order(self, sequence_length: int, seed: int) -> Order:
+        """The order of the training samples, which is equal in a growing and a finished store."""
 
     def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
         """Number of sequences in the first epoch, and in each later epoch.
@@ -119,7 +105,7 @@ class Corpus(Protocol):
         order = self.order_of(self.shards, sequence_length, 0)
         return order.blocks_of_first_epoch, order.blocks_per_epoch
 
-    def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
+    def data_read(self, order: Order, samples: int) -> dict[str, Any]:
         """Number of shards that the first `samples` samples read, and a digest of their tokens.
 
         Empty for a mixture, whose stores are always finished before they are read.
@@ -156,7 +142,7 @@ class Corpus(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The description of the text that a run writes to data.json."""
-        return described(self.dir, self.manifest, True)
+        return {**described(self.dir, self.manifest), "complete": True}
 
     def close(self) -> None:
         """Stop the builder process if this process started one. Finished shards are kept."""
@@ -187,17 +173,16 @@ class StoredCorpus(Corpus):
 
 
 def proportions(mixture: Sequence[WeightedStore]) -> str | None:
-    """The mixture as one line. Runs with equal lines and equal stores read the same samples."""
+    """The mixture as one line. Runs with equal lines and stores read the same samples."""
     return ", ".join(f"{source.name} {source.count}/{PERIOD}" for source in mixture) or None
 
 
-def described(folder: Path, manifest: Manifest, is_complete: bool) -> dict[str, Any]:
-    """The result of `Corpus.describe` for one store."""
+def described(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The description of one store as JSON."""
     return {
         "store": str(folder),
         "fingerprint": manifest.fingerprint,
         "sources": [asdict(source) for source in manifest.sources],
-        "complete": is_complete,  # False while the store is being built and the counts grow
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
         "funnel": asdict(manifest.funnel),

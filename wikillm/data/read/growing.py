@@ -1,8 +1,8 @@
-"""Read a token store that is still being built: its final shards, in whole windows.
+"""Read the final shards of a token store that is still being built, in whole windows.
 
-`GrowingCorpus` polls the files of the store for new shards; `GrowingOrder` is the order of its
-samples. Sample by sample it equals the order of the finished store (see `order.blocks`), so the
-progress of the builder makes no difference. Ranks are not synchronized here, but in `train`.
+`GrowingCorpus` polls the files of the store for new shards. `GrowingOrder` is the order of its
+samples. Every sample equals that of the finished store (see `order.blocks`), however fast the
+builder is. Ranks are not synchronized here, but in `train`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ POLL_SECONDS = 0.1
 
 
 class GrowingCorpus(Corpus):
-    """The finished part of a store.
+    """The finished part of a token store.
 
     Attributes:
         train: tokens of the finished windows.
@@ -47,7 +47,7 @@ class GrowingCorpus(Corpus):
     """
 
     def __init__(self, plan: BuildPlan, cfg: DataSection, since: float) -> None:
-        """`since`: Unix time at which this run requested the store; older failures are ignored."""
+        """`since`: Unix time at which the run requested the store. Older failures are ignored."""
         self.plan = plan
         self.window_shards = cfg.window_shards
         self.packing = cfg.packing
@@ -90,7 +90,8 @@ class GrowingCorpus(Corpus):
         return GrowingOrder(self, sequence_length, seed)
 
     def describe(self) -> dict[str, Any]:
-        return described(self.dir, self._manifest_now(), self.is_complete)
+        # The counts grow until the store is complete.
+        return {**described(self.dir, self._manifest_now()), "complete": self.is_complete}
 
     def _manifest_now(self) -> Manifest:
         """The manifest; during the build, a manifest of the shards that are known now."""
@@ -120,7 +121,7 @@ class GrowingCorpus(Corpus):
         self.shards_in_windows = whole
 
     def _read_committed(self) -> None:
-        """Add the records of final shards, up to the first that cannot be read (yet)."""
+        """Add the records of new final shards, up to the first record that cannot be read yet."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             if not self._is_ours:
                 made_from = json.loads((self.dir / "build.json").read_text(encoding="utf-8"))
@@ -163,7 +164,7 @@ class GrowingCorpus(Corpus):
         return error
 
     def builder_failure(self) -> WikiLLMError | None:
-        """Why the builder ended without a store; None if it did not."""
+        """Why the builder ended without a store; None if it runs or has finished."""
         error = self.builder.failure() if self.builder is not None else None
         return error or read_failure(self.plan.lock_base, self.since)
 
@@ -183,8 +184,8 @@ class GrowingOrder:
     """The order of a growing store. Its methods wait for samples that do not exist yet.
 
     They raise the errors that `GrowingCorpus.failure` returns. A DataLoader worker reads ahead of
-    training, so a long wait there is no stall: it ends only when a failure is reported or the
-    parent process ends.
+    training, so a long wait in a worker is no stall. It ends when the builder fails or the parent
+    process ends.
     """
 
     def __init__(self, corpus: GrowingCorpus, sequence_length: int, seed: int) -> None:
@@ -201,7 +202,7 @@ class GrowingOrder:
         return corpus.order_of(shards, self.sequence_length, self.seed)
 
     def covers(self, stop: int) -> bool:
-        """Whether all samples before `stop` exist; refreshes the corpus if that is not known."""
+        """Whether all samples before `stop` exist. Refreshes the corpus unless they are known."""
         if not self._covers(stop):
             self.corpus.refresh()
             if self.corpus.shards_in_windows != self._made_from:

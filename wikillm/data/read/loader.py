@@ -1,4 +1,4 @@
-"""Turn sample numbers into batches. Only this module divides samples over ranks and steps.
+"""Turn sample numbers into batches, and divide the samples over ranks and steps.
 
 A global batch is G consecutive samples of the order. With micro-batch size m, rank r of W reads the
 samples [a*W*m + r*m, a*W*m + (r+1)*m) of the global batch in micro-step a. So every (W, m,
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.blocks import SampleOrder
-from wikillm.data.read.corpus import Order, Tokens
+from wikillm.data.read.corpus import Order
 from wikillm.data.read.rows import (
     PADDING,
     cumulative_lengths,
@@ -36,6 +36,7 @@ from wikillm.data.read.rows import (
     sample_rows,
 )
 from wikillm.data.read.step_samples import SkipWindow, StepSamples
+from wikillm.data.store.store import TokenStream
 
 Batch = dict[str, Any]
 
@@ -44,8 +45,8 @@ Batch = dict[str, Any]
 class BatchShape:
     """The division of a global batch into micro-batches, in sequences.
 
-    Ranks that share sequences count as one: then `world_size` is the number of such groups, and
-    `rank` the number of this rank's group.
+    Ranks that share sequences form a group. `world_size` is then the number of groups, and `rank`
+    the number of this rank's group.
     """
 
     micro_batch: int
@@ -82,7 +83,7 @@ class SequenceShard:
     def of(self, batch: Batch) -> Batch:
         """This part of a batch: B x T/size each, with `position_ids` and `sequence_parallel`.
 
-        Attention needs some values for whole sequences, which are not cut: the lengths for flash
+        Values that attention needs for whole sequences are not cut: the lengths for flash
         attention, and `document_positions` (B x T, within documents) for other kernels.
         """
         whole_BT = batch["input_ids"]
@@ -114,7 +115,7 @@ def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | N
 class Samples(Dataset[Batch]):
     """A map-style dataset that returns several samples of a stream as one batch."""
 
-    tokens: Tokens
+    tokens: TokenStream
     order: Order
     length: int
     mask: DocumentMask | None = None
@@ -129,32 +130,28 @@ class Samples(Dataset[Batch]):
         The index `PADDING` gives a row without targets. A DataLoader worker returns an error
         instead of raising it: torch would replace a raised error by a text with its traceback.
         """
-        if get_worker_info() is None:
-            return self.batch(indices)
         try:
             return self.batch(indices)
         except WikiLLMError as error:
+            if get_worker_info() is None:
+                raise
             return error
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        whole = self._whole(indices)
-        return whole if self.shard is None else self.shard.of(whole)
-
-    def _whole(self, indices: Sequence[int]) -> Batch:
+        """As `__getitems__`; raises the errors of the token stream and its order."""
         wanted = np.asarray(indices, dtype=np.int64)
         inputs, targets, joins = sample_rows(self.tokens, self.order, wanted)
         labels = torch.from_numpy(targets)
-        batch = {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
-        if self.mask is None:
-            return batch
-        positions = document_positions(inputs, self.mask.eos_id, joins)
-        batch["position_ids"] = torch.from_numpy(positions)
-        if self.mask.with_lengths:
-            bounds, longest = cumulative_lengths(positions)
-            lengths: Batch = {"max_length_q": longest, "max_length_k": longest}
-            lengths["cu_seq_lens_q"] = lengths["cu_seq_lens_k"] = torch.from_numpy(bounds)
-            return batch | lengths
-        return batch
+        batch: Batch = {"input_ids": torch.from_numpy(inputs)}
+        batch["labels"] = batch["shift_labels"] = labels
+        if self.mask is not None:
+            positions = document_positions(inputs, self.mask.eos_id, joins)
+            batch["position_ids"] = torch.from_numpy(positions)
+            if self.mask.with_lengths:
+                bounds, longest = cumulative_lengths(positions)
+                batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = torch.from_numpy(bounds)
+                batch["max_length_q"] = batch["max_length_k"] = longest
+        return batch if self.shard is None else self.shard.of(batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +159,8 @@ class GlobalBatches(Sampler[list[int]]):
     """Sample indices of this rank's micro-batches, from `consumed_samples` on, without `skips`.
 
     `len()` is the number of optimizer steps of the whole run, including those before `first_step`.
-    Hugging Face's Trainer derives its number of epochs from that length; a run is one such epoch,
-    and the Trainer receives all micro-batches of a step at once (see `train.trainer`).
+    Hugging Face's Trainer derives its number of epochs from this length, so a run is one epoch. The
+    Trainer receives all micro-batches of a step at once (see `train.trainer`).
     """
 
     shape: BatchShape
@@ -201,12 +198,12 @@ def eval_batches(samples: int, micro_batch: int, world_size: int, rank: int) -> 
 
 
 def as_is(batch: Any) -> Any:
-    """Return the batch unchanged: `Samples` already returns whole batches."""
+    """Return the batch unchanged. `Samples` returns whole batches, so nothing is collated."""
     return batch
 
 
 def train_loader(
-    tokens: Tokens,
+    tokens: TokenStream,
     order: Order,
     shape: BatchShape,
     *,
@@ -227,7 +224,7 @@ def train_loader(
 
 
 def eval_loader(
-    tokens: Tokens,
+    tokens: TokenStream,
     sequence_length: int,
     *,
     micro_batch: int,
@@ -301,7 +298,7 @@ class _Fork(ForkContext):
 
 
 def _end_with_parent(worker: int) -> None:
-    """End this worker at a SIGTERM from its parent. A signal handler does not know the sender."""
+    """End this worker at a SIGTERM from its parent; a signal handler would not know the sender."""
     wait = threading.Thread(target=_wait_for, args=(os.getppid(),), name="signals", daemon=True)
     wait.start()
 

@@ -1,6 +1,6 @@
-"""A mixture: several token stores that are read as one, by weight.
+"""Read several token stores as one corpus, in which each store has a weight.
 
-The streams of the sources are joined, and `order.mixed` returns positions in the joined stream.
+The streams of the stores are joined, and `order.mixed` returns positions in the joined stream.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wikillm.data.funnel import merged
 from wikillm.data.order.mixed import MixedOrder, SourceOrder
 from wikillm.data.order.permutation import keyed_hash
-from wikillm.data.read.corpus import Corpus, NamedStream, StoredCorpus, TrainingOrder, WeightedStore
+from wikillm.data.read.corpus import Corpus, NamedStream, Order, StoredCorpus, WeightedStore
 from wikillm.data.store.joined import JoinedStream
 from wikillm.data.store.manifest import Manifest, SplitInfo, fingerprint_of
 from wikillm.data.store.store import SPLITS
@@ -83,12 +83,12 @@ class MixedCorpus(Corpus):
             sources.append({**found, "fingerprint": fingerprint})
         return {**super().describe(), "mixture": sources}
 
-    def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
+    def data_read(self, order: Order, samples: int) -> dict[str, Any]:
         return {}
 
 
 def _joined_manifest(mixture: Sequence[WeightedStore]) -> Manifest:
-    """A manifest that describes the text of all sources; it is kept in memory only."""
+    """A manifest that describes the text of all sources. It is never written."""
     manifests = [source.store.manifest for source in mixture]
     facts: dict[str, Any] = {
         "mixture_version": MIXTURE_VERSION,

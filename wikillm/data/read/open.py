@@ -3,8 +3,8 @@
 Every rank calls these functions before any process group exists. `open_corpus` builds missing
 stores first. `stream_corpus` returns as soon as training can begin: the first rank of each node
 starts a builder process, then every rank waits for the first window. Only one builder at a time
-works in a folder. So nodes that share a folder have one active builder, and nodes with separate
-folders build the same bytes.
+works in a folder. Nodes that share a folder have one active builder; nodes with separate folders
+build the same bytes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
     since = time.time()
     if cfg.mixture or cfg.streaming == "off":
         return open_corpus(cfg, is_main=is_main)
-    # A store that is named without sources is finished and needs no builder.
+    # A store without sources must be finished, and needs no builder.
     check_settings(cfg)
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
@@ -149,7 +149,7 @@ def _wait_for_first_window(corpus: GrowingCorpus, is_main: bool) -> None:
             line = f"waiting for the first {corpus.window_shards} shards, "
             line += f"{format_seconds(waited)} so far: {corpus.progress()}"
             say(line) if is_main else logger.info(line)
-        # Ask for a failure before reading the files, which do not change any more after it.
+        # Look for a failure before the files, which no longer change after a failure.
         failure = corpus.failure(start)
         corpus.refresh()
         if failure is not None and not corpus.has_window:
@@ -204,7 +204,7 @@ def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Add the name of a source of data.mixture to its errors, whose keys are that source's."""
+    """Add the name of a source of data.mixture to the errors of its preparation."""
     try:
         yield
     except DataError as error:
@@ -214,14 +214,14 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _open_source(section: DataSection, is_main: bool) -> Store:
-    """Open the store of a source. Without a path it was prepared before: a folder or an address."""
+    """Open the store of a source. A source without a path has a folder or address of a store."""
     if section.path or scheme_of(section.store or ""):
         return prepare_store(section, is_main=is_main, is_part=True)
     return Store.open(Path(section.store or ""))
 
 
 def _ready_source(section: DataSection, is_main: bool) -> Store | None:
-    """The store of a source, if it exists and its tokenizer has the wanted size; else None."""
+    """The store of a source. None if it does not exist, or its tokenizer has another size."""
     if not section.path:
         return _open_source(section, is_main)
     folder = Path(section.store or "")

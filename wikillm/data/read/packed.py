@@ -1,6 +1,7 @@
-"""Packings of a store, kept in STORE/packed: one process computes them, the others map the files.
+"""Compute the packings of a store's windows, and keep them in STORE/packed.
 
-A packing depends on the document lengths of its window; the file name is a hash of that input.
+One process computes a packing, and the others map its file. A packing depends on the document
+lengths of its window; the name of its file is a hash of this input.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ def packed_order(
     """The packed order of a training stream, or of its first windows. `folder` is the store's.
 
     One process packs missing windows while the others wait. A process reads or packs each window
-    only once, even if the store is read-only: the plan counts the sequences, then training reads
-    them.
+    only once, even if the store is read-only and both the plan and training need the packing.
     """
     windows = []
     start = 0
@@ -73,7 +73,7 @@ class _Window:
 
     @property
     def path(self) -> Path:
-        """The name is a hash of the input, so shards that are built again are packed again."""
+        """The file of the packing. Shards that are built again get another name."""
         made_from = [f"{PACKING_VERSION} {self.sequence_length} {self.start == 0}"]
         made_from += [shard.splits["train"].idx_sha256 for shard in self.shards]
         return self.folder / f"{hashlib.sha256(' '.join(made_from).encode()).hexdigest()[:32]}.npy"

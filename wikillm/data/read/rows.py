@@ -3,10 +3,10 @@
 Positions tell attention where documents begin. Every document ends with EOS and no text encodes to
 EOS, so the ids alone show where documents begin. A new start is also set where a sample wraps round
 its ring, and between packed ranges. Positions count from each start; the rest of a document that
-began in an earlier row counts from the start of its row. This is the form in which Hugging Face's
-models take packed sequences: from restarting `position_ids` without an attention mask they build a
-block mask (eager, sdpa). With `cu_seq_lens` flash attention need not derive the blocks in every
-layer. As always, the target of EOS is the first token of the next document.
+began in an earlier row counts from the start of its row. Hugging Face's models take packed
+sequences in this form: without an attention mask, they build a block mask where `position_ids`
+restart (eager, sdpa). With `cu_seq_lens`, flash attention need not derive the blocks in every
+layer. The mask changes no target: the target of EOS is the first token of the next document.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from wikillm.data.order.blocks import IGNORED, TargetRanges
 from wikillm.data.order.permutation import Ints
-from wikillm.data.read.corpus import Order, Tokens
+from wikillm.data.read.corpus import Order
+from wikillm.data.store.store import TokenStream
 
 PADDING = -1  # sample index of a padding row, whose labels are all ignored
 
 
 def sample_rows(
-    tokens: Tokens, order: Order, samples: Ints
+    tokens: TokenStream, order: Order, samples: Ints
 ) -> tuple[Ints, Ints, list[tuple[int, int]]]:
     """Inputs and targets of these samples, each B x T, and the (row, column) where ranges meet.
 
@@ -40,7 +41,7 @@ def sample_rows(
     return inputs, targets, joins
 
 
-def _fill(tokens: Tokens, inputs: Ints, targets: Ints, ranges: TargetRanges) -> list[int]:
+def _fill(tokens: TokenStream, inputs: Ints, targets: Ints, ranges: TargetRanges) -> list[int]:
     """Copy the targets of these ranges, and their inputs. Return the end column of each range."""
     ends = [0]
     for start, stop in ranges:

@@ -1,9 +1,9 @@
 """The samples that each optimizer step reads, when windows of samples are skipped.
 
 A window is [first, stop) in the order of the samples. The last step before a window ends at or
-before `first`; the next step begins at `stop`. All samples in between are skipped, so every step
-reads consecutive samples. The number of steps does not change: a run that skips a window ends later
-in the order.
+before `first`, and the next step begins at `stop`. All samples in between are skipped, so every
+step reads consecutive samples. The number of steps does not change, so a run that skips a window
+ends later in the order.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StepSamples:
             position = self._positions[-1]
             if window.stop <= position:
                 continue
-            # Number of whole steps that end before the window or at its start.
+            # Number of whole steps that end at the start of the window or before it.
             whole = max(0, window.first - position) // batch
             after = step + whole
             end = position + whole * batch

@@ -1,4 +1,4 @@
-"""Several token streams, one after the other, read as one."""
+"""Read several token streams, one after the other, as a single stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wikillm.data.store.store import TokenStream
 
 
 class JoinedStream(TokenStream):
-    """Several streams read as one. With `limits`, only the first `limits[k]` tokens of stream k."""
+    """The concatenation of several streams: of stream k the first `limits[k]` tokens, or all."""
 
     def __init__(
         self, folder: Path, streams: Sequence[TokenStream], limits: Sequence[int] | None = None
@@ -28,10 +28,10 @@ class JoinedStream(TokenStream):
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         self._check(start, stop)
-        parts = [self.streams[k].read(first, last) for k, first, last in self.parts(start, stop)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([np.empty(0, dtype=np.uint32), *parts])
+        pieces = [self.streams[k].read(first, last) for k, first, last in self.parts(start, stop)]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate([np.empty(0, dtype=np.uint32), *pieces])
 
     def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
         stop = self.n_tokens if stop is None else stop

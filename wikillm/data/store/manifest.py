@@ -1,8 +1,8 @@
 """The manifest of a token store: `manifest.json`, written last; without it a store is unfinished.
 
 The fingerprint is the sha256 of the facts that decide every byte of the shards. Equal facts give
-equal bytes on any machine with any number of workers. Paths and the origin of the tokenizer are
-recorded for people; they are not part of the facts.
+equal bytes on any machine with any number of workers. The manifest also has paths and the origin of
+the tokenizer, which are not part of the facts.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class SourceInfo:
     sha256: str
     format: str
     compression: str
-    url: str = ""  # address of a downloaded source, whose `path` is then in a cache
+    url: str = ""  # address of a downloaded source; its `path` is in a cache
     version: str = ""  # ETag of the server, or revision on the hub
 
 
 @dataclass(frozen=True, slots=True)
 class SplitInfo:
-    """Sizes of a split. `text_bytes`: bytes of UTF-8 text, without EOS."""
+    """Sizes of a split. `text_bytes`: size of its text in UTF-8, without EOS."""
 
     __pydantic_config__ = _KNOWN_KEYS
     tokens: int
@@ -91,8 +91,10 @@ class ShardSplit(SplitInfo):
 class ShardInfo:
     """The record of a shard.
 
-    `start` and `end`: position of its records in the sources; `is_cut`: whether
-    data.max_text_bytes ended it; `backend`: library that encoded it, with version.
+    Attributes:
+        start, end: position of its records in the sources.
+        is_cut: whether data.max_text_bytes ended the shard.
+        backend: library that encoded it, with version.
     """
 
     number: int
@@ -109,7 +111,7 @@ class ShardInfo:
 
     @classmethod
     def read(cls, path: Path) -> ShardInfo:
-        """Read the record of a shard, without its bad records (`bad`).
+        """Read the record of a shard, without its list of bad records.
 
         Raises OSError, or ValueError for a damaged file.
         """
@@ -122,8 +124,9 @@ class ShardInfo:
 class Manifest:
     """The content of manifest.json.
 
-    `duplicates`: number of documents that repeat an earlier text; None if there are too many
-    documents to compare.
+    Attributes:
+        duplicates: number of documents that repeat an earlier text; None if there are too many
+            documents to compare.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
@@ -194,7 +197,7 @@ class Manifest:
 
 
 def _read(kind: Any, content: bytes) -> Any:
-    """Parse JSON into a dataclass and check the type of every field: the file may be from anyone.
+    """Parse JSON into a dataclass and check every field's type, as the file may be from anyone.
 
     Raises ValueError that names the first field of a wrong type.
     """
@@ -240,7 +243,7 @@ def _check(manifest: Manifest) -> None:
         names = ", ".join(sorted(manifest.backend)) or "no keys"
         raise ValueError(f"backend: it has {names} instead of name and version")
     if not manifest.shards:
-        raise ValueError("shards: a finished store has at least one, the manifest lists none")
+        raise ValueError("shards: a finished store has at least one shard, the manifest has none")
     for number, shard in enumerate(manifest.shards):
         if shard.number != number:
             raise ValueError(f"shards[{number}].number: it is {shard.number}")

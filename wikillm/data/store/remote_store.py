@@ -1,10 +1,10 @@
 """A prepared token store on a server (http, s3, oss), read through a bounded cache on this machine.
 
 Opening a store fetches its manifest and tokenizer. A shard is fetched when it is first read,
-compared with the sha256 in the manifest, and kept until its room is needed (`fetch.cache`). So a
-batch is the same as from a local copy. The first epoch reads window after window, and a cache of
-one window is enough. Later epochs permute all samples and are fast only if the cache holds the
-whole store; a smaller cache gives a warning.
+compared with the sha256 in the manifest, and kept until its room is needed (`fetch.cache`). So the
+batches equal those of a local copy. The first epoch reads window after window, and a cache of one
+window is enough. Later epochs permute all samples and are fast only if the cache holds the whole
+store; a smaller cache gives a warning.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True, slots=True)
 class RemoteShards:
-    """The shard files of the store at `url`, which `ensure` fetches into `folder`.
-
-    Cheap to pickle.
-    """
+    """The shard files of the store at `url`, which `ensure` fetches into `folder`. Picklable."""
 
     url: str
     folder: Path
@@ -48,12 +45,12 @@ class RemoteShards:
 
         Raises DataError when the file cannot be fetched, or has another sha256 than the manifest.
         """
-        if _touched(path):
+        if _touch(path):
             return
         name = path.relative_to(self.folder).as_posix()
         size, digest = self.files[name]
         with self.cache.exclusive(about=f"{self.url}/{name}"):
-            if _touched(path):
+            if _touch(path):  # another process has fetched it
                 return
             self.cache.make_room(size, f"{shown(self.url)}/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +80,8 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     """
     check_address(url)
     url = url.rstrip("/")
-    with cache.exclusive(is_main, url) as asked:
-        content = _manifest(url, cache, asked)
+    with cache.exclusive(is_main, url) as requested_at:
+        content = _manifest(url, cache, requested_at)
         folder = cache.folder / "stores" / key_of(f"{url}\n{hashlib.sha256(content).hexdigest()}")
         try:
             manifest = Manifest.parse(content)
@@ -116,27 +113,27 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     return Store(folder, manifest, train, val, ensure=ensure)
 
 
-def _manifest(url: str, cache: Cache, asked: float) -> bytes:
-    """The manifest on the server, or the cached manifest when the server cannot be reached.
+def _manifest(url: str, cache: Cache, requested_at: float) -> bytes:
+    """The manifest on the server, or its cached copy when the server cannot be reached.
 
-    One rank reads it. The others have waited since `asked` and use the file it wrote, so all ranks
-    open the same store.
+    One rank reads it from the server. The other ranks, which requested the lock at `requested_at`
+    (Unix time), use the copy that this rank wrote. So all ranks open the same store.
     """
-    memory = cache.folder / "stores" / f"{key_of(url)}.json"
+    copy = cache.folder / "stores" / f"{key_of(url)}.json"
     with suppress(OSError):
-        if memory.stat().st_mtime >= asked:
-            return memory.read_bytes()
+        if copy.stat().st_mtime >= requested_at:
+            return copy.read_bytes()
     try:
         content = cache.read_small(f"{url}/{MANIFEST_NAME}", _MAX_MANIFEST_BYTES)
     except DataError as error:
-        if memory.is_file() and "cannot be reached" in error.what:
+        if copy.is_file() and "cannot be reached" in error.what:
             warn(f"{shown(url)} cannot be reached; the store is read from the cache")
             with suppress(OSError):
-                os.utime(memory)  # so that the waiting ranks do not try again
-            return memory.read_bytes()
+                os.utime(copy)  # so that the waiting ranks do not try again
+            return copy.read_bytes()
         raise
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(memory, content)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(copy, content)
     return content
 
 
@@ -156,12 +153,12 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
             got=f"{shown(url)}/tokenizer/tokenizer.json",
             fix=_COPY_AGAIN,
         )
-    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last, as the mark of completeness
+    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: the folder is then complete
         write_atomic(target / name, contents[name])
 
 
-def _touched(path: Path) -> bool:
-    """Whether the file exists. Sets its access time to now, so that the cache keeps it."""
+def _touch(path: Path) -> bool:
+    """Set the access time to now, so that the cache keeps the file. False if it does not exist."""
     with suppress(OSError):
         status = path.stat()
         os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))

@@ -11,10 +11,9 @@
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
           packed/*.npy           which documents share a sequence (read.packed)
 
-A split's stream is the concatenation of its shards; every document ends with EOS, which marks the
-boundary. Shard files are memory-mapped. Opening a store lists two folders, which finds a missing
-shard at once. File sizes are compared by the first rank at opening, and by every rank when it maps
-a shard.
+The stream of a split is the concatenation of its shards. Every document ends with EOS. Shard files
+are memory-mapped. Opening a store lists two folders, which finds a missing shard at once. File
+sizes are compared by the first rank at opening, and by every rank when it maps a shard.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError, MachineError
 from wikillm.data.sources.fixes import set_aside
-from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, ShardSplit
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
 SPLITS = ("train", "val")
@@ -50,10 +49,10 @@ INDEX = np.dtype(
         ("text_bytes", "<u4"),  # UTF-8 bytes of the document's text
     ]
 )
-_OPEN_REMOTE_FILES = 16  # few, as a file deleted from the cache uses disk space until unmapped
-_MAX_FETCHES = 5  # attempts to map a shard that other processes remove from the cache
-_FLAGS = 1 << 24  # bytes of address space, two for each shard
 _OPEN_FILES = 128  # files mapped at a time; a usual limit is 1024 descriptors per process
+_OPEN_REMOTE_FILES = 16  # fewer, as a file deleted from the cache uses disk space until unmapped
+_MAX_FETCHES = 5  # attempts to map a shard that other processes remove from the cache
+_FLAGS = 1 << 24  # bytes of address space for the flags of verified files, two for each shard
 
 
 def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
@@ -98,10 +97,9 @@ class TokenStream:
         self._split = split
         self._ensure = ensure
         self._vocabulary = vocabulary
-        self._numbers: list[int] = []  # numbers of the shards that have tokens in this split
-        self._starts = [0]
-        self._documents: list[int] = []  # number of documents of each of these shards
-        self._digests: list[dict[str, str]] = []  # sha256 of the files of each of these shards
+        # The number of each shard that has tokens in this split, and its part of the split.
+        self._shards: list[tuple[int, ShardSplit]] = []
+        self._starts = [0]  # first token of each of these shards, then the number of all tokens
         self._verified: mmap | defaultdict[int, int] | None = None
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self.extend(shards)
@@ -114,9 +112,7 @@ class TokenStream:
             self.text_bytes += part.text_bytes
             if part.tokens:
                 self.n_tokens += part.tokens
-                self._numbers.append(shard.number)
-                self._documents.append(part.documents)
-                self._digests.append({"tok": part.tok_sha256, "idx": part.idx_sha256})
+                self._shards.append((shard.number, part))
                 self._starts.append(self.n_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,8 +123,8 @@ class TokenStream:
     def verify_on_first_use(self) -> None:
         """From now on, compare the sha256 of a shard with the manifest before its first use.
 
-        This process and its later forks check a shard once between them; a pickled copy checks it
-        again.
+        A shard is compared once in all of this process and its later forks, and again in a pickled
+        copy.
         """
         self._verified = mmap(-1, _FLAGS)  # shared with forked loader workers
 
@@ -160,7 +156,7 @@ class TokenStream:
         self._check(start, stop)
         for shard, first, last in self.parts(start, stop):
             index = self._map("idx", shard)
-            before = sum(self._documents[:shard])
+            before = sum(part.documents for _, part in self._shards[:shard])
             low, high = np.searchsorted(index["end"], [first, last - 1], side="right").tolist()
             for row in range(low, high + 1):
                 begin = int(index["end"][row - 1]) if row else 0
@@ -170,7 +166,7 @@ class TokenStream:
 
     def indexes(self) -> Iterator[npt.NDArray[Any]]:
         """The `INDEX` entries of each shard, in order; `end` counts from the shard's start."""
-        for shard in range(len(self._numbers)):
+        for shard in range(len(self._shards)):
             yield self._map("idx", shard)
 
     def count_tokens(self, vocabulary: int) -> npt.NDArray[np.int64]:
@@ -197,7 +193,7 @@ class TokenStream:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.n_tokens}")
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The parts of [start, stop): (number of the shard or stream, first, end) within it."""
+        """The parts of [start, stop): number of a shard (or stream), and first and end in it."""
         while start < stop:
             part = bisect_right(self._starts, start) - 1
             begin = self._starts[part]
@@ -211,32 +207,34 @@ class TokenStream:
         if key in self._open:
             self._open.move_to_end(key)
             return self._open[key]
-        path = shard_path(self._folder, self._split, self._numbers[shard], kind)
-        tokens = self._starts[shard + 1] - self._starts[shard]
-        dtype = INDEX if kind == "idx" else TOKEN
-        size = (self._documents[shard] if kind == "idx" else tokens) * dtype.itemsize
-        mapped = self._map_file(path, dtype, size)
-        if kind == "idx" and len(mapped) and int(mapped["end"][-1]) != tokens:
-            what = f"{path} indexes {int(mapped['end'][-1])} tokens instead of {tokens}"
-            raise damaged(self._folder, what)
-        flag = 2 * self._numbers[shard] + (kind == "idx")
+        # Map the file, whose size must be that in the manifest.
+        number, part = self._shards[shard]
+        path = shard_path(self._folder, self._split, number, kind)
+        if kind == "idx":
+            mapped = self._map_file(path, INDEX, part.documents * INDEX.itemsize)
+            indexed = int(mapped["end"][-1])
+            if indexed != part.tokens:
+                what = f"{path} indexes {indexed} tokens instead of {part.tokens}"
+                raise damaged(self._folder, what)
+        else:
+            mapped = self._map_file(path, TOKEN, part.tokens * TOKEN.itemsize)
+        # Compare its sha256 once.
+        flag = 2 * number + (kind == "idx")
         if self._verified is not None and not self._verified[flag]:
-            self._compare(path, mapped, self._digests[shard][kind])
+            wanted = part.idx_sha256 if kind == "idx" else part.tok_sha256
+            found = hashlib.sha256(mapped.view(np.uint8).data).hexdigest()
+            if found != wanted:
+                what = f"{path}: its sha256 is {found}, the manifest has {wanted}"
+                raise damaged(self._folder, what)
             self._verified[flag] = 1
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._ensure is None else _OPEN_REMOTE_FILES):
             self._open.popitem(last=False)
         return mapped
 
-    def _compare(self, path: Path, mapped: npt.NDArray[Any], wanted: str) -> None:
-        """Raise DataError unless a mapped file has the sha256 in the manifest."""
-        found = hashlib.sha256(mapped.view(np.uint8).data).hexdigest()
-        if found != wanted:
-            what = f"{path}: its sha256 is {found}, the manifest has {wanted}"
-            raise damaged(self._folder, what)
-
     def _map_file(self, path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
-        for attempts_left in reversed(range(_MAX_FETCHES)):
+        """Map a file, which must have `size` bytes. A file of a remote store is fetched first."""
+        for attempt in range(1, _MAX_FETCHES + 1):
             if self._ensure is not None:
                 self._ensure(path)
             try:
@@ -246,7 +244,7 @@ class TokenStream:
                 return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
             except FileNotFoundError as error:
                 # Another process may just have removed the file to make room in the cache.
-                if self._ensure is None or not attempts_left:
+                if self._ensure is None or attempt == _MAX_FETCHES:
                     raise _unreadable(path, error, self._ensure is not None) from None
             except OSError as error:
                 raise _unreadable(path, error) from None
@@ -255,9 +253,10 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An opened, finished token store. `ensure`: see `TokenStream`.
+    """A finished token store. For a remote store, `dir` is its folder in the cache.
 
-    For a remote store, `dir` is its folder in the cache.
+    Attributes:
+        ensure: see `TokenStream`.
     """
 
     dir: Path
@@ -310,10 +309,10 @@ class Store:
 
     def check_files(self, *, sizes: bool) -> None:
         """Raise DataError if a file is missing or, with `sizes`, has another size."""
-        there: set[str] = set()
+        present: set[str] = set()
         for split in SPLITS:
             try:
-                there |= {f"{split}/{name}" for name in os.listdir(self.dir / split)}
+                present |= {f"{split}/{name}" for name in os.listdir(self.dir / split)}
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -321,7 +320,7 @@ class Store:
         for shard in self.manifest.shards:
             for name, size, _ in shard_files(shard):
                 path = self.dir / name
-                if name not in there:
+                if name not in present:
                     raise damaged(self.dir, f"{path} is missing")
                 if sizes and (found := path.stat().st_size) != size:
                     raise damaged(self.dir, f"{path} has {found} bytes instead of {size}")

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from wikillm.core.files import STAGING_SUFFIX, rename_durably
 from wikillm.data.store.manifest import ShardSplit
 from wikillm.data.store.store import INDEX, TOKEN, shard_path
-from wikillm.data.types import TokenizedDocument
 
 
 def shard_record_path(store: Path, number: int) -> Path:
@@ -23,9 +22,10 @@ def shard_record_path(store: Path, number: int) -> Path:
 
 
 class SplitWriter:
-    """Writes NNNNN.tok as documents are added and NNNNN.idx at the end; renames complete files.
+    """Writes NNNNN.tok as documents are added, and NNNNN.idx at the end.
 
-    A writer that is dropped unfinished, as in a worker whose parent died, removes its file.
+    A file gets its name when it is complete. A writer that is deleted before `finish`, as in a
+    worker whose parent died, removes its file.
     """
 
     def __init__(self, store: Path, split: str, number: int) -> None:
@@ -40,19 +40,10 @@ class SplitWriter:
         self._text_bytes = 0
         self._rows: list[npt.NDArray[Any]] = []
 
-    def add(self, document: TokenizedDocument) -> None:
-        row = np.zeros(1, dtype=INDEX)
-        row["end"] = len(document.ids)
-        row["hash"] = document.content_hash
-        row["offset"] = document.offset
-        row["source"] = document.source
-        row["text_bytes"] = document.text_bytes
-        self.add_all(document.ids, row)
-
-    def add_all(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:
+    def add(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:
         """Add documents: their ids, concatenated, and one `INDEX` entry per document.
 
-        Pass the length of a document as `end`; this method replaces it by the end position.
+        Pass the document's number of tokens as `end`; this method replaces it by the end position.
         """
         content = ids.astype(TOKEN, copy=False).data
         self._file.write(content)
@@ -63,6 +54,7 @@ class SplitWriter:
         self._rows.append(rows)
 
     def finish(self) -> ShardSplit:
+        """Complete both files, and return their sizes and digests."""
         _close_durably(self._file)
         rename_durably(_staged(self._paths["tok"]), self._paths["tok"])
         self._cleanup.detach()

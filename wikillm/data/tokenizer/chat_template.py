@@ -26,7 +26,7 @@ _ANSWER = "ANSWER-5f1c"
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template in a tokenizer folder, or None; with several, the one named default."""
+    """The chat template in a tokenizer folder; of several the template named default. Or None."""
     with suppress(OSError):
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     found = read_object(folder / "tokenizer_config.json").get("chat_template")
@@ -69,10 +69,10 @@ def render_chat(
 def check_chat_template(template: str, vocabulary: Mapping[str, int], eos_token: str) -> str:
     """Check a template against a tokenizer; return the token that ends an answer.
 
-    It is the token after the answer in the rendered text, or `eos_token` if no token follows.
+    This token follows the answer in the rendered text; if none follows, it is `eos_token`.
 
-    Raises ConfigError when the template fails or uses special tokens that are not in the
-    vocabulary: the text would be encoded as ordinary tokens, which the model has no reason to know.
+    Raises ConfigError when the template fails, or uses special tokens that are not in the
+    vocabulary. They would be encoded as ordinary text, on which the model was not trained.
     """
     missing = sorted(set(_SPECIAL.findall(template)) - vocabulary.keys())
     if missing:

@@ -1,7 +1,7 @@
 """Download Qwen2's tokenizer from ModelScope or a Hugging Face endpoint, in bounded time.
 
-A source that sends nothing for 5 s (name lookup included) is given up, and this process does not
-ask it again. The files go to the user's cache, where the next search finds them.
+If a source sends nothing for 5 s (name lookup included), the download from it fails, and this
+process does not try it again. The files go to the user's cache, where the next search finds them.
 HF_HUB_OFFLINE=1, TRANSFORMERS_OFFLINE=1 and WIKILLM_OFFLINE=1 forbid all downloads.
 """
 
@@ -28,11 +28,11 @@ _failed: set[str] = set()  # URLs of sources that failed in this process
 
 
 class DownloadFailed(Exception):
-    """No source delivered the files; the message has the reason for each source."""
+    """No source sent the files. The message has the reason for each source."""
 
 
 def _sources() -> dict[str, str]:
-    """Addresses, with {file} for the file name, by name of the source."""
+    """The address of each source, in which {file} stands for the file name."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
     return {
         "ModelScope": f"https://modelscope.cn/models/{MODEL}/resolve/master/{{file}}",

@@ -69,40 +69,43 @@ class Encoded:
         return Encoded(ids, ends)
 
 
-class Backend(Protocol):
+class Encoder(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each of these NFC texts, encoded as ordinary text."""
         ...
 
 
-class BackendDiffers(DataError):
-    """An encoder gave other ids than `tokenizers`, or failed. The build goes on without it."""
+class EncoderDiffers(DataError):
+    """An encoder gave other ids than `tokenizers`, or failed. The build continues without it."""
 
 
 class Unusable(Exception):
-    """The backend does not support this tokenizer.json."""
+    """The encoder does not support this tokenizer.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedEncoder:
-    """Encodes with a backend and compares some texts with `tokenizers`. Raises BackendDiffers."""
+    """Encodes with a fast encoder, and compares some texts with `tokenizers`.
+
+    Raises EncoderDiffers.
+    """
 
     reference: TextTokenizer
     name: str
-    backend: Backend | None = None  # None: `reference` itself
+    fast: Encoder | None = None  # None uses `reference`
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each text, to be passed to `check`."""
-        if self.backend is None:
+        if self.fast is None:
             return Encoded.of(self.reference.encode_batch(texts))
         try:
-            encoded = self.backend.encode_batch(texts)
+            encoded = self.fast.encode_batch(texts)
             if len(encoded) != len(texts):
                 raise ValueError(f"{len(encoded)} results for {len(texts)} texts")
         except BaseException as error:  # a panic in Rust code is not an Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise BackendDiffers(
+            raise EncoderDiffers(
                 f"{self.name} failed on a text that tokenizers encodes.", got=str(error)
             ) from None
         return encoded
@@ -114,8 +117,8 @@ class CheckedEncoder:
         first: int,
         hashes: npt.NDArray[np.uint64] | None = None,
     ) -> None:
-        """Compare the first `first` texts and one in `ONE_IN` of the others, chosen by hash."""
-        if self.backend is None:
+        """Compare the first `first` texts, and one in `ONE_IN` of the others, chosen by hash."""
+        if self.fast is None:
             return
         first = min(first, len(texts))
         chosen = list(range(first))
@@ -126,19 +129,19 @@ class CheckedEncoder:
             found = encoded[i].tolist()
             if found != wanted:
                 got = _difference(self.reference, wanted, found)
-                raise BackendDiffers(f"{self.name} gives other ids than tokenizers.", got=got)
+                raise EncoderDiffers(f"{self.name} gives other ids than tokenizers.", got=got)
 
 
 def _difference(reference: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
     pairs = enumerate(zip(wanted, found, strict=False))
-    same = next((i for i, (left, right) in pairs if left != right), len(found))
-    around = reference.decode(wanted[max(0, same - 3) : same + 5])
-    part = slice(same, same + 5)
-    return f"token {same}, at {around!r}: {list(found[part])} instead of {list(wanted[part])}"
+    first = next((i for i, (left, right) in pairs if left != right), len(found))
+    around = reference.decode(wanted[max(0, first - 3) : first + 5])
+    part = slice(first, first + 5)
+    return f"token {first}, at {around!r}: {list(found[part])} instead of {list(wanted[part])}"
 
 
 def open_encoder(name: str, folder: Path) -> CheckedEncoder:
-    """The encoder `name` (as `choose_backend` gave it) for a tokenizer folder."""
+    """The encoder `name` (as `choose_encoder` gave it) for a tokenizer folder."""
     reference = load_tokenizer(folder)
     kind = name.partition(" ")[0]
     if kind == REFERENCE:
@@ -148,18 +151,24 @@ def open_encoder(name: str, folder: Path) -> CheckedEncoder:
 
 
 @lru_cache(maxsize=1)
-def _opened(opener: Callable[[Path], Backend], folder: Path, _: str) -> Backend:
-    """Open a backend; cached, so that the first check and the build of one process share it."""
+def _opened(opener: Callable[[Path], Encoder], folder: Path, _: str) -> Encoder:
+    """Open an encoder; cached, so that the first check and the build of one process share it."""
     return opener(folder)
 
 
-def choose_backend(setting: str, store: Path) -> str:
-    """Choose and log the encoder of a store, whose folder has its tokenizer: `NAME VERSION`.
+def choose_encoder(setting: str, store: Path) -> str:
+    """Choose and log the encoder of a store, as `NAME VERSION`.
 
-    `setting` is data.backend. Raises ConfigError when a named backend is not installed. A backend
-    that differs or does not support this tokenizer is skipped, with a warning if it was named.
+    An encoder that differs, or does not support this tokenizer, is not chosen; if data.backend
+    names it, this is a warning.
+
+    Args:
+        setting: data.backend.
+        store: folder of the store, which already has its tokenizer.
+
+    Raises ConfigError when data.backend names an encoder that is not installed.
     """
-    refused = refused_backends(store)
+    refused = refused_encoders(store)
     stock = f"{REFERENCE} {version(REFERENCE)}"
     if setting == "hf":
         return stock
@@ -180,16 +189,16 @@ def choose_backend(setting: str, store: Path) -> str:
     return name
 
 
-def refused_backends(store: Path) -> dict[str, str]:
+def refused_encoders(store: Path) -> dict[str, str]:
     """The encoders (name and version) that differed in this store, with the difference."""
     return read_object(store / REFUSED_NAME)
 
 
-def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
-    """Record that a backend differs, and delete the records of shards not made by `tokenizers`."""
+def refuse_encoder(store: Path, name: str, error: EncoderDiffers) -> None:
+    """Record that an encoder differs, and delete the records of shards that it may have made."""
     why = f"{error.what} {error.got or ''}".strip()
     warn(f"encoder: {why}; its shards are built again with tokenizers")
-    write_json(store / REFUSED_NAME, {**refused_backends(store), name: why})
+    write_json(store / REFUSED_NAME, {**refused_encoders(store), name: why})
     for record in (store / "shards").glob("*.json"):
         made_by = json.loads(record.read_text(encoding="utf-8")).get("backend", REFERENCE)
         if not made_by.startswith(REFERENCE):
@@ -202,7 +211,7 @@ def _why_not(name: str, folder: Path) -> str | None:
     try:
         encoder = open_encoder(name, folder)
         encoder.check(texts, encoder.encode_batch(texts), len(texts))
-    except (BackendDiffers, Unusable) as error:
+    except (EncoderDiffers, Unusable) as error:
         return " ".join(part for part in (str(error.args[0]), getattr(error, "got", None)) if part)
     except ImportError as error:
         return f"it cannot be imported: {error}"
@@ -247,4 +256,4 @@ class _Fastokens:
         return Encoded(np.frombuffer(ids, "<u4"), np.frombuffer(ends, "<u8").astype(np.int64))
 
 
-OPENERS: dict[str, Callable[[Path], Backend]] = {FASTEST: _Fastokens}
+OPENERS: dict[str, Callable[[Path], Encoder]] = {FASTEST: _Fastokens}

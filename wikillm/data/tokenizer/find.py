@@ -6,8 +6,8 @@
     train:8000  byte-level BPE of that size, trained on the corpus
     auto        qwen2 if it is found, else a BPE trained on the corpus, sized to it
 
-Only `auto` falls back. A damaged folder is an error, even for `auto`, so that it never leads to
-another tokenizer unnoticed.
+Only `auto` falls back to another tokenizer. A damaged folder is an error, even for `auto`, so that
+no other tokenizer is used unnoticed.
 """
 
 from __future__ import annotations

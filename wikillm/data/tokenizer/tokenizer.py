@@ -27,7 +27,7 @@ KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """Encodes and decodes text. `length`: highest id + 1, the minimum size of an embedding."""
+    """Encodes and decodes text. `length`: highest id + 1, the smallest number of embedding rows."""
 
     backend: Tokenizer
     sha256: str  # of tokenizer.json
@@ -92,7 +92,7 @@ def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
 
 
 def prompt_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer for prompts, in which special tokens are recognised, unlike training text."""
+    """The tokenizer for prompts: unlike in training text, special tokens are recognised."""
     load_tokenizer(folder)  # raises if the folder is damaged
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()

@@ -12,7 +12,7 @@ import pytest
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data.inspect.batch import documents_of
+from wikillm.data.inspect.positions import documents_of
 from wikillm.data.inspect.show import show_document, show_sample, show_text
 from wikillm.data.inspect.stats import stats_of, stats_text
 from wikillm.data.order.blocks import IGNORED

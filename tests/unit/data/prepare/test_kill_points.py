@@ -15,8 +15,8 @@ import sys
 import numpy as np
 from harness import kill_points
 
+from wikillm.data.store.store import INDEX
 from wikillm.data.store.writer import SplitWriter
-from wikillm.data.types import TokenizedDocument
 
 
 def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, source, settings):
@@ -50,16 +50,15 @@ def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, source, sett
 
 
 def test_an_abandoned_writer_removes_its_file(tmp_path):
-    document = TokenizedDocument(
-        np.arange(5, dtype=np.uint32), content_hash=7, text_bytes=9, source=0, offset=3
-    )
+    ids = np.arange(5, dtype=np.uint32)
+    rows = np.array([(5, 7, 3, 0, 9)], dtype=INDEX)
     abandoned = SplitWriter(tmp_path, "train", 0)
-    abandoned.add(document)
+    abandoned.add(ids, rows)
     assert len(list((tmp_path / "train").iterdir())) == 1
     del abandoned
     assert not list((tmp_path / "train").iterdir())
     kept = SplitWriter(tmp_path, "train", 0)
-    kept.add(document)
+    kept.add(ids, rows)
     assert kept.finish().tokens == 5
     del kept
     files = sorted(path.name for path in (tmp_path / "train").iterdir())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
-from wikillm.data.inspect.batch import documents_of
+from wikillm.data.inspect.positions import documents_of
 from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.order.mixed import MixedOrder, MixtureTable
 from wikillm.data.prepare.prepare import prepare_store

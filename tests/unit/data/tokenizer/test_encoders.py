@@ -21,9 +21,9 @@ from wikillm.data.tokenizer import encoders
 from wikillm.data.tokenizer.encoders import (
     OPENERS,
     REFUSED_NAME,
-    BackendDiffers,
     CheckedEncoder,
-    choose_backend,
+    EncoderDiffers,
+    choose_encoder,
     fuzz_texts,
     open_encoder,
 )
@@ -96,7 +96,7 @@ def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
     assert digests(store.dir, *TOKENS) == digests(wanted.dir, *TOKENS)
     assert "built again with tokenizers" in "".join(capsys.readouterr())
     refused = json.loads((store.dir / REFUSED_NAME).read_text())
-    assert choose_backend("fastokens", store.dir).startswith("tokenizers")  # refused for good
+    assert choose_encoder("fastokens", store.dir).startswith("tokenizers")  # refused for good
     assert len(refused) == 1
 
 
@@ -105,7 +105,7 @@ def test_a_backend_that_fails_counts_as_one_that_differs(tokenizer_dir):
         def encode_batch(self, texts):
             raise RuntimeError("out of cheese")
 
-    with pytest.raises(BackendDiffers, match="failed on a text"):
+    with pytest.raises(EncoderDiffers, match="failed on a text"):
         CheckedEncoder(load_tokenizer(tokenizer_dir), "fastokens", Fails()).encode_batch(["a"])
 
 
@@ -118,7 +118,7 @@ def test_an_encoder_that_cannot_open_the_tokenizer_is_skipped(
     shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
     monkeypatch.setitem(OPENERS, "fastokens", refuse)
     encoders._opened.cache_clear()
-    assert choose_backend("fastokens", tmp_path).startswith("tokenizers ")
+    assert choose_encoder("fastokens", tmp_path).startswith("tokenizers ")
     assert "is not used" in "".join(capsys.readouterr())
 
 
@@ -131,9 +131,9 @@ def test_a_backend_that_is_not_installed(tmp_path, tokenizer_dir, monkeypatch):
         return "1.0"
 
     monkeypatch.setattr(encoders, "version", version)
-    assert choose_backend("auto", tmp_path) == "tokenizers 1.0"
+    assert choose_encoder("auto", tmp_path) == "tokenizers 1.0"
     with pytest.raises(ConfigError, match="not installed") as caught:
-        choose_backend("fastokens", tmp_path)
+        choose_encoder("fastokens", tmp_path)
     assert "wikillm[fast]" in caught.value.fix
 
 
