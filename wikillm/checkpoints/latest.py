@@ -1,6 +1,6 @@
-"""Finds the checkpoint to resume from: the last one written, or its nearest ancestor that verifies.
+"""Finds the checkpoint to resume from: the newest, or its nearest ancestor that verifies.
 
-A `latest` file or the highest step does not decide: see `lineage`.
+The newest checkpoint is the one written last (see `lineage`), which need not have the highest step.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Orders the checkpoints of a folder: the run's current branch, and those that it abandoned.
+"""Sorts the checkpoints of a folder into the run's current branch and abandoned checkpoints.
 
 A run can resume from an older checkpoint and write new ones from there, so the highest step is not
 always the newest. Every manifest therefore records two facts:
 
     sequence   1 for the first checkpoint of the folder, then 2, 3, ... in the order of writing
-    ancestors  the checkpoints that this one descends from and that were still in the folder,
-               nearest first; empty when the run began here or elsewhere
+    ancestors  the checkpoints from which it descends and that were still in the folder, nearest
+               first; empty when the run began here or elsewhere
 
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
 earlier versions have no sequence. They count as sequence 0, so they come first, in the order of
@@ -76,7 +76,7 @@ def read_ancestry(checkpoint: Path) -> Ancestry:
         )
     if "sequence" in manifest:
         return _from_json(manifest)
-    # A checkpoint from before sequences were recorded: its ancestors are those with a lower step.
+    # Without a recorded sequence, all checkpoints with a lower step count as ancestors.
     steps = [step_of(path) or 0 for path in list_checkpoints(checkpoint.parent)]
     return Ancestry(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
 
@@ -87,12 +87,12 @@ def _from_json(facts: Mapping[str, Any]) -> Ancestry:
 
 
 def record_newest(checkpoint: Path) -> None:
-    """Record `checkpoint`, just published, as the one written last in its folder. (one rank)"""
+    """Record that `checkpoint` is the checkpoint written last into its folder. (one rank)"""
     _record(checkpoint.parent, read_ancestry(checkpoint))
 
 
 def record_return(folder: Path, origin: Ancestry) -> None:
-    """Record that the run goes on from `origin`, before it saves a checkpoint. (one rank)
+    """Record that the run continues from `origin`, before it saves a checkpoint. (one rank)
 
     Otherwise the abandoned branch would be the newest branch after a kill before the first save.
     """

@@ -28,7 +28,7 @@ FileEntry = dict[str, Any]
 
 
 def files_to_list(checkpoint: Path) -> list[str]:
-    """Relative paths of the files that a manifest lists, sorted: the same list on every rank."""
+    """Relative paths of the files that a manifest lists, in an order that all ranks share."""
     names = [path.relative_to(checkpoint).as_posix() for path in files_below(checkpoint)]
     return [name for name in names if name != MANIFEST]
 
@@ -111,7 +111,7 @@ def verify(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
 
 
 def raise_if_damaged(checkpoint: Path, wrong: Sequence[str]) -> None:
-    """Raise CheckpointError with the first eight of these findings, if there are any."""
+    """Raise CheckpointError if there are findings; the error has the first eight."""
     if wrong:
         raise CheckpointError(f"The checkpoint {checkpoint} is damaged.", got="\n".join(wrong[:8]))
 
@@ -132,11 +132,12 @@ def damage(
             names and sizes.
         kept: receives the bytes of tensor files that this process has verified.
     """
+    # Compare content only if names and sizes are right.
     files: dict[str, FileEntry] = manifest["files"]
     wrong = _wrong_names_and_sizes(checkpoint, files) if rank == 0 else []
     if not hashes or wrong:
         return wrong or (_other_steps(checkpoint, manifest) if rank == 0 else [])
-    # Tensor files are hashed by range, all others whole.
+    # Hash this process's share: tensor files by range, all other files whole.
     whole = [name for name, entry in sorted(files.items()) if "sha256" in entry]
     for name in whole[rank::ranks]:
         try:

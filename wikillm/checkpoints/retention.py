@@ -42,7 +42,7 @@ def keep_of(train: TrainSection) -> Keep:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed save or rotation left behind. (one rank, before the first save)
+    """Remove the folders of a killed save or rotation. (one rank, before the first save)
 
     If a checkpoint was being replaced, and the new checkpoint was not published, restore its name.
     """
@@ -160,7 +160,7 @@ def make_room(folder: Path, size: int, keep: Keep) -> tuple[list[Path], int]:
 
 
 def _before_a_save(keep: Keep) -> Keep:
-    """What stays on a disk without room for one more checkpoint than `keep` allows."""
+    """The rules on a disk that has no room for one checkpoint more than `keep` allows."""
     return replace(keep, newest=max(1, keep.newest - 1))
 
 

@@ -109,12 +109,14 @@ def verify_tensors(
             checkpoint, the share is what rank `rank` wrote, because this process will load it.
         kept: receives the bytes that this process has verified.
     """
+    # Read the records of all ranks, which are small.
     try:
         recorded = [_read_rank(path) for path in sorted((checkpoint / RANKS).glob("rank_*.json"))]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if not is_of_the_file(error):
             raise
         return [f"{RANKS}/: cannot be read ({error!r})"]
+    # This process's share: the groups of one rank, or every n-th group of each rank.
     work = [
         (files, group, digest)
         for number, (files, groups) in enumerate(recorded)

@@ -99,7 +99,7 @@ class TensorReader:
     def read(self, spec: TensorSpec, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Elements [start, stop) of the flattened tensor.
 
-        Raises CheckpointError where the file ends before them.
+        Raises CheckpointError if the file ends before these elements.
         """
         file, first, last = self.layout.extent(spec, start, stop)
         name = self.layout.files[file].name

@@ -39,7 +39,7 @@ ITEM = 4
 """Bytes per element: every tensor is float32."""
 
 _SHARD = re.compile(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.safetensors")
-_LONGEST_HEADER = 100 << 20  # safetensors refuses a longer one
+_LONGEST_HEADER = 100 << 20  # safetensors refuses a longer header
 
 
 @dataclass(frozen=True, slots=True, order=True)

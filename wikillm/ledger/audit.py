@@ -134,6 +134,7 @@ def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iter
     if len(orders) > 1:
         text = "the segments have different orders of the samples"
         yield WrongStep(steps[0].step, "record", text)
+    # Walk over the steps; `position` is the first sample that no earlier step or window has.
     windows = {window.first: window for window in history.skipped}
     position = found.first
     next_step = found.first_step
@@ -186,10 +187,8 @@ def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[Wr
 def _compare_tokens(
     found: Audit, run: Path, history: History, steps: list[StepLine], stores: Sequence[str]
 ) -> Iterator[WrongStep]:
-    """Compare each digest with that of the store's tokens; stop at the first difference.
-
-    The sha256 of a shard is compared with the manifest before its tokens are used.
-    """
+    """Compare each digest with that of the store's tokens; stop at the first difference."""
+    # Open the store of the run, whose shards are compared with their sha256 at first use.
     facts = history.segments[-1].order
     corpus = corpus_of_run(run, facts, stores)
     order = corpus.order(facts["sequence_length"], facts["seed"])

@@ -28,6 +28,7 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
         ConfigError: `places` do not fit the run.
         DataError: no data.json; a store that cannot be opened, or that the run has not read.
     """
+    # Refuse places that name no source of the run.
     record = _data_record(run)
     moved = dict(place.partition("=")[::2] for place in places if record.get("mixture"))
     names = [source["name"] for source in record.get("mixture", ())]
@@ -39,6 +40,7 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
             if names
             else "pass --store once, with the folder or address of the store",
         )
+    # Open the stores at these places, or at the recorded places.
     corpus: Corpus
     if names:
         sources = [
@@ -49,6 +51,7 @@ def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = (
     else:
         store = _open(record["store"], places[0] if places else None)
         corpus = StoredCorpus(store, order["window_shards"], order["packing"])
+    # Refuse stores other than those that the ledger names.
     found = (corpus.manifest.fingerprint, proportions(corpus.mixture))
     if found != (order["store"], order["mixture"]):
         raise DataError(

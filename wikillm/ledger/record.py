@@ -1,4 +1,4 @@
-"""Read and write RUN/ledger.jsonl: one line per optimizer step, appended by rank 0 alone.
+"""Read and write RUN/ledger.jsonl, to which rank 0 appends a line for each optimizer step.
 
     {"segment":1,"step":40,"samples":320,"checkpoint":"checkpoint-40","world":2,"order":{...},...}
     {"step":41,"first":320,"stop":328,"digest":"5c6d...","loss":4.81,"crc":2930261}

@@ -72,6 +72,7 @@ def import_store(
     except OSError as error:
         got = f"{error.filename}: {error.strerror}"
         raise DataError("A file of the import cannot be read.", got=got) from None
+    # Write a complete store aside, and rename it.
     staged = target.with_name(f".{target.name}{STAGING_SUFFIX}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -108,6 +109,7 @@ class _Megatron:
         self._dtype = np.dtype(_MEGATRON_TYPES[code])
         self._tokens = _mapped(self.path, np.dtype("u1"))
         ends = self._offsets + self._lengths.astype(np.int64) * self._dtype.itemsize
+        # Every document begins at or after the one before it, and lies within the .bin.
         in_order = not borders or (self._borders[0] == 0 and self._borders[-1] == sequences)
         is_outside = (self._lengths < 0) | (self._offsets < 0) | (ends > len(self._tokens))
         if not in_order or (np.diff(self._borders) < 0).any() or is_outside.any():
@@ -169,6 +171,7 @@ def _write_shards(
     start = Cursor()
     is_last = False
     while not is_last:
+        # Fill a shard with whole batches.
         writers = {split: SplitWriter(folder, split, len(found)) for split in SPLITS}
         tally = Tally()
         tokens = 0
@@ -182,6 +185,7 @@ def _write_shards(
             write_documents(writers, batch.ids, batch.rows, val_fraction)
             tokens += len(batch.ids)
             end = batch.end
+        # The funnel of the last shard has the empty documents of all files.
         if is_last and counts["empty"]:
             tally.add("empty", counts["empty"], 0, False)
         splits = {split: writer.finish() for split, writer in writers.items()}

@@ -87,7 +87,7 @@ def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class _Ring:
-    """Targets that are cut and permuted together: a window of epoch 1, or a whole later epoch."""
+    """Targets that are cut and permuted together: a window, or the stream in a later epoch."""
 
     first: int  # first target of the ring
     targets: int
@@ -122,11 +122,11 @@ class WindowedOrder:
         return int(self._samples[-1])
 
     def end_of_window(self, sample: int) -> int:
-        """Index after the last sample of the window that holds `sample`, a sample of epoch 1."""
+        """Index after the last sample of the window of `sample`, which is in the first epoch."""
         return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
 
     def windows_before(self, sample: int) -> int:
-        """Number of windows of epoch 1 that the samples before `sample` read."""
+        """Number of the first epoch's windows that the samples before `sample` read."""
         return int(np.searchsorted(self._samples[:-1], sample, side="left"))
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
@@ -136,14 +136,14 @@ class WindowedOrder:
 
 @dataclass(frozen=True, slots=True)
 class SampleOrder(WindowedOrder):
-    """The order of the samples of a stream. Samples of epoch 1 depend on their own window only.
+    """The order of a stream's samples. In the first epoch they depend on their own window only.
 
     Args:
         n_tokens: tokens in the stream (N).
         sequence_length: inputs, and targets, per sample (T).
         seed: seed of the phases and permutations.
         shuffle: False reads front to back, for validation.
-        windows: position at which each window of epoch 1 ends (`window_ends`); () is one window.
+        windows: token position at which each window ends (`window_ends`); () is one window.
     """
 
     n_tokens: int
@@ -244,7 +244,7 @@ class SampleOrder(WindowedOrder):
         return starts, counts, firsts, ends
 
     def _rings_of(self, samples: Ints) -> Ints:
-        """The number of each sample's ring: w for window w of epoch 0, -e for all of epoch e."""
+        """The number of each sample's ring: w for window w, -e for the epoch e after the first."""
         windows = np.searchsorted(self._samples, samples, side="right") - 1
         beyond = samples - self.blocks_of_first_epoch
         return np.where(beyond < 0, windows, -1 - beyond // self.blocks_per_epoch)

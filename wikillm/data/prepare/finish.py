@@ -29,7 +29,7 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
         write_quarantine(plan.store, shards)
     digests = (info.sha256 for info in plan.source_infos)
     write_attribution(plan.store, list(zip(plan.sources, digests, strict=True)))
-    if plan.drop_list is not None:  # the dropped documents, and those they duplicate
+    if plan.drop_list is not None:  # the dropped documents, and the documents that they repeat
         write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
     (plan.store / COMMITTED_NAME).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ Shards are independent once the start of each is known (`sources.cuts`). The fir
 lock, sets up the folder and the tokenizer, and finds the cuts. Then all machines build the missing
 shards of their parts at the same time. No part finishes the store: `wikillm prepare` without
 `--shards` builds the shards still missing, checks the bad records of all shards and writes the
-manifest. So the store has the same bytes as one that a single machine builds.
+manifest. So the store has the same bytes as a store that a single machine builds.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def build_part(plan: BuildPlan, part: Part) -> str:
                 encoder = choose_encoder("hf", plan.store)
             _build(plan, cuts, encoder, numbers)
     done = len(finished_shards(plan.store))
-    what = f"shards {numbers.start} to {numbers.stop - 1}" if numbers else "no shards"
+    built = f"shards {numbers.start} to {numbers.stop - 1}" if numbers else "no shards"
     rest = "the same command without --shards finishes the store"
-    return f"{plan.store}: {what} are built, {done} of {shards} in all; {rest}"
+    return f"{plan.store}: {built} are built, {done} of {shards} in all; {rest}"
 
 
 def _build(plan: BuildPlan, cuts: Sequence[Cursor], encoder: str, numbers: range) -> None:

@@ -75,7 +75,7 @@ _WITHOUT_KEYS = ("mediawiki", "text", "blocks", "lines")
 def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> Store:
     """Open the single token store of `cfg`; build it first if it is missing. (all ranks)
 
-    With `is_part` (the store is one of a mixture) few held-out tokens are allowed: the mixture
+    With `is_part` the store belongs to a mixture, and few held-out tokens are allowed: the mixture
     checks the sum over its stores.
 
     Raises:
@@ -137,7 +137,7 @@ def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
 def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> BuildPlan:
     """Find everything that decides the store: sources, digests, tokenizer, duplicates. (all ranks)
 
-    With `is_part` (the store is one of a mixture) the source may be a single document. With
+    With `is_part` the store belongs to a mixture, and the source may be a single document. With
     `data.dedup` and no `data.drop_list` this reads all sources, which takes about as long as the
     build.
     """
@@ -148,12 +148,14 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
             fix="build each store on its own with data.path=... data.store=..., "
             "then name the stores in data.mixture",
         )
+    # Check the settings of filters and drop-list before any source is read.
     filters = plan_filters(cfg)
     dedup = Deduplication.of(cfg)
     files = find_sources(cfg, is_main=is_main)
     sources = _inspect_all(files, cfg)
     if not is_part:
         refuse_one_text(sources)
+    # One process finds digests, tokenizer and duplicates; the others wait for its results.
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
     base = area / f".{_settings_key(cfg, sources)}"
     with exclusive(base, "preparing the data", is_main):

@@ -16,7 +16,7 @@ from wikillm.data.store.writer import shard_record_path
 from wikillm.data.types import DroppedItem, SourceFile
 
 QUARANTINE_NAME = "quarantine.jsonl"
-MAX_PER_SHARD = 1000  # bad records kept per shard; the counts include the others
+MAX_PER_SHARD = 1000  # bad records kept per shard; the counts include all bad records
 HEAD_BYTES = 200
 _EXAMPLES = 5
 

@@ -109,6 +109,7 @@ class ShardJob:
         # Hash after encoding, when fastokens has cached the UTF-8 form inside the strings.
         hashes, lengths = content_hashes(batch.texts)
         encoder.check(batch.texts, encoded, check_first, hashes)
+        # Describe each document in an index entry, and write it with its ids.
         tokenizer = encoder.reference
         largest = int(encoded.ids.max(initial=0))
         if largest >= tokenizer.length:

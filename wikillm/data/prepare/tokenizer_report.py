@@ -39,7 +39,7 @@ def report_on_trained(folder: Path, tokenizer: TextTokenizer, shards: Sequence[S
 
 
 def report_of_store(store: Store) -> dict[str, Any]:
-    """The figures of a store's tokenizer. "qwen2" has those of Qwen2's tokenizer, or None."""
+    """The figures of a store's tokenizer, and under "qwen2" those of Qwen2's tokenizer or None."""
     return _report(store.tokenizer(), store.train, store.val)
 
 

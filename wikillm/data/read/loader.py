@@ -6,10 +6,10 @@ accumulation) with the same product reads the same global batch. Loader workers 
 receive sample numbers.
 
 A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. The targets are already
-shifted, so pass `shift_labels` to the model; `labels` repeats them only because Hugging Face's
-models compute a loss when it is present. With a `DocumentMask` a batch also has `position_ids`,
-B x T, which start at 0 in each document (see `rows`), and `cu_seq_lens_*` for flash attention.
-This is the only module of `data` that imports torch.
+shifted, so the model uses `shift_labels`. `labels` has equal values; it is there because Hugging
+Face's models compute a loss only if it is present. With a `DocumentMask` a batch also has
+`position_ids`, B x T, which start at 0 in each document (see `rows`), and `cu_seq_lens_*` for flash
+attention. This is the only module of `data` that imports torch.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 def eval_batches(samples: int, micro_batch: int, world_size: int, rank: int) -> list[list[int]]:
-    """This rank's batches over the samples [0, samples), each of which one rank reads once.
+    """This rank's batches over the samples [0, samples). One rank reads each sample, once.
 
     All ranks get the same number of batches, filled up with rows of `PADDING`: ZeRO-3 gathers
     weights in every forward pass, so a rank without a batch would block the others.

@@ -38,6 +38,7 @@ def packed_order(
     One process packs missing windows while the others wait. A process reads or packs each window
     only once, even if the store is read-only and both the plan and training need the packing.
     """
+    # Divide the stream into windows.
     windows = []
     start = 0
     for at in range(0, len(shards), window_shards):
@@ -45,6 +46,7 @@ def packed_order(
         stop = start + sum(shard.splits["train"].tokens for shard in of_window)
         windows.append(_Window(folder / FOLDER, of_window, start, stop, sequence_length))
         start = stop
+    # Take their packings from this process, else from their files; pack the others.
     known = _PACKED.setdefault(stream, {})
     found = {window.path: known.get(window.path) or window.read() for window in windows}
     if None in found.values():

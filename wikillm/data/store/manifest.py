@@ -242,6 +242,7 @@ def _check(manifest: Manifest) -> None:
     if set(manifest.backend) != {"name", "version"}:
         names = ", ".join(sorted(manifest.backend)) or "no keys"
         raise ValueError(f"backend: it has {names} instead of name and version")
+    # Shards are numbered without gaps, and their counts agree with their funnels.
     if not manifest.shards:
         raise ValueError("shards: a finished store has at least one shard, the manifest has none")
     for number, shard in enumerate(manifest.shards):
@@ -253,6 +254,7 @@ def _check(manifest: Manifest) -> None:
             kept = shard.funnel.kept_records
             what = f"{kept} records were kept, but there are {documents} documents"
             raise ValueError(f"shards[{number}].funnel: {what}")
+    # Funnel and splits are the sums over the shards.
     if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
         raise ValueError("funnel: it is not the sum of the shards' funnels")
     _check_splits(manifest.splits, "splits")

@@ -78,6 +78,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
 
     Raises DataError when there is no store at `url`, or the server cannot be reached.
     """
+    # Fetch the manifest and the tokenizer into a folder named by address and manifest.
     check_address(url)
     url = url.rstrip("/")
     with cache.exclusive(is_main, url) as requested_at:
@@ -92,6 +93,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
                 fix="set data.store to the address of the folder that holds manifest.json",
             ) from None
         _fetch_tokenizer(url, folder, manifest, cache)
+    # The shards are fetched when they are read.
     files = {
         name: (size, digest)
         for shard in manifest.shards

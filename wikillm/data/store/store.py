@@ -282,8 +282,8 @@ class Store:
     def open(cls, folder: Path, *, sizes: bool = False) -> Store:
         """Open a finished store and check that all files exist; with `sizes` also their sizes.
 
-        Checking sizes takes one stat call per file; otherwise they are checked when files are
-        read. Raises DataError that names the fault.
+        Checking sizes takes one stat call per file. Without `sizes`, a size is checked when its
+        file is first read. Raises DataError that names the fault.
         """
         path = folder / MANIFEST_NAME
         try:

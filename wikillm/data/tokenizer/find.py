@@ -1,4 +1,4 @@
-"""Find the tokenizer of `data.tokenizer`: a folder on this machine, a download, or one to train.
+"""Choose the tokenizer of `data.tokenizer`: found here, downloaded, or trained on the corpus.
 
     FOLDER      the tokenizer in that folder
     qwen2       $WIKILLM_TOKENIZER, ./qwen2-tokenizer, data/qwen2-tokenizer, data/, the caches of
