@@ -18,8 +18,8 @@ The order does not depend on ranks or workers; `read.loader` divides the samples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,36 +33,6 @@ TargetRanges = list[tuple[int, int]]
 """The targets [start, stop) of a sample, in order."""
 
 _CHUNK = 1024  # samples per cached chunk; the second request in a chunk fills the cache
-
-
-class RecentRanges:
-    """A cache of target ranges for the most recently requested chunk of samples.
-
-    Training reads in order, and finding a whole chunk at once is cheaper than sample by sample.
-    """
-
-    def __init__(self) -> None:
-        self._chunk = -1
-        self._known = list[TargetRanges]()
-
-    def look_up(
-        self, samples: npt.ArrayLike, find: Callable[[Ints], list[TargetRanges]]
-    ) -> list[TargetRanges]:
-        """Return `find(samples)`. The second request in a chunk fills the cache with the chunk."""
-        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
-        if not n.size:
-            return []
-        chunk = int(n.min()) // _CHUNK
-        if int(n.max()) // _CHUNK != chunk:
-            return find(n)
-        # A chunk may be requested only once: by one rank of a thousand, or by a single look-up.
-        if chunk != self._chunk:
-            self._chunk = chunk
-            self._known = []
-            return find(n)
-        if not self._known:
-            self._known = find(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
-        return [self._known[i] for i in (n - chunk * _CHUNK).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +78,52 @@ class _Ring:
 
 
 class WindowedOrder:
-    """Assigns the samples of the first epoch to windows.
+    """The order of a stream's samples. In the first epoch, the samples of a window are together.
 
-    `_samples`: the first sample of each window, then the number of samples in all.
+    The most recently requested chunk of samples is cached: training reads in order, and finding a
+    whole chunk at once is cheaper than sample by sample.
+
+    Args:
+        sequence_length: inputs, and targets, per sample (T).
+        samples: number of samples of each window in the first epoch.
     """
 
-    __slots__ = ()
-    _samples: Ints
+    def __init__(self, sequence_length: int, samples: Sequence[int] | Ints) -> None:
+        self.sequence_length = sequence_length
+        # The first sample of each window, then the number of samples of the first epoch.
+        self._samples = np.concatenate([[0], np.cumsum(np.asarray(samples, dtype=np.int64))])
+        self._chunk = -1
+        self._known = list[TargetRanges]()
 
     @property
     def blocks_of_first_epoch(self) -> int:
         """Samples of the first epoch, in which each window may end with a short block."""
         return int(self._samples[-1])
+
+    def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
+        """The targets [start, stop) of each sample; T in all at most.
+
+        A sample has a second range where it wraps round its ring, and a packed sample has a range
+        for each document.
+        """
+        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        if not n.size:
+            return []
+        chunk = int(n.min()) // _CHUNK
+        if int(n.max()) // _CHUNK != chunk:
+            return self._ranges(n)
+        # A chunk may be requested only once: by one rank of a thousand, or by a single look-up.
+        if chunk != self._chunk:
+            self._chunk = chunk
+            self._known = []
+            return self._ranges(n)
+        if not self._known:
+            self._known = self._ranges(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
+        return [self._known[i] for i in (n - chunk * _CHUNK).tolist()]
+
+    def _ranges(self, samples: Ints) -> list[TargetRanges]:
+        """Compute the target ranges of each sample."""
+        raise NotImplementedError
 
     def end_of_window(self, sample: int) -> int:
         """Index after the last sample of the window of `sample`, which is in the first epoch."""
@@ -134,7 +138,6 @@ class WindowedOrder:
         return ()
 
 
-@dataclass(frozen=True, slots=True)
 class SampleOrder(WindowedOrder):
     """The order of a stream's samples. In the first epoch they depend on their own window only.
 
@@ -146,33 +149,30 @@ class SampleOrder(WindowedOrder):
         windows: token position at which each window ends (`window_ends`); () is one window.
     """
 
-    n_tokens: int
-    sequence_length: int
-    seed: int
-    shuffle: bool = True
-    windows: tuple[int, ...] = ()
-    # First target, and first sample, of each window; the last entry is the total.
-    _targets: Ints = field(init=False, repr=False, compare=False)
-    _samples: Ints = field(init=False, repr=False, compare=False)
-    _recent: RecentRanges = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.n_tokens < 2:
+    def __init__(
+        self,
+        n_tokens: int,
+        sequence_length: int,
+        seed: int,
+        shuffle: bool = True,
+        windows: tuple[int, ...] = (),
+    ) -> None:
+        if n_tokens < 2:
             raise DataError(
                 "A stream of fewer than two tokens has nothing to predict.",
-                got=f"{self.n_tokens} tokens",
+                got=f"{n_tokens} tokens",
             )
-        windows = self.windows if self.windows and self.shuffle else (self.n_tokens,)
-        ends = np.asarray(windows, dtype=np.int64)
-        if ends[-1] != self.n_tokens or (np.diff(ends) < 0).any():
+        ends = np.asarray(windows if windows and shuffle else (n_tokens,), dtype=np.int64)
+        if ends[-1] != n_tokens or (np.diff(ends) < 0).any():
             raise ValueError(
-                f"windows that end at {ends.tolist()[-3:]} do not cover {self.n_tokens} tokens"
+                f"windows that end at {ends.tolist()[-3:]} do not cover {n_tokens} tokens"
             )
-        targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
-        blocks = -(-np.diff(targets) // self.sequence_length)
-        object.__setattr__(self, "_recent", RecentRanges())
-        object.__setattr__(self, "_targets", targets)
-        object.__setattr__(self, "_samples", np.concatenate([[0], np.cumsum(blocks)]))
+        # The first target of each window, then the number of targets.
+        self._targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
+        super().__init__(sequence_length, -(-np.diff(self._targets) // sequence_length))
+        self.n_tokens = n_tokens
+        self.seed = seed
+        self.shuffle = shuffle
 
     @property
     def targets_per_epoch(self) -> int:
@@ -183,18 +183,9 @@ class SampleOrder(WindowedOrder):
         """Samples of every epoch but the first."""
         return -(-self.targets_per_epoch // self.sequence_length)
 
-    def locate(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """First target and number of targets of each sample: T, or fewer in a short block."""
-        starts, counts, _, _ = self._place(samples)
-        return starts, counts
-
-    def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
-        """The targets [start, stop) of each sample: two ranges where it wraps round its ring."""
-        return self._recent.look_up(samples, self._ranges)
-
     def _ranges(self, samples: Ints) -> list[TargetRanges]:
         found = []
-        columns = (column.tolist() for column in self._place(samples))
+        columns = (column.tolist() for column in self.locate(samples))
         for start, count, first, end in zip(*columns, strict=True):
             stop = min(start + count, end)
             rest = start + count - stop
@@ -223,8 +214,8 @@ class SampleOrder(WindowedOrder):
         short = blocks * length - ring.targets
         return ring.before + index * length - (short if last < index else 0)
 
-    def _place(self, samples: npt.ArrayLike) -> tuple[Ints, ...]:
-        """Per sample: first target, number of targets, first target and end of its ring."""
+    def locate(self, samples: npt.ArrayLike) -> tuple[Ints, ...]:
+        """First target and number of targets of each sample; first target and end of its ring."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         rings = self._rings_of(n)
         starts, counts, firsts, ends = (np.empty_like(n) for _ in range(4))

@@ -21,15 +21,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic
-from wikillm.data.order.blocks import (
-    RecentRanges,
-    TargetRanges,
-    WindowedOrder,
-)
+from wikillm.data.order.blocks import TargetRanges, WindowedOrder
 from wikillm.data.order.permutation import Ints, Permutation, keyed_hash
 
 
@@ -174,21 +169,15 @@ class PackedOrder(WindowedOrder):
     def __init__(
         self, windows: Sequence[tuple[int, PackedWindow]], sequence_length: int, seed: int
     ) -> None:
-        self.sequence_length = sequence_length
+        super().__init__(sequence_length, [window.sequences for _, window in windows])
         self.seed = seed
         self._windows = tuple(windows)
-        self._recent = RecentRanges()
-        self._samples = np.cumsum([0, *(window.sequences for _, window in windows)])
         if not self.blocks_per_epoch:
             raise DataError("A stream of fewer than two tokens has nothing to predict.")
 
     @property
     def blocks_per_epoch(self) -> int:
         return self.blocks_of_first_epoch  # all epochs have the same sequences
-
-    def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
-        """The targets [start, stop) of each sample: one range per document, T in all at most."""
-        return self._recent.look_up(samples, self._ranges)
 
     def _ranges(self, samples: Ints) -> list[TargetRanges]:
         found: list[TargetRanges] = [[]] * len(samples)
