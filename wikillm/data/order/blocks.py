@@ -78,7 +78,7 @@ class _Ring:
 
 
 class WindowedOrder:
-    """The order of a stream's samples. In the first epoch, the samples of a window are together.
+    """Base class of the orders of a stream. In the first epoch, windows are read one by one.
 
     The most recently requested chunk of samples is cached: training reads in order, and finding a
     whole chunk at once is cheaper than sample by sample.

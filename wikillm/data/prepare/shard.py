@@ -1,13 +1,14 @@
 """Build the files of one shard from its raw records, in a worker process.
 
 The files depend only on the records and the settings. The content hash of a document decides its
-split (`validation_split`). Each record batch, about 1 MiB of source, is cleaned, encoded and
-written before the next one, so the memory of a worker does not grow with the size of a shard.
+split (`validation_split`). Text is encoded and written in groups of record batches, of about 1 MiB
+of source, so the memory of a worker does not grow with the size of a shard.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -24,6 +25,7 @@ from wikillm.data.funnel import Tally
 from wikillm.data.prepare.quarantine import MAX_PER_SHARD, quarantined
 from wikillm.data.prepare.validation_split import is_held_out
 from wikillm.data.sources.read import RawShard
+from wikillm.data.sources.record_batches import BATCH_BYTES
 from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.store import INDEX, SPLITS
 from wikillm.data.store.writer import SplitWriter, shard_record_path
@@ -61,6 +63,8 @@ class ShardJob:
         unchecked = self.check_first if raw.number == 0 else 1
         remaining = self.text_budget
         is_cut = False
+        group: list[CleanedDocuments] = []  # encoded together, since batches of files may be small
+        group_bytes = 0
         for batch in self.clean.batches(raw):
             # Drop the documents beyond the budget.
             if remaining is not None:
@@ -79,10 +83,15 @@ class ShardJob:
             if format == "mediawiki":
                 titled = zip(batch.offsets, batch.payloads, strict=True)
                 pages += [(batch.source, *page) for page in titled]
-            report(self._write(batch, encoder, writers, unchecked))
-            unchecked = max(0, unchecked - len(batch.texts))
+            group.append(batch)
+            group_bytes += batch.source_bytes
+            if group_bytes >= BATCH_BYTES:
+                unchecked -= self._write(group, encoder, writers, unchecked, report)
+                group = []
+                group_bytes = 0
             if is_cut:
                 break
+        self._write(group, encoder, writers, unchecked, report)
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, pages)
         # The record is written last, because it marks the shard as finished.
@@ -94,21 +103,26 @@ class ShardJob:
 
     def _write(
         self,
-        batch: CleanedDocuments,
+        batches: Sequence[CleanedDocuments],
         encoder: CheckedEncoder,
         writers: dict[str, SplitWriter],
         check_first: int,
-    ) -> Work:
-        """Encode the documents of a batch all at once, and write each to its split.
+        report: Report,
+    ) -> int:
+        """Encode the documents of these batches all at once, and write each to its split.
 
         The ids of the first `check_first` documents are compared with those of `tokenizers`.
+        Returns the number of compared documents.
         """
-        if not batch.texts:
-            return Work(batch.source_bytes)
-        encoded = encoder.encode_batch(batch.texts)
+        source_bytes = sum(batch.source_bytes for batch in batches)
+        texts = [text for batch in batches for text in batch.texts]
+        if not texts:
+            report(Work(source_bytes))
+            return 0
+        encoded = encoder.encode_batch(texts)
         # Hash after encoding, when fastokens has cached the UTF-8 form inside the strings.
-        hashes, lengths = content_hashes(batch.texts)
-        encoder.check(batch.texts, encoded, check_first, hashes)
+        hashes, lengths = content_hashes(texts)
+        encoder.check(texts, encoded, check_first, hashes)
         # Describe each document in an index entry, and write it with its ids.
         tokenizer = encoder.reference
         largest = int(encoded.ids.max(initial=0))
@@ -116,14 +130,15 @@ class ShardJob:
             what = "The tokenizer returned an id outside its own vocabulary."
             raise DataError(what, got=str(largest))
         documents = encoded.with_last(tokenizer.eos_id)
-        rows = np.empty(len(batch.texts), dtype=INDEX)
+        rows = np.empty(len(texts), dtype=INDEX)
         rows["end"] = np.diff(documents.ends)
         rows["hash"] = hashes
-        rows["offset"] = batch.offsets
-        rows["source"] = batch.source
+        rows["offset"] = [offset for batch in batches for offset in batch.offsets]
+        rows["source"] = [batch.source for batch in batches for _ in batch.texts]
         rows["text_bytes"] = lengths
         write_documents(writers, documents.ids, rows, self.val_fraction)
-        return Work(batch.source_bytes, len(batch.texts), sum(lengths), len(documents.ids))
+        report(Work(source_bytes, len(texts), sum(lengths), len(documents.ids)))
+        return min(check_first, len(texts))
 
 
 def write_documents(
@@ -137,7 +152,7 @@ def write_documents(
     Args:
         writers: the writer of each split.
         ids: ids of all documents, each with its EOS, concatenated.
-        rows: `INDEX` entries of the documents, with the number of its tokens as `end`.
+        rows: `INDEX` entry of each document, with its number of tokens as `end`.
     """
     is_val = is_held_out(rows["hash"], val_fraction)
     for split, chosen in (("train", ~is_val), ("val", is_val)):
