@@ -76,7 +76,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_and_the_one_before_is_used(
+def test_damage_is_found_and_the_checkpoint_before_is_used(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = make(tmp_path, 10)
@@ -99,7 +99,9 @@ def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
         verify(checkpoint)
 
 
-def test_all_damaged_is_refused_with_all_reasons_and_nothing_is_deleted(tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_all_reasons_are_given_and_none_is_deleted(
+    tmp_path: Path,
+) -> None:
     for step in (10, 20):
         os.truncate(make(tmp_path, step) / "model.safetensors", 1)
     with pytest.raises(CheckpointError) as caught:
@@ -120,7 +122,7 @@ def test_find_complete_takes_a_run_a_folder_or_a_checkpoint(tmp_path: Path) -> N
     assert checkpoint.name in str(caught.value)
 
 
-def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_and_does_not_count_damaged_checkpoints(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         make(tmp_path, step)
     os.truncate(tmp_path / "checkpoint-40" / "model.safetensors", 1)
@@ -237,7 +239,7 @@ def rated(folder: Path, losses: dict[int, float | None]) -> None:
         make(folder, step, **found)
 
 
-def test_every_so_many_steps_stay_for_ever_and_the_best_beside_the_newest(tmp_path: Path) -> None:
+def test_rotation_keeps_every_nth_step_and_the_best_beside_the_newest(tmp_path: Path) -> None:
     losses = {1: 9.0, 2: 3.0, 3: None, 4: 7.0, 5: 2.5, 6: 3.0, 7: float("nan"), 8: 8.0, 9: 9.0}
     rated(tmp_path, losses)
     keep = Keep(newest=2, every=4, best=2)
@@ -249,7 +251,7 @@ def test_every_so_many_steps_stay_for_ever_and_the_best_beside_the_newest(tmp_pa
     assert steps(superfluous(tmp_path, Keep(newest=1, best=1))) == [8, 5, 4]
 
 
-def test_room_is_made_by_what_the_next_rotation_removes_and_never_by_the_last(
+def test_room_is_made_by_the_next_rotation_and_never_by_the_last_checkpoint(
     tmp_path: Path,
 ) -> None:
     rated(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})

@@ -86,7 +86,9 @@ def test_the_branch_written_last_is_used_and_the_other_is_named(
 
 
 @pytest.mark.parametrize("ruin", [damage, lambda c: (c / MANIFEST).unlink(), shutil.rmtree])
-def test_a_damaged_newest_one_falls_back_along_its_branch(rolled_back: Run, ruin: object) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_to_its_ancestors(
+    rolled_back: Run, ruin: object
+) -> None:
     """From 7 to 6 to 4, never to the abandoned 8, whose sequence is higher than that of 4."""
     rolled_back.save(7)
     ruin(rolled_back.folder / "checkpoint-6")  # type: ignore[operator]
@@ -96,7 +98,7 @@ def test_a_damaged_newest_one_falls_back_along_its_branch(rolled_back: Run, ruin
 
 
 @pytest.mark.parametrize("ruin", [damage, lambda c: (c / MANIFEST).unlink(), shutil.rmtree])
-def test_without_the_newest_one_its_branch_is_known(rolled_back: Run, ruin: object) -> None:
+def test_the_branch_is_known_without_its_newest_checkpoint(rolled_back: Run, ruin: object) -> None:
     """The only checkpoint since the run went back is lost: from 4, not from the abandoned 8."""
     ruin(rolled_back.folder / "checkpoint-6")  # type: ignore[operator]
     found = latest_complete(rolled_back.folder)
@@ -127,9 +129,7 @@ def test_a_run_that_went_back_is_known_before_it_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"sequence": "x", "step": 6, "ancestors": []}', "[]"])
-def test_the_record_of_the_newest_one_may_be_lost_or_foreign(
-    rolled_back: Run, text: str | None
-) -> None:
+def test_a_lost_or_foreign_newest_json_is_ignored(rolled_back: Run, text: str | None) -> None:
     record = rolled_back.folder / ".newest.json"
     record.unlink() if text is None else record.write_text(text)
     assert names(arrange(rolled_back.folder).branch) == [6, 4, 2]
@@ -140,7 +140,9 @@ def test_the_record_of_the_newest_one_may_be_lost_or_foreign(
     assert names(arrange(rolled_back.folder).branch) == [8]
 
 
-def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered(rolled_back: Run) -> None:
+def test_without_an_intact_checkpoint_on_the_branch_an_abandoned_one_is_offered(
+    rolled_back: Run,
+) -> None:
     for step in (2, 4, 6):
         damage(rolled_back.folder / f"checkpoint-{step}")
     with pytest.raises(CheckpointError, match="current branch") as caught:
@@ -151,7 +153,7 @@ def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered(rolled_ba
 @pytest.mark.parametrize(
     ("keep", "stay"), [(1, [6]), (2, [6, 4]), (3, [6, 4, 2]), (4, [8, 6, 4, 2])]
 )
-def test_rotation_removes_abandoned_ones_first(
+def test_rotation_removes_abandoned_checkpoints_first(
     rolled_back: Run, keep: int, stay: list[int]
 ) -> None:
     rolled_back.go_back(4)
@@ -159,7 +161,9 @@ def test_rotation_removes_abandoned_ones_first(
     assert names(list_checkpoints(rolled_back.folder)) == stay
 
 
-def test_rotation_keeps_the_last_good_one_even_on_an_abandoned_branch(rolled_back: Run) -> None:
+def test_rotation_keeps_the_last_intact_checkpoint_even_on_an_abandoned_branch(
+    rolled_back: Run,
+) -> None:
     for step in (2, 4, 6):
         damage(rolled_back.folder / f"checkpoint-{step}")
     rotate(rolled_back.folder, Keep(1))
@@ -211,7 +215,7 @@ def test_any_history_resumes_on_the_branch_written_last(tmp_path: Path, seed: in
     assert on_branch[-1] in line
 
 
-def test_a_crash_while_a_checkpoint_is_replaced_leaves_one(tmp_path: Path) -> None:
+def test_a_crash_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     run = Run(tmp_path)
     checkpoint = run.save(6)
     os.replace(checkpoint, tmp_path / ".replaced-checkpoint-6")  # between the two renames

@@ -82,7 +82,7 @@ def test_every_slice_is_read_back_and_safetensors_opens_the_files(
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_what_was_verified_is_not_read_again(tmp_path: Path, ranks: int) -> None:
+def test_verified_bytes_are_not_read_again(tmp_path: Path, ranks: int) -> None:
     """The files are zeroed after the check: what is right afterwards was kept from it."""
     sizes = write(tmp_path, 3, seed=4)
     kept = [VerifiedBytes(1 << 20) for _ in range(ranks)]
@@ -105,7 +105,7 @@ def test_what_was_verified_is_not_read_again(tmp_path: Path, ranks: int) -> None
     assert found.tolist() == [np.count_nonzero(values(spec)) for spec in SPECS]
 
 
-def test_no_more_than_the_limit_is_kept(tmp_path: Path) -> None:
+def test_verified_bytes_stay_below_their_limit(tmp_path: Path) -> None:
     sizes = write(tmp_path, 1, seed=4)
     kept = VerifiedBytes(200)
     assert verify_tensors(tmp_path, sizes, kept=kept) == []

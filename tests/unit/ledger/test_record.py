@@ -32,7 +32,7 @@ def write(path: Path, first: int, last: int) -> LedgerWriter:
     return writer
 
 
-def test_lines_come_back_as_they_were(tmp_path: Path) -> None:
+def test_ledger_lines_are_read_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     writer = write(path, 1, 3)
     window = SkippedWindow(24, 40, 'a "spike"')
@@ -69,7 +69,7 @@ def test_a_return_to_an_earlier_step_supersedes_steps_and_windows(tmp_path: Path
     assert path.read_bytes().startswith(before), "nothing is rewritten"
 
 
-def test_a_damaged_ledger_is_named_and_set_aside(
+def test_a_damaged_ledger_is_renamed_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "ledger.jsonl"
@@ -99,7 +99,7 @@ def test_a_pipe_or_a_device_in_the_place_of_the_ledger_does_not_stop_training(
             read_ledger(path)
 
 
-def test_a_disk_that_takes_no_lines_loses_none(
+def test_ledger_lines_are_kept_while_the_disk_refuses_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ledger.jsonl"

@@ -77,7 +77,7 @@ def test_parquet_holds_text_ids_and_positions_and_can_be_read_again(
 
 
 @pytest.mark.parametrize("kind", ["megatron", "datatrove"])
-def test_what_was_exported_comes_back(store, documents, tmp_path, kind, monkeypatch):
+def test_an_exported_store_is_imported_unchanged(store, documents, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(inspect_import, "SHARD_TOKENS", 2000)
     monkeypatch.setattr(inspect_import, "_BATCH_DOCUMENTS", 7)
     export_store(store, kind, tmp_path / "out")
@@ -101,7 +101,7 @@ def test_what_was_exported_comes_back(store, documents, tmp_path, kind, monkeypa
 
 
 @pytest.mark.parametrize(("length", "size"), [(400, 2), (70_000, 4)])
-def test_datatrove_files_are_tokens_ends_and_a_note(
+def test_datatrove_files_have_tokens_ends_and_metadata(
     store, documents, tmp_path, length, size, monkeypatch
 ):
     monkeypatch.setattr(type(store.manifest.tokenizer), "length", length)

@@ -87,7 +87,7 @@ def test_the_first_epoch_reads_window_after_window(
     data=st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_the_first_windows_have_the_order_of_the_whole(
+def test_later_windows_do_not_change_the_order_of_the_first(
     shards: list[int], k: int, t: int, seed: int, data: st.DataObject
 ) -> None:
     """Streaming relies on it: later shards change no sample of the windows before them."""
@@ -117,7 +117,7 @@ def test_the_order_does_not_change_between_versions() -> None:
     assert counts.tolist() == [10, 10, 10, 10, 10]
 
 
-def test_a_store_of_one_window_has_the_order_it_had_without_windows() -> None:
+def test_a_single_window_has_the_order_of_a_stream_without_windows() -> None:
     plain = SampleOrder(1003, 10, seed=3)
     one = SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 2))
     several = SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 1))

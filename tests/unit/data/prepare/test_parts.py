@@ -60,7 +60,7 @@ def whole(make) -> dict[str, str]:
         ("3/20", [1]),
     ],
 )
-def test_parts_are_numbers_of_shards(text, numbers):
+def test_a_part_is_a_range_of_shards(text, numbers):
     assert list(Part.parse(text).of(10)) == numbers
     if "/" in text:
         every = [n for i in range(7) for n in Part.parse(f"{i}/7").of(10)]
@@ -68,7 +68,7 @@ def test_parts_are_numbers_of_shards(text, numbers):
 
 
 @pytest.mark.parametrize("text", ["3", "3:3", "4:2", "8/8", "-1:2", "a:b", "1:2:3", ""])
-def test_what_is_no_part_is_refused(text):
+def test_an_invalid_part_is_refused(text):
     with pytest.raises(ConfigError, match="must be A:B"):
         Part.parse(text)
 
@@ -148,7 +148,7 @@ def test_a_build_keeps_the_staged_files_of_running_parts(make):
     assert not theirs.exists()  # its process is gone
 
 
-def test_what_parts_cannot_do_is_refused(make, corpus, capsys):
+def test_a_text_limit_and_a_changed_source_are_refused_in_parts(make, corpus, capsys):
     with pytest.raises(ConfigError, match="cannot be built in parts"):
         build_part(plan_store(make("limited", max_text_bytes=10_000)), Part(0, 1, False))
     plan = plan_store(make("changed"))

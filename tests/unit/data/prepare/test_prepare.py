@@ -169,7 +169,7 @@ def test_nothing_left_to_train_on_is_reported(source, settings):
     assert prepare_store(settings(path, val_fraction=fraction)).val.n_documents == 1
 
 
-def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
+def test_auto_keeps_its_trained_tokenizer_until_qwen2s_is_found(
     source, settings, tokenizer_dir, monkeypatch
 ):
     path = source(60)

@@ -12,7 +12,7 @@ from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.tokenizer import find
 
 
-def test_the_report_counts_what_is_there(source, settings, capsys, monkeypatch):
+def test_the_tokenizer_report_counts_hanzi_and_unused_tokens(source, settings, capsys, monkeypatch):
     monkeypatch.setattr(tokenizer_report, "_BATCH_TOKENS", 300)
     path = source(300)
     store = prepare_store(settings(path, tokenizer="train:500"))
@@ -41,7 +41,7 @@ def test_the_report_counts_what_is_there(source, settings, capsys, monkeypatch):
     assert tokenizer_report.report_of_store(given)["vocabulary"] == 400
 
 
-def test_it_is_compared_with_qwen2_where_that_is_here(
+def test_a_tokenizer_is_compared_with_qwen2s_if_that_is_found(
     source, settings, tokenizer_dir, monkeypatch, capsys
 ):
     path = source(200)

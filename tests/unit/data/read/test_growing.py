@@ -144,7 +144,7 @@ def test_a_stalled_builder_is_reported(tmp_path, settings):
         store.close()
 
 
-def test_bad_records_in_the_middle_end_it_with_file_and_line(tmp_path, settings):
+def test_bad_records_during_a_streamed_build_are_reported_with_file_and_line(tmp_path, settings):
     path = slow_source(tmp_path / "x.jsonl", 3000, bad_from=2000)
     store = streamed(settings(path, store=str(tmp_path / "s")))
     with pytest.raises(DataError, match="records cannot be read") as caught:
@@ -196,7 +196,7 @@ def batches_of(store: Corpus, steps: int, workers: int, seed: int = 7) -> list:
     return list(train_loader(store.train, order, shape, total_steps=steps, workers=workers))
 
 
-def test_loader_processes_read_behind_the_builder_what_the_prepared_store_gives(
+def test_loader_processes_behind_a_builder_read_the_samples_of_the_prepared_store(
     tmp_path, texts, write_source, settings
 ):
     path = write_source(tmp_path, "plain.jsonl", texts(1500))

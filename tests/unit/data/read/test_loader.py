@@ -67,7 +67,9 @@ def test_inputs_are_the_tokens_before_the_targets_also_over_the_end_of_the_ring(
     st.integers(0, 40),
 )
 @settings(max_examples=30, deadline=None)
-def test_every_cut_reads_the_same_global_batches(cut: tuple[int, int, int], consumed: int) -> None:
+def test_every_division_over_ranks_reads_the_same_global_batches(
+    cut: tuple[int, int, int], consumed: int
+) -> None:
     tokens, order = Counting(777), SampleOrder(777, 10, seed=4)
     micro, accumulation, world = cut
     whole = global_batches(

@@ -40,7 +40,7 @@ def test_every_period_has_exactly_its_counts_and_each_source_is_counted_through(
 
 
 @given(weights)
-def test_no_beginning_strays_from_the_shares(counts: list[int]) -> None:
+def test_every_beginning_of_a_mixture_has_its_shares(counts: list[int]) -> None:
     table, period = MixtureTable(counts), sum(counts)
     due = np.arange(period + 1)[:, None] * table.counts / period
     assert np.abs(table.before - due).max() <= len(counts)
@@ -165,7 +165,7 @@ def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, sett
     assert heavy.manifest.tokenizer.sha256 != light.manifest.tokenizer.sha256
 
 
-def test_a_store_that_is_there_already_decides_the_tokenizer(mixed, tmp_path, settings):
+def test_an_existing_store_decides_the_tokenizer_of_a_mixture(mixed, tmp_path, settings):
     cfg = mixed(a=3, b=1)
     ready = prepare_store(settings(cfg.mixture[1].path[0], tokenizer="train:310", val_fraction=0.4))
     second = MixtureSource(name="b", weight=1, store=str(ready.dir))
@@ -195,7 +195,7 @@ def test_stores_of_another_tokenizer_and_stores_that_are_not_there_are_refused(
         open_corpus(cfg.model_copy(update={"mixture": (cfg.mixture[0], gone)}))
 
 
-def test_held_out_text_is_shared_out_by_size(mixed):
+def test_a_limit_of_evaluation_tokens_is_divided_over_the_sources_by_size(mixed):
     corpus = open_corpus(mixed(a=3, b=1))
     whole = {one.name: one.tokens for one in corpus.streams("val", None)}
     assert whole == {source.name: source.store.val for source in corpus.mixture}
@@ -207,7 +207,7 @@ def test_held_out_text_is_shared_out_by_size(mixed):
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_what_is_used_is_counted_by_source(mixed, packing):
+def test_samples_and_tokens_are_counted_by_source(mixed, packing):
     """Tokens are targets: a ring's last block and packed sequences are padded."""
     corpus = open_corpus(mixed(a=3, b=1, packing=packing))
     samples = 4096

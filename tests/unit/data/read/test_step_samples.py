@@ -31,7 +31,7 @@ def by_hand(skips: list[SkipWindow], position: int, first: int) -> list[range]:
 
 
 @given(windows, st.integers(0, 12))
-def test_steps_go_round_the_windows(skips: list[SkipWindow], first: int) -> None:
+def test_steps_skip_the_windows(skips: list[SkipWindow], first: int) -> None:
     position = first * BATCH
     samples = StepSamples(BATCH, first, position, skips)
     expected = by_hand(skips, position, first)
@@ -48,7 +48,7 @@ def test_steps_go_round_the_windows(skips: list[SkipWindow], first: int) -> None
 
 
 @given(windows, st.integers(1, STEPS - 1))
-def test_a_checkpoint_at_any_step_reads_the_same(skips: list[SkipWindow], at: int) -> None:
+def test_a_resume_at_any_step_reads_the_same_samples(skips: list[SkipWindow], at: int) -> None:
     whole = StepSamples(BATCH, 0, 0, skips)
     resumed = StepSamples(BATCH, at, whole.position(at), skips)
     assert [resumed.of(step) for step in range(at, STEPS)] == [
@@ -60,7 +60,7 @@ def test_a_checkpoint_at_any_step_reads_the_same(skips: list[SkipWindow], at: in
     ]
 
 
-def test_ranks_share_out_the_batches_behind_a_window() -> None:
+def test_ranks_divide_the_batches_after_a_skipped_window() -> None:
     skips = [SkipWindow(16, 24), SkipWindow(30, 31)]
     read = []
     for rank in range(2):

@@ -162,7 +162,7 @@ def test_a_damaged_manifest_is_an_error_of_data_wherever_it_is_read(store, setti
     "content",
     ["", "[]", "null", "{", "[" * 10_000, '{"format_version": true}', "9" * 10_000, "\ufeff{}"],
 )
-def test_what_is_no_manifest_is_an_error_of_data(store, content):
+def test_a_file_that_is_no_manifest_is_a_data_error(store, content):
     (store / "manifest.json").write_text(content)
     with pytest.raises(DataError):
         Store.open(store)
@@ -212,7 +212,7 @@ def test_an_index_of_other_tokens_ends_reading(store):
         Store.open(store).train.document_ends()
 
 
-def test_a_tokenizer_that_is_not_the_manifests_is_found_by_verify(store):
+def test_verify_finds_a_tokenizer_other_than_the_manifests(store):
     change(store, lambda m: m["tokenizer"].update(eos_id=3))
     with pytest.raises(DataError, match="EOS"):
         verify(Store.open(store))
@@ -234,7 +234,7 @@ def test_a_manifest_that_cannot_be_read_is_not_called_damaged(store, monkeypatch
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"facts": []}', '{"facts": 3}', "[" * 10_000])
-def test_a_build_whose_own_record_is_damaged_says_so(store, tokenizer_dir, content):
+def test_a_damaged_build_json_is_refused(store, tokenizer_dir, content):
     (store / "manifest.json").unlink()
     (store / "build.json").write_text(content)
     with pytest.raises(DataError, match="identifies this unfinished store, is damaged") as caught:

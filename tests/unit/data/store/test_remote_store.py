@@ -87,7 +87,7 @@ def test_the_batches_are_those_of_the_local_store_and_only_what_is_read_is_fetch
     assert not any(path.endswith((".tok", ".idx", "tokenizer.json")) for path, _ in server.log)
 
 
-def test_a_small_cache_stays_small_and_gives_the_same(local, section, tmp_path):
+def test_a_small_cache_keeps_its_bound_and_gives_equal_batches(local, section, tmp_path):
     limit = 4 * max(shard.splits["train"].tokens for shard in local.manifest.shards) * 4
     store = prepare_store(section(cache_bytes=limit))
     assert sum(split.tokens for split in store.manifest.splits.values()) * 4 > limit
@@ -111,7 +111,7 @@ def test_a_damaged_shard_never_reaches_a_batch(local, server, section, tmp_path)
         batches(prepare_store(section()))
 
 
-def test_without_the_server_what_is_cached_can_be_read(local, tmp_path):
+def test_cached_shards_are_read_without_the_server(local, tmp_path):
     cfg = DataSection(cache=str(tmp_path / "cache"), min_val_tokens=1, window_shards=2)
     with serve(local.dir.parent) as gone:
         cfg = cfg.model_copy(update={"store": f"{gone.url}/store"})
@@ -122,7 +122,7 @@ def test_without_the_server_what_is_cached_can_be_read(local, tmp_path):
         store.train.read(0, store.train.n_tokens)
 
 
-def test_a_store_that_is_built_anew_is_another_one(
+def test_a_remote_store_that_is_built_again_gets_another_cache_folder(
     local, server, section, tmp_path, texts, write_source, settings
 ):
     old = prepare_store(section())
@@ -135,7 +135,9 @@ def test_a_store_that_is_built_anew_is_another_one(
     assert np.array_equal(batches(again), batches(anew))
 
 
-def test_a_growing_run_a_mixture_and_a_pickle_read_it_too(local, section, server, tmp_path):
+def test_streaming_a_mixture_and_a_pickled_copy_read_a_remote_store(
+    local, section, server, tmp_path
+):
     streamed = stream_corpus(section(streaming="on"), is_main=True, is_local_main=True)
     assert np.array_equal(batches(streamed.store), batches(local))
     assert streamed.val.read(0, 50).tolist() == local.val.read(0, 50).tolist()
@@ -152,7 +154,9 @@ def test_a_growing_run_a_mixture_and_a_pickle_read_it_too(local, section, server
         assert stream.read(5, 900).tolist() == near.train.read(5, 900).tolist()
 
 
-def test_what_is_no_store_and_what_cannot_be_built_there(server, section, tmp_path):
+def test_an_address_without_a_store_and_a_build_at_an_address_are_refused(
+    server, section, tmp_path
+):
     with pytest.raises(DataError, match="cannot be read"):
         prepare_store(section().model_copy(update={"store": f"{server.url}/nothing"}))
     (server.root / "page").mkdir()
@@ -184,7 +188,7 @@ def test_a_shard_that_another_process_removes_is_fetched_again(local, section, m
     assert "data.cache_bytes" in caught.value.fix
 
 
-def test_ranks_that_waited_open_the_store_that_the_first_one_found(local, server, tmp_path):
+def test_ranks_that_waited_open_the_store_that_the_first_rank_found(local, server, tmp_path):
     cache, asked, url = Cache(str(tmp_path / "cache")), time.time(), f"{server.url}/store"
     first = remote_store.open_remote(url, cache)
     path = local.dir / "manifest.json"
@@ -194,7 +198,7 @@ def test_ranks_that_waited_open_the_store_that_the_first_one_found(local, server
     assert remote_store.open_remote(url, cache).manifest.fingerprint == "0" + fingerprint
 
 
-def test_a_tokenizer_that_is_not_the_manifests_is_not_kept(local, section, tmp_path):
+def test_a_remote_tokenizer_other_than_the_manifests_is_not_kept(local, section, tmp_path):
     path = local.dir / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(DataError, match="tokenizer of a remote store"):

@@ -71,7 +71,7 @@ def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(tmp_path, sour
     assert digests(workers.dir, *TOKENS) == found[0][0]
 
 
-def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
+def test_an_encoder_that_differs_on_the_fuzz_set_is_not_used(
     source, settings, wrong_encoder, capsys
 ):
     wrong_encoder("1984")
@@ -81,7 +81,7 @@ def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
 
 
 @pytest.mark.parametrize("where", [0, 60, 100])
-def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
+def test_shards_of_an_encoder_that_differs_are_built_again(
     tmp_path, texts, write_source, settings, wrong_encoder, capsys, where
 ):
     expected = texts(150)
@@ -100,7 +100,7 @@ def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
     assert len(refused) == 1
 
 
-def test_a_backend_that_fails_counts_as_one_that_differs(tokenizer_dir):
+def test_an_encoder_that_raises_counts_as_different(tokenizer_dir):
     class Fails:
         def encode_batch(self, texts):
             raise RuntimeError("out of cheese")
@@ -122,7 +122,7 @@ def test_an_encoder_that_cannot_open_the_tokenizer_is_skipped(
     assert "is not used" in "".join(capsys.readouterr())
 
 
-def test_a_backend_that_is_not_installed(tmp_path, tokenizer_dir, monkeypatch):
+def test_an_encoder_that_is_not_installed_is_refused_if_named(tmp_path, tokenizer_dir, monkeypatch):
     (tmp_path / "tokenizer").symlink_to(tokenizer_dir)
 
     def version(name: str) -> str:
@@ -138,7 +138,7 @@ def test_a_backend_that_is_not_installed(tmp_path, tokenizer_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("where, ends", [(0, False), (140, True)])
-def test_a_build_that_a_run_reads_ends_where_another_starts_anew(
+def test_an_encoder_that_differs_ends_a_build_whose_shards_a_run_has_read(
     tmp_path, texts, write_source, settings, wrong_encoder, where, ends
 ):
     """Before the first shard is final it starts anew; afterwards what was read must not change."""

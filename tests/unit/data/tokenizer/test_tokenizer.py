@@ -77,7 +77,7 @@ def test_plain_transformers_opens_what_a_store_keeps(tmp_path, tokenizer_dir):
         assert found == (ours.eos_id, ours.eos_id, ours.length)
 
 
-def test_a_copy_runs_no_code_and_keeps_the_same_bytes(tmp_path, tokenizer_dir):
+def test_a_copied_tokenizer_has_equal_bytes_and_no_auto_map(tmp_path, tokenizer_dir):
     source = tmp_path / "source"
     copy = tmp_path / "copy"
     shutil.copytree(tokenizer_dir, source)
@@ -172,7 +172,7 @@ def test_another_tokenizer_in_qwen2s_place_is_an_error_even_for_auto(tokenizer_d
     assert choose_tokenizer("qwen2-tokenizer", 1000).folder == Path("qwen2-tokenizer")
 
 
-def test_sizes_to_train():
+def test_the_size_of_a_trained_tokenizer_is_parsed_or_chosen_by_the_corpus():
     assert parse_train("train:8_000") == 8000
     assert 256 + len(SPECIAL_TOKENS) == MIN_VOCABULARY
     for wrong in ("train:", "train:abc", "train:100", "train:-5", "train:1e4", "train:１０００"):
@@ -202,7 +202,7 @@ def server(tokenizer_dir):
         yield state.url, state.asked
 
 
-def test_failing_sources_are_skipped_and_not_asked_again(
+def test_download_sources_that_failed_are_not_tried_again(
     server, tmp_path, monkeypatch, tokenizer_dir
 ):
     url, asked = server
@@ -223,7 +223,7 @@ def test_failing_sources_are_skipped_and_not_asked_again(
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "WIKILLM_OFFLINE"])
-def test_offline_asks_nobody(server, tmp_path, monkeypatch, switch):
+def test_offline_variables_forbid_downloads(server, tmp_path, monkeypatch, switch):
     url, asked = server
     monkeypatch.setenv(switch, "1")
     monkeypatch.setattr(download, "_sources", lambda: {"good": f"{url}/good/{{file}}"})
