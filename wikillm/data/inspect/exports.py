@@ -49,7 +49,7 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
 
     Raises ConfigError when a file exists already.
     """
-    suffixes = _SUFFIXES[kind]
+    suffixes, write = _FORMATS[kind]
     splits = [split for split in SPLITS if getattr(store, split).n_documents]
     paths = [target / f"{split}.{suffix}" for split in splits for suffix in suffixes]
     taken = [str(path) for path in paths if path.exists()]
@@ -61,7 +61,7 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
         )
     target.mkdir(parents=True, exist_ok=True)
     for split in splits:
-        _WRITERS[kind](store, split, target / split)
+        write(store, split, target / split)
     return paths
 
 
@@ -148,9 +148,8 @@ def _staged(path: Path) -> Iterator[BinaryIO]:
         staged.unlink(missing_ok=True)
 
 
-_SUFFIXES = {
-    "megatron": ("bin", "idx"),
-    "datatrove": ("ds", "ds.index", "ds.metadata"),
-    "parquet": ("parquet",),
+_FORMATS = {
+    "megatron": (("bin", "idx"), _to_megatron),
+    "datatrove": (("ds", "ds.index", "ds.metadata"), _to_datatrove),
+    "parquet": (("parquet",), _to_parquet),
 }
-_WRITERS = {"megatron": _to_megatron, "datatrove": _to_datatrove, "parquet": _to_parquet}

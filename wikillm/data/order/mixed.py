@@ -80,10 +80,10 @@ class MixedOrder:
 
     def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
         """The targets [start, stop) of each sample, as positions in the joined stream."""
-        numbers, within = self.table.locate(np.atleast_1d(np.asarray(samples, dtype=np.int64)))
-        found: list[TargetRanges] = [[] for _ in numbers]
-        for k in np.unique(numbers).tolist():
-            rows = np.flatnonzero(numbers == k)
+        sources, within = self.table.locate(np.atleast_1d(np.asarray(samples, dtype=np.int64)))
+        found: list[TargetRanges] = [[] for _ in sources]
+        for k in np.unique(sources).tolist():
+            rows = np.flatnonzero(sources == k)
             base = self.sources[k].start
             of_source = self.sources[k].order.target_ranges(within[rows])
             for row, ranges in zip(rows.tolist(), of_source, strict=True):

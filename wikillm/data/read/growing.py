@@ -60,7 +60,7 @@ class GrowingCorpus(Corpus):
         self.train = TokenStream(plan.store, "train", ())
         self._finished: Manifest | None = None
         self._grown_at = time.monotonic()
-        self._is_ours = False  # True once the folder is known to have the facts of `plan`
+        self._has_same_facts = False  # True once build.json was read and has the facts of `plan`
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "builder": None}  # a copy only reads
@@ -123,10 +123,10 @@ class GrowingCorpus(Corpus):
     def _read_committed(self) -> None:
         """Add the records of new final shards, up to the first record that cannot be read yet."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            if not self._is_ours:
+            if not self._has_same_facts:
                 made_from = json.loads((self.dir / "build.json").read_text(encoding="utf-8"))
-                self._is_ours = made_from["fingerprint"] == self.plan.fingerprint
-            if not self._is_ours:
+                self._has_same_facts = made_from["fingerprint"] == self.plan.fingerprint
+            if not self._has_same_facts:
                 return  # the builder will refuse this folder
             committed = read_committed(self.dir)
             if self.shards and committed > len(self.shards):

@@ -132,8 +132,8 @@ def _check_duplicates_come_first(cfg: DataSection, is_main: bool) -> None:
 
 def _with_first_window(store: Store, cfg: DataSection) -> StoredCorpus:
     """The corpus of a finished store, evaluated on the held-out tokens of its first window."""
-    train = store.first_shards("train", cfg.window_shards)
-    val = store.first_shards("val", cfg.window_shards)
+    train = store.train.first_shards(cfg.window_shards)
+    val = store.val.first_shards(cfg.window_shards)
     share = store.manifest.facts["data.val_fraction"]
     refuse_few_held_out(store.dir, share, train, val, cfg)
     return StoredCorpus(store, cfg.window_shards, cfg.packing, val)

@@ -233,12 +233,14 @@ def _check(manifest: Manifest) -> None:
     fraction = manifest.facts.get("data.val_fraction")
     if not 0 < tokenizer.length <= 2**32:
         raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
-    if not 0 <= (eos_id := tokenizer.eos_id) < tokenizer.length:
-        what = f"{eos_id} is outside the vocabulary of {tokenizer.length}"
-        raise ValueError(f"tokenizer.eos_id: {what}")
+    if not 0 <= tokenizer.eos_id < tokenizer.length:
+        raise ValueError(
+            f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}"
+        )
     if type(fraction) is not float or not 0 < fraction < 1:
-        what = f"{_short(fraction)} is not a share between 0 and 1"
-        raise ValueError(f"facts.data.val_fraction: {what}")
+        raise ValueError(
+            f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1"
+        )
     if set(manifest.backend) != {"name", "version"}:
         names = ", ".join(sorted(manifest.backend)) or "no keys"
         raise ValueError(f"backend: it has {names} instead of name and version")
@@ -251,9 +253,10 @@ def _check(manifest: Manifest) -> None:
         _check_splits(shard.splits, f"shards[{number}]")
         documents = sum(split.documents for split in shard.splits.values())
         if shard.funnel.kept_records != documents:
-            kept = shard.funnel.kept_records
-            what = f"{kept} records were kept, but there are {documents} documents"
-            raise ValueError(f"shards[{number}].funnel: {what}")
+            kept = f"{shard.funnel.kept_records} records were kept"
+            raise ValueError(
+                f"shards[{number}].funnel: {kept}, but there are {documents} documents"
+            )
     # Funnel and splits are the sums over the shards.
     if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
         raise ValueError("funnel: it is not the sum of the shards' funnels")

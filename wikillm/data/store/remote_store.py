@@ -112,7 +112,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
                 "the first epoch is fast if the cache holds a window; "
                 "later epochs mix all shards and will fetch them again and again"
             )
-    return Store(folder, manifest, train, val, ensure=ensure)
+    return Store(folder, manifest, train, val)
 
 
 def _manifest(url: str, cache: Cache, requested_at: float) -> bytes:

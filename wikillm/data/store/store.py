@@ -107,13 +107,23 @@ class TokenStream:
     def extend(self, shards: Iterable[ShardInfo]) -> None:
         """Append the next shards of the store."""
         for shard in shards:
-            part = shard.splits[self._split]
+            self._append(shard.number, shard.splits[self._split])
+
+    def _append(self, number: int, part: ShardSplit) -> None:
+        if part.tokens:
+            self.n_tokens += part.tokens
             self.n_documents += part.documents
             self.text_bytes += part.text_bytes
-            if part.tokens:
-                self.n_tokens += part.tokens
-                self._shards.append((shard.number, part))
-                self._starts.append(self.n_tokens)
+            self._shards.append((number, part))
+            self._starts.append(self.n_tokens)
+
+    def first_shards(self, count: int) -> TokenStream:
+        """The tokens in the first `count` shards of the store."""
+        first = TokenStream(self._folder, self._split, (), self._ensure, self._vocabulary)
+        for number, part in self._shards:
+            if number < count:
+                first._append(number, part)
+        return first
 
     def __getstate__(self) -> dict[str, Any]:
         fresh: defaultdict[int, int] = defaultdict(int)
@@ -253,23 +263,12 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A finished token store. For a remote store, `dir` is its folder in the cache.
-
-    Attributes:
-        ensure: see `TokenStream`.
-    """
+    """A finished token store. For a remote store, `dir` is its folder in the cache."""
 
     dir: Path
     manifest: Manifest
     train: TokenStream
     val: TokenStream
-    ensure: Callable[[Path], None] | None = None
-
-    def first_shards(self, split: str, count: int) -> TokenStream:
-        """The tokens of a split in the first `count` shards."""
-        shards = self.manifest.shards[:count]
-        length = self.manifest.tokenizer.length
-        return TokenStream(self.dir, split, shards, self.ensure, length)
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -22,6 +22,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _SPECIAL = re.compile(r"<\|[^|<>\s]{1,60}\|>")
+_PLAIN_EOS = ("</s>", "<eos>")  # special tokens that `_SPECIAL` does not match
 _ANSWER = "ANSWER-5f1c"
 
 
@@ -89,10 +90,7 @@ def check_chat_template(template: str, vocabulary: Mapping[str, int], eos_token:
         what = "The chat template does not output the answer."
         fix = "use message['content'] in the template"
         raise ConfigError(what, got=rendered[:200], fix=fix)
-    # Prefer the longest name, since the name of one token may be the beginning of another.
-    ends = sorted(filter(after.lstrip().startswith, _special_names(vocabulary)), key=len)
-    return ends[-1] if ends else eos_token
-
-
-def _special_names(vocabulary: Mapping[str, int]) -> list[str]:
-    return [name for name in vocabulary if _SPECIAL.fullmatch(name) or name in ("</s>", "<eos>")]
+    # Prefer the longest name, since the name of a token may begin with the name of another.
+    special = (name for name in vocabulary if _SPECIAL.fullmatch(name) or name in _PLAIN_EOS)
+    ends = [name for name in special if after.lstrip().startswith(name)]
+    return max(ends, key=len, default=eos_token)

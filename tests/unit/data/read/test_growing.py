@@ -101,7 +101,7 @@ def test_evaluation_reads_the_first_window_streamed_or_prepared(
     again.close()
     assert again.train_tokens == prepared.train.n_tokens and again.builder is None
     assert again.val.read(0, again.val.n_tokens).tolist() == held_out
-    assert prepared.val.n_tokens > len(held_out) == prepared.first_shards("val", 2).n_tokens
+    assert prepared.val.n_tokens > len(held_out) == prepared.val.first_shards(2).n_tokens
 
 
 def test_an_interrupted_build_is_resumed(tmp_path, settings):
