@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import time
 
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, MachineError
+from wikillm.supervise.settings import run_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -14,10 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import socket
-
     from wikillm.observe.alert_channels import deliver
-    from wikillm.supervise.settings import run_folder
 
     cfg = resolve_run_config(args).config
     if not cfg.alerts.channels:

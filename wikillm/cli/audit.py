@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,20 +28,12 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory")
-    parser.add_argument(
-        "--steps", type=_steps, default=(None, None), metavar="A:B", help="from step A to step B"
-    )
-    parser.add_argument(
-        "--no-tokens", action="store_true", help="do not compare digests with the store's tokens"
-    )
-    parser.add_argument(
-        "--store",
-        action="append",
-        default=[],
-        metavar="PLACE",
-        help="where the token store is now; for a mixture NAME=PLACE, once per source",
-    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="the run directory")
+    add("--steps", type=_steps, default=(None, None), metavar="A:B", help="from step A to step B")
+    add("--no-tokens", action="store_true", help="do not compare digests with the store's tokens")
+    help = "where the token store is now; for a mixture NAME=PLACE, once per source"
+    add("--store", action="append", default=[], metavar="PLACE", help=help)
     add_json(parser)
 
 
@@ -60,14 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _steps(text: str) -> tuple[int | None, int | None]:
-    first, colon, last = text.partition(":")
-    try:
-        found = tuple(int(word) if word else None for word in (first, last))
-    except ValueError:
-        found = (0, 0)
-    if not colon or any(step is not None and step < 1 for step in found):
+    found = re.fullmatch(r"([1-9]\d*)?:([1-9]\d*)?", text)
+    if found is None:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not A:B, steps from 1 on")
-    return found[0], found[1]
+    return int(found[1]) if found[1] else None, int(found[2]) if found[2] else None
 
 
 def _text(found: Audit) -> list[str]:
@@ -92,9 +81,11 @@ def _text(found: Audit) -> list[str]:
         if len(found.wrong) > 5:
             lines.append(f"           and {len(found.wrong) - 5} more")
         return [*lines, f"not proven {steps}: the first wrong step is {found.wrong[0].step:,}"]
-    but = f", except {len(found.skipped)} skipped windows" if found.skipped else ""
+    skipped = f", except {len(found.skipped)} skipped windows" if found.skipped else ""
     epochs = f" ({found.epochs})" if found.epochs else ""
-    lines.append(f"proven     {steps}: {samples} in their order, each once per epoch{but}{epochs}")
+    lines.append(
+        f"proven     {steps}: {samples} in their order, each once per epoch{skipped}{epochs}"
+    )
     if not found.seconds:
         lines.append("           only the samples: digests were not compared with the store")
     return lines

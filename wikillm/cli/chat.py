@@ -33,8 +33,8 @@ _BASE = "This is a base model: it continues your text; it does not answer questi
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    folder = "an exported model, a run directory or a checkpoint"
-    parser.add_argument("folder", metavar="MODEL", help=folder)
+    help = "an exported model, a run directory or a checkpoint"
+    parser.add_argument("folder", metavar="MODEL", help=help)
     add_sampling(parser, default_new_tokens=256)
     add_device(parser)
     add_trust(parser)

@@ -7,6 +7,9 @@ import argparse
 import json
 
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.config.json_schema import json_schema
+from wikillm.config.keys import flat
+from wikillm.config.resolved import to_rows
 from wikillm.core.errors import ConfigError
 
 EPILOG = """
@@ -24,17 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "wikillm config show [--origin] [--json] [--config NAME|FILE] [KEY=VALUE | --KEY VALUE ...]"
         "\n       wikillm config schema"
     )
-    parser.add_argument("--origin", action="store_true", help="also show where each value is set")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: key -> value, layer, where"
-    )
+    add = parser.add_argument
+    add("--origin", action="store_true", help="also show where each value is set")
+    add("--json", action="store_true", help="print one JSON object: key -> value, layer, where")
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.config.json_schema import json_schema
-    from wikillm.config.keys import flat
-    from wikillm.config.resolved import to_rows
-
     if args.rest == ["schema"]:
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, index, positive
+from wikillm.config.schema import DataSection, RunSection, TrainSection
 
 if TYPE_CHECKING:
     from wikillm.data.store.store import Store
@@ -34,51 +35,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
     export = actions.add_parser("export", help="write the store in another format")
     tokens = actions.add_parser("tokenizer", help="bytes per token, hanzi, unused tokens")
-    taken = actions.add_parser("import", help="make a store from the tokens of another tool")
+    imports = actions.add_parser("import", help="make a store from the tokens of another tool")
     _configure_show(show)
+    help = "format"
     export.add_argument(
-        "--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format"
+        "--to", choices=("megatron", "datatrove", "parquet"), required=True, help=help
     )
     export.add_argument("--out", metavar="FOLDER", required=True, help="a new or empty folder")
-    _configure_import(taken)
+    _configure_import(imports)
     for action in (stats, show, verify, export, tokens):
         help = "a finished store (default: the newest in stores/)"
         action.add_argument("--store", metavar="FOLDER", help=help)
-    for action in (stats, show, verify, export, tokens, taken):
+    for action in (stats, show, verify, export, tokens, imports):
         add_json(action, "print one JSON object instead of lines")
 
 
 def _configure_show(show: argparse.ArgumentParser) -> None:
-    show.add_argument("number", metavar="N", type=index, help="counted from 0")
-    show.add_argument(
-        "--split", choices=("train", "val"), default="train", help="its split (default train)"
-    )
-    show.add_argument("--sample", action="store_true", help="show training sample N instead")
-    show.add_argument(
-        "--sequence-length", type=positive, metavar="T", help="train.sequence_length of the run"
-    )
-    show.add_argument("--seed", type=index, metavar="S", help="run.seed of the run")
-    show.add_argument(
-        "--window-shards", type=positive, metavar="K", help="data.window_shards of the run"
-    )
-    packings = ("concat", "best_fit")
-    show.add_argument(
-        "--packing", choices=packings, default="concat", help="data.packing of the run"
-    )
+    add = show.add_argument
+    add("number", metavar="N", type=index, help="counted from 0")
+    help = "its split (default train)"
+    add("--split", choices=("train", "val"), default="train", help=help)
+    add("--sample", action="store_true", help="show training sample N instead")
+    length = TrainSection().sequence_length
+    help = "train.sequence_length of the run"
+    add("--sequence-length", type=positive, default=length, metavar="T", help=help)
+    add("--seed", type=index, default=RunSection().seed, metavar="S", help="run.seed of the run")
+    shards = DataSection().window_shards
+    help = "data.window_shards of the run"
+    add("--window-shards", type=positive, default=shards, metavar="K", help=help)
+    help = "data.packing of the run"
+    add("--packing", choices=("concat", "best_fit"), default="concat", help=help)
 
 
-def _configure_import(taken: argparse.ArgumentParser) -> None:
-    files = "Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds"
-    taken.add_argument("files", metavar="FILE", nargs="+", help=files)
-    taken.add_argument(
-        "--from", dest="kind", choices=("megatron", "datatrove"), required=True, help="format"
+def _configure_import(imports: argparse.ArgumentParser) -> None:
+    help = "Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds"
+    imports.add_argument("files", metavar="FILE", nargs="+", help=help)
+    help = "format"
+    imports.add_argument(
+        "--from", dest="kind", choices=("megatron", "datatrove"), required=True, help=help
     )
-    tokenizer = "the tokenizer that made the tokens"
-    taken.add_argument("--tokenizer", metavar="FOLDER", required=True, help=tokenizer)
-    out = "the new store, for data.store=FOLDER"
-    taken.add_argument("--out", metavar="FOLDER", required=True, help=out)
-    share = "held-out share (default 0.005)"
-    taken.add_argument("--val-fraction", type=float, default=0.005, metavar="F", help=share)
+    help = "the tokenizer that made the tokens"
+    imports.add_argument("--tokenizer", metavar="FOLDER", required=True, help=help)
+    help = "the new store, for data.store=FOLDER"
+    imports.add_argument("--out", metavar="FOLDER", required=True, help=help)
+    help = "held-out share (default 0.005)"
+    imports.add_argument("--val-fraction", type=float, default=0.005, metavar="F", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,18 +113,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, store: Store) -> int:
-    from wikillm.config.schema import DataSection, RunSection, TrainSection
     from wikillm.data.inspect.show import show_document, show_sample, show_text
 
     if args.sample:
-        defaults = {
-            "sequence_length": TrainSection().sequence_length,
-            "seed": RunSection().seed,
-            "window_shards": DataSection().window_shards,
-        }
-        given = {name: getattr(args, name) for name in defaults}
-        chosen = defaults | {name: value for name, value in given.items() if value is not None}
-        found = show_sample(store, args.number, packing=args.packing, **chosen)
+        found = show_sample(
+            store,
+            args.number,
+            sequence_length=args.sequence_length,
+            seed=args.seed,
+            window_shards=args.window_shards,
+            packing=args.packing,
+        )
     else:
         found = show_document(store, args.split, args.number)
     print(_json(found) if args.json else show_text(found))

@@ -1,5 +1,5 @@
-"""`wikillm demo`: every step from a dump to generated text. Each step is a command that you can
-run yourself.
+"""`wikillm demo`: every step from a dump to generated text. Each step shows the command that runs
+it alone.
 
 A MediaWiki dump (or any other source) -> documents -> tokenizer -> tokens -> a small model trained
 under DeepSpeed ZeRO-2 -> validation loss against the unigram baseline -> a Hugging Face folder ->
@@ -39,15 +39,15 @@ CHINESE_PROMPTS = ("中国的首都是", "历史", "他")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    data = "a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)"
-    parser.add_argument("--data", metavar="PATH", help=data)
-    size = "how much of its text to read (default 6)"
-    parser.add_argument("--demo-mb", type=float, default=6.0, metavar="MB", help=size)
-    folder = "the run directory (default runs/demo, or with the next free number)"
-    parser.add_argument("--run-dir", metavar="DIR", help=folder)
-    parser.add_argument("--processes", type=int, metavar="N", help="default: all GPUs, or 2 on CPU")
-    steps = "optimizer steps (default: the preset's)"
-    parser.add_argument("--steps", type=int, metavar="N", help=steps)
+    add = parser.add_argument
+    help = "a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)"
+    add("--data", metavar="PATH", help=help)
+    help = "how much of its text to read (default 6)"
+    add("--demo-mb", type=float, default=6.0, metavar="MB", help=help)
+    help = "the run directory (default runs/demo, or with the next free number)"
+    add("--run-dir", metavar="DIR", help=help)
+    add("--processes", type=int, metavar="N", help="default: all GPUs, or 2 on CPU")
+    add("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,14 +80,14 @@ def run(args: argparse.Namespace) -> int:
     say("== 5/5  text from plain transformers, without WikiLLM")
     generate(target, prompts_for(store)[0])
     say()
-    close(run_dir, target)
+    print_results(run_dir, target)
     say(f"           the whole demo took {format_seconds(time.monotonic() - start)}")
     return 0
 
 
 def find_source(asked: str | None) -> Path:
-    """Return the user's file, else Chinese Wikipedia in its usual folders, else the dump in
-    gensim's wheel."""
+    """The user's file, else Chinese Wikipedia in its usual folders, else the dump in gensim's
+    wheel. Raises DataError without any of them."""
     import importlib.util
 
     if asked:
@@ -210,14 +210,14 @@ def generate(folder: Path, prompt: str) -> None:
 
 
 def prompts_for(store: Store) -> tuple[str, ...]:
-    """Prompts in the language of the held-out text."""
+    """Prompts in Chinese if a fifth of the held-out text is hanzi, else in English."""
     val = store.val
     text = store.tokenizer().decode(val.read(0, min(2000, val.n_tokens)).tolist())
     chinese = sum("\u4e00" <= ch <= "\u9fff" for ch in text) > 0.2 * len(text)
     return CHINESE_PROMPTS if chinese else PROMPTS
 
 
-def close(run_dir: Path, target: Path) -> None:
+def print_results(run_dir: Path, target: Path) -> None:
     """Print the results, where the files are, and the next commands."""
     from wikillm.observe.sinks import read_metrics
 

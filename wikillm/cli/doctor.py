@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING
 from wikillm.cli.arguments import folder, gpus, host, port
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, ExitCode
+from wikillm.doctor.gpus import count_gpus
+from wikillm.doctor.needs import needs_of
+from wikillm.observe.redact import names_a_secret
+from wikillm.remote.environment import forwarded
+from wikillm.remote.hosts import Host, read_hostfile
 
 if TYPE_CHECKING:
     from wikillm.doctor.examine import Examination
@@ -22,24 +27,19 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
-    group = parser.add_argument_group("the machines")
-    option = group.add_argument
-    option("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh")
-    checkout = "the checkout on the nodes. Default: this folder"
-    option("--workdir", type=folder, metavar="FOLDER", help=checkout)
-    option(
-        "--gpus",
-        "--gpus-per-node",
-        type=gpus,
-        metavar="N",
-        help="processes on this machine. Default: one per GPU, or one",
-    )
-    first = "host of rank 0. Default: the first node"
-    option("--master-addr", type=host, metavar="HOST", help=first)
-    option("--master-port", type=port, default=29500, metavar="PORT", help="default 29500")
-    parser.add_argument("--all", action="store_true", help="also show the checks that passed")
-    parser.add_argument("--list", action="store_true", help="list all checks")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_machine = parser.add_argument_group("the machines").add_argument
+    add_machine("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh")
+    help = "the checkout on the nodes. Default: this folder"
+    add_machine("--workdir", type=folder, metavar="FOLDER", help=help)
+    help = "processes on this machine. Default: one per GPU, or one"
+    add_machine("--gpus", "--gpus-per-node", type=gpus, metavar="N", help=help)
+    help = "host of rank 0. Default: the first node"
+    add_machine("--master-addr", type=host, metavar="HOST", help=help)
+    add_machine("--master-port", type=port, default=29500, metavar="PORT", help="default 29500")
+    add = parser.add_argument
+    add("--all", action="store_true", help="also show the checks that passed")
+    add("--list", action="store_true", help="list all checks")
+    add("--json", action="store_true", help="one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,12 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _examine(args: argparse.Namespace) -> Examination:
     from wikillm.doctor.examine import examine_here
-    from wikillm.doctor.gpus import count_gpus
-    from wikillm.doctor.needs import needs_of
     from wikillm.doctor.ssh_session import examine_nodes
-    from wikillm.observe.redact import names_a_secret
-    from wikillm.remote.environment import forwarded
-    from wikillm.remote.hosts import Host, read_hostfile
 
     resolved = resolve_run_config(args)
     here = socket.gethostname()

@@ -1,5 +1,5 @@
 """`wikillm eval MODEL`: print held-out loss, perplexity and bits per byte next to the unigram
-baseline. `--text` scores files instead, `--tasks` multiple-choice tasks."""
+baseline. `--text` scores files and `--tasks` scores multiple-choice tasks instead."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ A model that is not in a run directory needs data.path or --text. Its own tokeni
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.eval_files import add_file_arguments
 
-    model = "a run directory, a checkpoint or an exported folder"
-    parser.add_argument("model", metavar="MODEL", help=model)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a run directory, a checkpoint or an exported folder")
     add_file_arguments(parser)
-    split = "which split of the text to score (default val)"
-    parser.add_argument("--split", choices=("val", "train"), default="val", help=split)
-    size = "sequences at a time (default 8)"
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help=size)
+    help = "which split of the text to score (default val)"
+    add("--split", choices=("val", "train"), default="val", help=help)
+    help = "sequences at a time (default 8)"
+    add("--batch-size", type=positive, default=8, metavar="N", help=help)
     add_device(parser)
     add_trust(parser)
     add_json(parser, "print one JSON object instead of lines")
@@ -83,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
             result = held_out_loss(
                 model, batches, bytes_per_token=part.bytes_per_token, device=model.device
             )
-            if result is None:
-                raise RuntimeError("the evaluation was stopped")
+            assert result is not None, "`should_stop` is not passed"
             found[part.name] = result
     return _print_scores(args, corpus, found, train.sequence_length)
 

@@ -12,66 +12,74 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wikillm.checkpoints.latest import find_complete
 from wikillm.cli.arguments import index, positive, size
+from wikillm.cli.run_config import split_settings
+from wikillm.config.load import load
+from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError, DivergedError
+from wikillm.core.files import read_object, sha256_file
+from wikillm.evals.questions import ChoiceTask, read_tasks
+from wikillm.evals.results import (
+    FOLDER,
+    TASK_HEAD,
+    TEXT_HEAD,
+    model_record,
+    task_rows,
+    text_rows,
+    write_results,
+)
 
 if TYPE_CHECKING:
-    from wikillm.config.schema import DataSection
-    from wikillm.evals.questions import ChoiceTask
     from wikillm.generate.load import LoadedModel
-
-_SETTING = re.compile(r"(--)?[a-z_]+\.\w+=")
 
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("files of your own")
-    text = "score these texts: files, folders or globs, in any format of data.path"
-    group.add_argument("--text", nargs="+", metavar="FILE", help=text)
-    limit = "with --text: read at most N bytes of text per file, such as 10MB (default: all)"
-    group.add_argument("--max-bytes", type=size, metavar="N", help=limit)
-    tasks = "ceval:FOLDER, cmmlu:FOLDER, choices:FILE or lm_eval:TASK, separated by commas"
-    group.add_argument("--tasks", metavar="KIND:PATH", help=tasks)
-    folder = "folder with the YAML files of lm_eval tasks (default: the tasks in lm-eval's package)"
-    group.add_argument("--tasks-dir", metavar="FOLDER", help=folder)
-    shots = (
+    add = parser.add_argument_group("files of your own").add_argument
+    help = "score these texts: files, folders or globs, in any format of data.path"
+    add("--text", nargs="+", metavar="FILE", help=help)
+    help = "with --text: read at most N bytes of text per file, such as 10MB (default: all)"
+    add("--max-bytes", type=size, metavar="N", help=help)
+    help = "ceval:FOLDER, cmmlu:FOLDER, choices:FILE or lm_eval:TASK, separated by commas"
+    add("--tasks", metavar="KIND:PATH", help=help)
+    help = "folder with the YAML files of lm_eval tasks (default: the tasks in lm-eval's package)"
+    add("--tasks-dir", metavar="FOLDER", help=help)
+    help = (
         "examples before each question (default: ceval and cmmlu 5, choices 0, lm_eval the task's)"
     )
-    group.add_argument("--shots", type=index, metavar="N", help=shots)
-    form = "score the answers' text, or list the choices and score their letters (default cloze)"
-    group.add_argument("--form", choices=("cloze", "letters"), default="cloze", help=form)
-    questions = "score N evenly spaced questions of each task (default: all)"
-    group.add_argument("--max-questions", type=positive, metavar="N", help=questions)
-    context = (
+    add("--shots", type=index, metavar="N", help=help)
+    help = "score the answers' text, or list the choices and score their letters (default cloze)"
+    add("--form", choices=("cloze", "letters"), default="cloze", help=help)
+    help = "score N evenly spaced questions of each task (default: all)"
+    add("--max-questions", type=positive, metavar="N", help=help)
+    help = (
         "context length in tokens (default: the run's sequence length; without a run the model's "
         "maximum, at most 4096)"
     )
-    group.add_argument("--context", type=positive, metavar="N", help=context)
-    name = "write the record to RUN/evals/NAME.json (default: named after checkpoint and files)"
-    group.add_argument("--name", metavar="NAME", help=name)
-    out = "write the record to this file; for a model without a run directory"
-    group.add_argument("--out", metavar="FILE", help=out)
+    add("--context", type=positive, metavar="N", help=help)
+    help = "write the record to RUN/evals/NAME.json (default: named after checkpoint and files)"
+    add("--name", metavar="NAME", help=help)
+    help = "write the record to this file; for a model without a run directory"
+    add("--out", metavar="FILE", help=help)
 
 
 def evaluate_files(args: argparse.Namespace) -> int:
-    from wikillm.checkpoints.latest import find_complete
     from wikillm.cli.generate import open_model
-    from wikillm.evals.questions import read_tasks
-    from wikillm.evals.results import model_record, write_results
     from wikillm.generate.load import is_model_folder
 
     # Bad files, tasks and record paths are refused before the model is loaded.
     if args.rest and not args.text:
         what = "`wikillm eval --tasks` takes no configuration keys."
         raise ConfigError(what, got=" ".join(args.rest))
-    specs, harness = split_tasks(args.tasks)
+    specs, lm_eval_names = split_tasks(args.tasks)
     tasks = read_tasks(specs, args.form)
-    if args.tasks_dir is not None and not harness:
+    if args.tasks_dir is not None and not lm_eval_names:
         what = "--tasks-dir is for lm_eval tasks, and --tasks names no lm_eval task."
         raise ConfigError(what, got=str(args.tasks), fix="--tasks lm_eval:TASK")
-    if harness:
+    if lm_eval_names:
         from wikillm.evals.lm_eval_tasks import check_lm_eval
 
-        check_lm_eval(harness, Path(args.tasks_dir) if args.tasks_dir else None)
+        check_lm_eval(lm_eval_names, Path(args.tasks_dir) if args.tasks_dir else None)
     data = text_settings(args) if args.text else None
     model_folder = Path(args.model)
     folder = model_folder if is_model_folder(model_folder) else find_complete(model_folder)
@@ -84,7 +92,7 @@ def evaluate_files(args: argparse.Namespace) -> int:
             values["text"] = score_text(args, data, loaded)
         if args.tasks:
             values["tasks"] = [score_task(args, task, loaded) for task in tasks]
-            values["tasks"] += score_lm_eval(args, harness, loaded) if harness else []
+            values["tasks"] += score_lm_eval(args, lm_eval_names, loaded) if lm_eval_names else []
     try:
         json.dumps(values, allow_nan=False)
     except ValueError:
@@ -105,12 +113,10 @@ def evaluate_files(args: argparse.Namespace) -> int:
 
 def text_settings(args: argparse.Namespace) -> DataSection:
     """The data section for the texts. Raises ConfigError for settings outside `data`."""
-    from wikillm.config.load import load
     from wikillm.data.fetch.find import find_sources
 
-    # argparse gives `--text` all words that follow it, so settings are separated from files here.
-    paths = [word for word in args.text if not _SETTING.match(word)]
-    settings = [word for word in args.text if _SETTING.match(word)] + args.rest
+    paths, settings = split_settings(args.text)
+    settings += args.rest
     others = [word for word in settings if not word.removeprefix("--").startswith("data.")]
     if others or not paths:
         raise ConfigError(
@@ -132,7 +138,6 @@ def text_settings(args: argparse.Namespace) -> DataSection:
 
 
 def score_text(args: argparse.Namespace, data: DataSection, loaded: LoadedModel) -> dict[str, Any]:
-    from wikillm.core.files import sha256_file
     from wikillm.data.inspect.documents import read_documents
     from wikillm.evals.text import context_limit, text_losses
 
@@ -170,7 +175,7 @@ def score_task(args: argparse.Namespace, task: ChoiceTask, loaded: LoadedModel) 
         batch_size=args.batch_size,
         device=loaded.model.device,
     )
-    assert score is not None, "nothing stops it"
+    assert score is not None, "`should_stop` is not passed"
     return score.to_json(task, shots=shots, max_questions=args.max_questions, context=limit)
 
 
@@ -180,16 +185,16 @@ def split_tasks(tasks: str | None) -> tuple[list[str], list[str]]:
     `lm_eval:a,b` names two lm-eval tasks: a word without a colon is of the kind before it.
     """
     specs: list[str] = []
-    harness: list[str] = []
-    is_harness = False
+    lm_eval_names: list[str] = []
+    is_lm_eval = False
     for word in tasks.split(",") if tasks else []:
         kind, colon, name = word.partition(":")
-        is_harness = kind == "lm_eval" if colon else is_harness
-        if is_harness:
-            harness.append(name or kind)
+        is_lm_eval = kind == "lm_eval" if colon else is_lm_eval
+        if is_lm_eval:
+            lm_eval_names.append(name or kind)
         else:
             specs.append(word)
-    return specs, harness
+    return specs, lm_eval_names
 
 
 def score_lm_eval(
@@ -213,9 +218,8 @@ def score_lm_eval(
 
 
 def trained_length(folder: Path) -> int | None:
-    """The sequence length of the run that a checkpoint belongs to; the model was trained on no
-    longer context."""
-    from wikillm.core.files import read_object
+    """The sequence length of the run that a checkpoint belongs to, the longest trained context;
+    None without a run."""
     from wikillm.export.facts import run_of
 
     length = read_object((run_of(folder) or folder) / "plan.json").get("sequence_length")
@@ -225,7 +229,6 @@ def trained_length(folder: Path) -> int | None:
 def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
     """The file for the record: --out, or a file in the checkpoint's run directory; None without
     either."""
-    from wikillm.evals.results import FOLDER
     from wikillm.export.facts import run_of
 
     if args.name is not None and not re.fullmatch(r"[\w][\w.\-]*", args.name):
@@ -243,19 +246,17 @@ def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
             )
         return None
     scored = [Path(path).stem for path in (args.text or [])[:1]]
-    specs, harness = split_tasks(args.tasks)
+    specs, lm_eval_names = split_tasks(args.tasks)
     for spec in specs:
         kind, _, path = spec.partition(":")
         scored.append(Path(path).stem if kind == "choices" else kind)
-    scored += harness
+    scored += lm_eval_names
     name = args.name or "-".join([folder.name, *filter(None, scored)])
     return run / FOLDER / f"{name}.json"
 
 
 def shown(record: dict[str, Any]) -> str:
     """A record as text for the terminal."""
-    from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, task_rows, text_rows
-
     lines = []
     text = record.get("text")
     if text is not None:
@@ -273,12 +274,12 @@ def shown(record: dict[str, Any]) -> str:
 
 def remarks(overall: dict[str, Any]) -> list[str]:
     """Lines on questions that exceeded the context: shortened, cut or left out."""
-    said = {
+    texts = {
         "with_fewer_examples": "questions had fewer examples before them, to fit the context",
         "cut": "questions lost their beginning, to fit the context",
         "left_out": "questions were left out: their choices leave no room for the question",
     }
-    return [f"{overall[key]:,} {text}" for key, text in said.items() if overall.get(key)]
+    return [f"{overall[key]:,} {text}" for key, text in texts.items() if overall.get(key)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

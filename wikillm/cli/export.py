@@ -10,9 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.checkpoints.latest import find_complete
 from wikillm.cli.arguments import add_json, add_trust
 from wikillm.core.errors import ConfigError, WikiLLMError
 from wikillm.core.units import format_count, format_size
+from wikillm.data.tokenizer.chat_template import CHATML, read_chat_template
+from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, read_results, task_rows, text_rows
+from wikillm.export.target_folder import MARK, check_target
+from wikillm.report.figures import loss_plot
+from wikillm.report.plot import svg_file
+from wikillm.report.run_files import read_run
 
 if TYPE_CHECKING:
     from wikillm.export.card import ExportFacts, Grid
@@ -36,67 +43,40 @@ environment (MODELSCOPE_API_TOKEN, HF_TOKEN) or its login:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        help="a run directory, a checkpoint of a run, or (with --push) an exported folder",
+    add = parser.add_argument
+    help = "a run directory, a checkpoint of a run, or (with --push) an exported folder"
+    add("run", metavar="RUN", help=help)
+    add("--to", metavar="DIR", help="folder to write. Default: exports/NAME-STEP")
+    help = "float32, bfloat16 or float16. Default: the type of the training"
+    add("--dtype", metavar="TYPE", help=help)
+    help = "export the moving average of the weights (train.ema_decay)"
+    add("--ema", action="store_true", help=help)
+    help = "folder with tokenizer.json, for a checkpoint without its run"
+    add("--tokenizer", metavar="DIR", help=help)
+    help = (
+        "chat template of the folder: chatml, tokenizer (its own), none, or a Jinja file. Default: "
+        "the tokenizer's own where the run started from a model, else none"
     )
-    parser.add_argument("--to", metavar="DIR", help="folder to write. Default: exports/NAME-STEP")
-    dtype = "float32, bfloat16 or float16. Default: the type of the training"
-    parser.add_argument("--dtype", metavar="TYPE", help=dtype)
-    average = "export the moving average of the weights (train.ema_decay)"
-    parser.add_argument("--ema", action="store_true", help=average)
-    tokenizer = "folder with tokenizer.json, for a checkpoint without its run"
-    parser.add_argument("--tokenizer", metavar="DIR", help=tokenizer)
-    template = (
-        "chat template of the folder: chatml, tokenizer (its own), none, or a Jinja file. "
-        "Default: the tokenizer's own where the run started from a model, else none"
-    )
-    parser.add_argument("--chat-template", metavar="NAME", help=template)
-    _add_push(parser)
+    add("--chat-template", metavar="NAME", help=help)
+    help = "upload the folder: modelscope:ORG/NAME, hf:ORG/NAME"
+    add("--push", metavar="HUB:ORG/NAME", help=help)
+    add("--private", action="store_true", help="with --push: create a private repository")
+    add("--update", action="store_true", help="with --push: add a commit if the repository exists")
+    help = "licence of the weights, such as apache-2.0, for the model card. Default: unknown"
+    add("--licence", "--license", metavar="ID", help=help)
+    add("--data-licence", metavar="ID", help="licence of the data. Default: data.licence")
+    help = "languages of the data, as in zh,en. Default: detected in its text"
+    add("--language", metavar="LIST", help=help)
+    help = "for the model card: compare every trained token with the store, not only the samples"
+    add("--audit", action="store_true", help=help)
     add_trust(parser)
-    dry = "show what would be written, and write nothing"
-    parser.add_argument("--dry-run", action="store_true", help=dry)
+    add("--dry-run", action="store_true", help="show what would be written, and write nothing")
     add_json(parser, "print a JSON object instead of lines; --push prints a second JSON object")
 
 
-def _add_push(parser: argparse.ArgumentParser) -> None:
-    """The options for the upload and for the model card."""
-    parser.add_argument(
-        "--push", metavar="HUB:ORG/NAME", help="upload the folder: modelscope:ORG/NAME, hf:ORG/NAME"
-    )
-    parser.add_argument(
-        "--private", action="store_true", help="with --push: create a private repository"
-    )
-    parser.add_argument(
-        "--update", action="store_true", help="with --push: add a commit if the repository exists"
-    )
-    parser.add_argument(
-        "--licence",
-        "--license",
-        metavar="ID",
-        help="licence of the weights, such as apache-2.0, for the model card. Default: unknown",
-    )
-    parser.add_argument(
-        "--data-licence", metavar="ID", help="licence of the data. Default: data.licence"
-    )
-    parser.add_argument(
-        "--language",
-        metavar="LIST",
-        help="languages of the data, as in zh,en. Default: detected in its text",
-    )
-    parser.add_argument(
-        "--audit",
-        action="store_true",
-        help="for the model card: compare every trained token with the store, not only the samples",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
-    from wikillm.checkpoints.latest import find_complete
-    from wikillm.export.facts import find_tokenizer, held_out_texts, read_facts, trained_tokenizer
+    from wikillm.export.facts import find_tokenizer, held_out_texts, read_facts
     from wikillm.export.push import check_token, parse_repository
-    from wikillm.export.target_folder import MARK, check_target
 
     _check_flags(args)
     repository = parse_repository(args.push) if args.push else None
@@ -134,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
         facts=facts,
         verified=True,
         ema=args.ema,
-        trained_with=trained_tokenizer(checkpoint),
         held_out=held_out,
     )
     _show(args, done, plan)
@@ -184,8 +163,6 @@ def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path
     A model trained from scratch never saw its tokenizer's template. With the template, servers
     would accept messages that the model cannot answer, so it is left out by default.
     """
-    from wikillm.data.tokenizer.chat_template import CHATML, read_chat_template
-
     own = read_chat_template(tokenizer)
     name = args.chat_template
     if name is None:
@@ -235,8 +212,6 @@ def _published_facts(
 
 def _evaluations(run: Path, step: int | None) -> tuple[Grid, ...]:
     """Tables of the results that `wikillm eval` recorded for this step."""
-    from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, read_results, task_rows, text_rows
-
     records = [record for record in read_results(run) if record["model"].get("step") == step]
     grids = ((TEXT_HEAD, text_rows(records)), (TASK_HEAD, task_rows(records)))
     return tuple((head, rows) for head, rows in grids if rows)
@@ -244,10 +219,6 @@ def _evaluations(run: Path, step: int | None) -> tuple[Grid, ...]:
 
 def _curve(run: Path) -> str:
     """The loss curves of a run as SVG; an empty string if the run logged no loss."""
-    from wikillm.report.figures import loss_plot
-    from wikillm.report.plot import svg_file
-    from wikillm.report.run_files import read_run
-
     with suppress(WikiLLMError):
         plot = loss_plot(read_run(run))
         return svg_file(plot) if plot.drawn() else ""

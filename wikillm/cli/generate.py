@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.checkpoints.latest import find_complete
 from wikillm.cli.arguments import add_device, add_json, add_trust, not_negative, positive, share
 from wikillm.core.errors import ConfigError
 
@@ -27,10 +28,10 @@ Without --prompt, or with an empty prompt, the model starts a new text.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    folder = "an exported model, a run directory or a checkpoint"
-    parser.add_argument("folder", metavar="FOLDER", help=folder)
-    prompt = "the beginning of the text; can be repeated"
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help=prompt)
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="an exported model, a run directory or a checkpoint")
+    help = "the beginning of the text; can be repeated"
+    add("--prompt", action="append", metavar="TEXT", help=help)
     add_sampling(parser, default_new_tokens=64)
     add_device(parser)
     add_trust(parser)
@@ -39,21 +40,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser, *, default_new_tokens: int) -> None:
     """Add the sampling options; `default_new_tokens` is the default of --max-new-tokens."""
-    limit = f"write at most N tokens (default {default_new_tokens})"
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=default_new_tokens, metavar="N", help=limit
-    )
-    temperature = "0 always takes the most likely token; higher values vary more (default 0.8)"
-    parser.add_argument(
-        "--temperature", type=not_negative, default=0.8, metavar="T", help=temperature
-    )
-    top = (
+    add = parser.add_argument
+    help = f"write at most N tokens (default {default_new_tokens})"
+    add("--max-new-tokens", type=positive, default=default_new_tokens, metavar="N", help=help)
+    help = "0 always takes the most likely token; higher values vary more (default 0.8)"
+    add("--temperature", type=not_negative, default=0.8, metavar="T", help=help)
+    help = (
         "nucleus sampling: sample from the smallest set of tokens with total probability P "
         "(default 0.95)"
     )
-    parser.add_argument("--top-p", type=share, default=0.95, metavar="P", help=top)
-    seed = "random seed; equal seeds give equal text (default 0)"
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
+    add("--top-p", type=share, default=0.95, metavar="P", help=help)
+    help = "random seed; equal seeds give equal text (default 0)"
+    add("--seed", type=int, default=0, metavar="S", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +97,6 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
 
     if is_model_folder(folder):
         return load_folder(folder, device=device)
-    from wikillm.checkpoints.latest import find_complete
     from wikillm.export.facts import find_tokenizer
 
     checkpoint = find_complete(folder)
@@ -113,7 +110,6 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
 
 def export_for_reading(run: Path, place: Path, *, trust: bool) -> tuple[Path, str]:
     """Export a run or a checkpoint below `place`, without the proof. Returns (folder, name)."""
-    from wikillm.checkpoints.latest import find_complete
     from wikillm.export.facts import find_tokenizer, read_facts
     from wikillm.export.folder import export_model
 

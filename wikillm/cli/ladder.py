@@ -8,17 +8,21 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wikillm.cli.arguments import above_0, add_json, not_negative
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.config.resolved import Resolved
+from wikillm.config.size_laws import horizon
 from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.files import read_object
 from wikillm.core.units import format_count
-
-if TYPE_CHECKING:
-    from wikillm.config.resolved import Resolved
-    from wikillm.plan.ladder import Prediction, Rung
+from wikillm.observe.sinks import read_records
+from wikillm.plan.ladder import FEWEST, Prediction, Rung, predict
+from wikillm.plan.params import count_parameters, flops_per_token
+from wikillm.plan.workload import describe_workload
 
 EPILOG = """
 Every run is kept in FOLDER/depth-N and resumes where it was stopped; finished runs are not
@@ -32,27 +36,22 @@ With four or more runs, the largest is also predicted from the others, to show t
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     parser.epilog = EPILOG
-    depths = "the depths to train (default 2 3 4)"
-    parser.add_argument(
-        "--depths", type=int, nargs="+", default=[2, 3, 4], metavar="N", help=depths
-    )
-    parser.add_argument(
-        "--predict", type=int, required=True, metavar="N", help="the depth to predict"
-    )
-    ratio = "tokens per parameter, for all runs and the prediction. Default: by the laws"
-    parser.add_argument("--tokens-per-parameter", type=above_0, metavar="R", help=ratio)
-    noise = "standard deviation of a run's loss over seeds, in nats (default 0.025)"
-    parser.add_argument("--noise", type=not_negative, default=0.025, metavar="X", help=noise)
-    command = "how each run is started (default: wikillm train, in this environment)"
-    parser.add_argument("--command", metavar="WORDS", help=command)
-    folder = "where the runs are kept (default runs/ladder)"
-    parser.add_argument("--folder", type=Path, default=Path("runs/ladder"), help=folder)
+    add = parser.add_argument
+    help = "the depths to train (default 2 3 4)"
+    add("--depths", type=int, nargs="+", default=[2, 3, 4], metavar="N", help=help)
+    add("--predict", type=int, required=True, metavar="N", help="the depth to predict")
+    help = "tokens per parameter, for all runs and the prediction. Default: by the laws"
+    add("--tokens-per-parameter", type=above_0, metavar="R", help=help)
+    help = "standard deviation of a run's loss over seeds, in nats (default 0.025)"
+    add("--noise", type=not_negative, default=0.025, metavar="X", help=help)
+    help = "how each run is started (default: wikillm train, in this environment)"
+    add("--command", metavar="WORDS", help=help)
+    help = "where the runs are kept (default runs/ladder)"
+    add("--folder", type=Path, default=Path("runs/ladder"), help=help)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.plan.ladder import FEWEST, predict
-
     depths = sorted(set(args.depths))
     if len(depths) < FEWEST:
         raise ConfigError(
@@ -81,24 +80,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
     """(configuration of the run of a depth, rows of its embedding)."""
-    from wikillm.config.size_laws import horizon
-    from wikillm.plan.workload import describe_workload
-
-    given = list(args.rest)
-    args.rest = [*given, f"model.depth={depth}"]
-    try:
-        rows = describe_workload(resolve_run_config(args), ranks=1).vocab_size
-        if args.tokens_per_parameter is not None:
-            tokens = horizon(depth, rows, args.tokens_per_parameter)
-            args.rest.append(f"train.max_tokens={tokens}")
-        return resolve_run_config(args), rows
-    finally:
-        args.rest = given
+    words = [f"model.depth={depth}"]
+    resolved = resolve_run_config(args, words)
+    rows = describe_workload(resolved, ranks=1).vocab_size
+    if args.tokens_per_parameter is None:
+        return resolved, rows
+    tokens = horizon(depth, rows, args.tokens_per_parameter)
+    return resolve_run_config(args, [*words, f"train.max_tokens={tokens}"]), rows
 
 
 def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
-    from wikillm.plan.params import count_parameters, flops_per_token
-
     model = resolved.config.model
     train = resolved.config.train
     tokens = train.max_tokens or 0
@@ -113,10 +104,6 @@ def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
 def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -> Rung:
     """Train the run of a depth, unless it has finished. Returns its sizes and last held-out
     loss."""
-    from wikillm.core.files import read_object
-    from wikillm.observe.sinks import read_records
-    from wikillm.plan.ladder import Rung
-
     folder = args.folder / f"depth-{depth}"
     tokens = resolved.config.train.max_tokens
     words = [*_given(args), f"model.depth={depth}", f"train.max_tokens={tokens}"]
@@ -145,8 +132,6 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
 
 def _check_same_words(folder: Path, words: list[str]) -> None:
     """Raises ConfigError if the finished run in `folder` was started with other settings."""
-    from wikillm.core.files import read_object
-
     started = read_object(folder / "environment.json").get("command") or []
     then = started[-len(words) :]
     if sorted(then) != sorted(words):
@@ -168,8 +153,6 @@ def _given(args: argparse.Namespace) -> list[str]:
 def _to_json(
     depth: int, rungs: list[Rung], found: Prediction, check: Prediction | None
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "depth": depth,
         "prediction": asdict(found),

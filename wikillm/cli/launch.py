@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wikillm.cli.launch_flags import (
     CLOUD_WORKDIR,
     ELSEWHERE,
-    MACHINE_FLAGS,
     RESTARTS_HERE,
     add_launch_flags,
     check_flags,
+    given_flags,
 )
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.log import say, warn
-
-if TYPE_CHECKING:
-    from wikillm.config.resolved import Resolved
-    from wikillm.launch.description import Launch
+from wikillm.core.world import World, free_port
+from wikillm.doctor.needs import needs_of
+from wikillm.launch.description import DEFAULT_PORT, Launch
+from wikillm.launch.kubernetes import MEMORY_PER_GPU
+from wikillm.launch.restart import DEFAULT, Launched, keep_running
+from wikillm.launch.script import command_line
+from wikillm.launch.targets import render, start
+from wikillm.observe.redact import names_a_secret
+from wikillm.plan.batch import split_batch
+from wikillm.plan.check_recipe import check_recipe
+from wikillm.remote.environment import forwarded
+from wikillm.remote.hosts import read_hostfile
+from wikillm.supervise.settings import alerts_of, settings_of
 
 _TARGETS = """\
 the target, directly after `launch`:
@@ -45,26 +55,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{parser.prog} TARGET (--print | --go) [options] [--config NAME|FILE] [--deepspeed NAME] "
         "[KEY=VALUE ...]"
     )
-    parser.add_argument("target", metavar="TARGET", help="where to start the run; see above")
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="where to start the run; see above")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print", action="store_true", dest="show", help="show what would run")
     action.add_argument("--go", action="store_true", help="run it")
-    parser.add_argument("--resume", metavar="auto|never|PATH", help="as in `wikillm train`")
-    parser.add_argument("--allow-change", action="store_true", help="as in `wikillm train`")
+    add("--resume", metavar="auto|never|PATH", help="as in `wikillm train`")
+    add("--allow-change", action="store_true", help="as in `wikillm train`")
     add_launch_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.core.world import World
-    from wikillm.launch.restart import Launched, keep_running
-    from wikillm.launch.targets import render, start
-    from wikillm.supervise.settings import alerts_of, settings_of
-
+    check_flags(args)
     if args.target == "swanlab":
         from wikillm.cli.launch_swanlab import run_swanlab
 
         return run_swanlab(args)
-    check_flags(args)
     resolved = resolve_run_config(args)
     launch = describe(args, resolved)
     rendering = render(args.target, launch)
@@ -91,11 +97,6 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     """The description that every target renders."""
-    from wikillm.launch.description import Launch
-    from wikillm.launch.restart import DEFAULT
-    from wikillm.observe.redact import names_a_secret
-    from wikillm.remote.environment import forwarded
-
     # The arguments of train.py. Ranks that torchrun restarts must resume.
     words = []
     restarts = args.max_restarts
@@ -146,50 +147,26 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     """Bytes that a pod requests: --memory, or 32 GiB per GPU plus the states offloaded to the
     host."""
-    from wikillm.config.precision import resolve_precision
-    from wikillm.launch.kubernetes import MEMORY_PER_GPU
-    from wikillm.plan.memory import host_bytes_per_rank
-    from wikillm.plan.strategy import strategy_of
-    from wikillm.plan.workload import describe_workload
-
     gpus = args.gpus or 1
-    config = resolved.config
-    if args.memory is not None or config.deepspeed.config is None:
+    if args.memory is not None or resolved.config.deepspeed.config is None:
         return int(args.memory or MEMORY_PER_GPU * gpus)
     try:
-        workload = describe_workload(resolved, ranks=args.nodes * gpus)
-        strategy = strategy_of(
-            config.model,
-            config.train,
-            config.deepspeed.config,
-            ranks=args.nodes * gpus,
-            ranks_per_node=gpus,
-            precision=resolve_precision(config.train.precision, has_gpu=True, has_bf16=True),
-        )
+        needs = needs_of(resolved, nodes=args.nodes, slots=gpus)
     except ConfigError:  # `_check_run` refuses it with its own message
         return MEMORY_PER_GPU * gpus
-    return gpus * (MEMORY_PER_GPU + host_bytes_per_rank(workload, strategy))
+    return MEMORY_PER_GPU * gpus + needs.host_memory
 
 
 def _command(args: argparse.Namespace, words: list[str]) -> str:
     """This command as one line without secrets, for the header of every script."""
-    from wikillm.launch.script import command_line
-
     shown = ["wikillm", "launch", args.target]
-    for flag in MACHINE_FLAGS:
-        value = getattr(args, flag.name)
-        if value != flag.default:
-            shown += [flag.flag, str(value)]
+    for flag, value in given_flags(args).items():
+        shown += [flag, str(value)]
     return command_line([*shown, *words, *args.rest, "--print"])
 
 
 def _port(*, is_started_here: bool) -> int:
     """The default port; a free port if the run starts here and the default port is in use."""
-    import socket
-
-    from wikillm.core.world import free_port
-    from wikillm.launch.description import DEFAULT_PORT
-
     if not is_started_here:
         return DEFAULT_PORT
     with socket.socket() as probe:
@@ -204,10 +181,6 @@ def _port(*, is_started_here: bool) -> int:
 
 def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
     """Raises ConfigError for a batch or a DeepSpeed JSON that every rank would refuse later."""
-    from wikillm.plan.batch import split_batch
-    from wikillm.plan.check_recipe import check_recipe
-    from wikillm.remote.hosts import read_hostfile
-
     ranks = per_node = None
     if args.target == "hostfile" and launch.hostfile is not None:
         hosts = [h for h in read_hostfile(launch.hostfile) if h.name not in launch.without]

@@ -123,14 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a closed pipe is handled here, not in the interpreter's shutdown
         return code
     except WikiLLMError as error:
-        return _refused(error, debug)
+        return _report_refusal(error, debug)
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
         _print_error("interrupted")
         return INTERRUPTED
     except Exception as error:
-        return _failed(error, debug)
+        return _report_failure(error, debug)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -159,7 +159,7 @@ def _dispatch(words: list[str]) -> int:
     except SystemExit:  # argparse ends the process after `--help`
         return ExitCode.DONE
     if rest and name not in TAKES_CONFIG:
-        _refuse(parser, rest)
+        _refuse_unknown_words(parser, rest)
     args.rest = rest
     code = int(module.run(args))
     lost = lost_output()
@@ -181,8 +181,8 @@ def _with_dashes(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
 
 
 def _split_command(words: list[str]) -> tuple[str | None, list[str]]:
-    """The command's name and the other words; the deepspeed launcher puts `--local_rank=N`
-    first."""
+    """(name of the command, the other words). The deepspeed launcher puts `--local_rank=N`
+    before the name."""
     for index, word in enumerate(words):
         if word.startswith(("--local_rank", "--local-rank")):
             continue
@@ -194,7 +194,7 @@ def _split_command(words: list[str]) -> tuple[str | None, list[str]]:
     return None, words
 
 
-def _refuse(parser: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
+def _refuse_unknown_words(parser: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
     known = [option for action in parser._actions for option in action.option_strings]
     word = rest[0].split("=", 1)[0]
     near = did_you_mean(word, known)
@@ -214,9 +214,11 @@ def _rank_prefix() -> str:
     return "" if is_alone else f"[rank {os.environ.get('RANK', '0')}] "
 
 
-def _refused(error: WikiLLMError, debug: bool) -> int:
-    """Report a refusal. All ranks have the same configuration, so one per node reports its
-    errors."""
+def _report_refusal(error: WikiLLMError, debug: bool) -> int:
+    """Report a refusal, and return its exit code.
+
+    All ranks have the same configuration, so only one rank per node reports errors in it.
+    """
     logging.getLogger("wikillm").error("%s: %s", type(error).__name__, error)
     if debug:
         traceback.print_exc()
@@ -225,11 +227,14 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
     return int(error.exit_code)
 
 
-def _failed(error: Exception, debug: bool) -> int:
-    """Report an exception that is not a WikiLLMError: an error of the output, the machine or a
-    file, else a bug."""
+def _report_failure(error: Exception, debug: bool) -> int:
+    """Report an exception that is not a WikiLLMError, and return its exit code.
+
+    The cause is standard output, the machine or a damaged file; otherwise it is a bug.
+    """
     lost = lost_output()
     if error is not lost:
+        # An OSError without a file may come from a print; a second print shows whether it does.
         lost = _output_failure() if isinstance(error, OSError) and not error.filename else None
     if lost is not None:
         drop_output(1)
@@ -242,13 +247,13 @@ def _failed(error: Exception, debug: bool) -> int:
         )
     refusal = as_refusal(error)
     if refusal is None:
-        return _bug(error)
+        return _report_bug(error)
     logging.getLogger("wikillm").error("cause of the error below", exc_info=error)
-    return _refused(refusal, debug)
+    return _report_refusal(refusal, debug)
 
 
 def _output_failure() -> OSError | None:
-    """Write an empty line to standard output; the error if that fails, else None."""
+    """Write an empty line to standard output. Returns the error if that fails, else None."""
     try:
         print(flush=True)
     except OSError as error:
@@ -264,8 +269,8 @@ def _print_error(text: str) -> None:
         drop_output(2)
 
 
-def _bug(error: Exception) -> int:
-    """Report a bug: the traceback (also in the run's log file), and how to report it."""
+def _report_bug(error: Exception) -> int:
+    """Print the traceback of a bug and how to report it; the run's log file gets the traceback."""
     logging.getLogger("wikillm").critical("unexpected error", exc_info=error)
     _print_error("".join(traceback.format_exception(error)))
     _print_error(

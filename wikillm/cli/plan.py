@@ -8,8 +8,9 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wikillm.cli.arguments import (
     above_0,
@@ -23,12 +24,30 @@ from wikillm.cli.arguments import (
     tflops,
 )
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.config.load import load
+from wikillm.config.presets import load_preset, preset_names
+from wikillm.config.resolved import Resolved
+from wikillm.config.size_laws import DEEPEST
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count, format_size
-
-if TYPE_CHECKING:
-    from wikillm.config.resolved import Resolved
-    from wikillm.plan.choose import Machine
+from wikillm.plan.calibration import (
+    CPU,
+    apply_calibration,
+    cpu_as_device,
+    read_calibration,
+    write_calibration,
+)
+from wikillm.plan.check_recipe import check_recipe
+from wikillm.plan.choose import Machine, choose
+from wikillm.plan.gpus import (
+    describe_gpu,
+    find_gpu,
+    planned_precision,
+    with_memory,
+)
+from wikillm.plan.outcome import FILE_NAME, find_outcomes, table, to_rows
+from wikillm.plan.report import ESTIMATE, lines, to_json
+from wikillm.plan.workload import describe_workload
 
 ALL_SIZES = (1, 8, 64, 512)
 HOST_MEMORY_PER_GPU = 128 * 2**30
@@ -36,61 +55,51 @@ HOST_MEMORY_PER_GPU = 128 * 2**30
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
-    group = parser.add_argument_group("the machine")
-    gpu = (
+    add_machine = parser.add_argument_group("the machine").add_argument
+    help = (
         "GPU: h100 (default), a100, 8x4090, ...; cpu for this machine's CPU; any other name with "
         "--gpu-memory and --tflops"
     )
-    group.add_argument("--gpu", default="h100", metavar="NAME", help=gpu)
-    usable = "usable memory of a GPU, such as 79GiB. Default: by kind"
-    group.add_argument("--gpu-memory", type=memory, metavar="SIZE", help=usable)
-    peak = "dense bf16 peak of a GPU, from its data sheet. Default: by kind"
-    group.add_argument("--tflops", type=tflops, metavar="N", help=peak)
-    group.add_argument("--nodes", type=nodes, default=1, help="number of nodes (default 1)")
-    group.add_argument(
-        "--gpus",
-        "--gpus-per-node",
-        dest="gpus_per_node",
-        type=gpus,
-        metavar="N",
-        help="GPUs in a node (default 8)",
+    add_machine("--gpu", default="h100", metavar="NAME", help=help)
+    help = "usable memory of a GPU, such as 79GiB. Default: by kind"
+    add_machine("--gpu-memory", type=memory, metavar="SIZE", help=help)
+    help = "dense bf16 peak of a GPU, from its data sheet. Default: by kind"
+    add_machine("--tflops", type=tflops, metavar="N", help=help)
+    add_machine("--nodes", type=nodes, default=1, help="number of nodes (default 1)")
+    help = "GPUs in a node (default 8)"
+    add_machine(
+        "--gpus", "--gpus-per-node", dest="gpus_per_node", type=gpus, metavar="N", help=help
     )
-    host = "host memory of a node, for offload. Default: 128GiB per GPU"
-    group.add_argument("--host-memory", type=memory, metavar="SIZE", help=host)
-    storage = "GB/s that a node writes to and reads from its storage (default 2)"
-    group.add_argument("--storage", type=above_0, default=2.0, metavar="N", help=storage)
-    mfu = "assumed MFU, 0 to 1. Default: 0.2 to 0.55 by model size, from a roofline of the GPU"
-    group.add_argument("--mfu", type=share, help=mfu)
-    group.add_argument("--price", type=not_negative, help="price per GPU-hour, in any currency")
-    parser.add_argument(
-        "--tokens", type=count, metavar="N", help="training tokens in the corpus, such as 1.2B"
-    )
-    hours = (
+    help = "host memory of a node, for offload. Default: 128GiB per GPU"
+    add_machine("--host-memory", type=memory, metavar="SIZE", help=help)
+    help = "GB/s that a node writes to and reads from its storage (default 2)"
+    add_machine("--storage", type=above_0, default=2.0, metavar="N", help=help)
+    help = "assumed MFU, 0 to 1. Default: 0.2 to 0.55 by model size, from a roofline of the GPU"
+    add_machine("--mfu", type=share, help=help)
+    add_machine("--price", type=not_negative, help="price per GPU-hour, in any currency")
+    add = parser.add_argument
+    add("--tokens", type=count, metavar="N", help="training tokens in the corpus, such as 1.2B")
+    help = (
         "propose the model size, or for a given model (--size, --config, model.preset) the tokens, "
         "that fit into N hours"
     )
-    parser.add_argument("--hours", type=above_0, metavar="N", help=hours)
-    every = "plan every model preset on 1, 8, 64 and 512 GPUs"
-    parser.add_argument("--all", action="store_true", help=every)
+    add("--hours", type=above_0, metavar="N", help=help)
+    add("--all", action="store_true", help="plan every model preset on 1, 8, 64 and 512 GPUs")
     add_json(parser)
-    calibrate = "measure this machine (under a minute) and store the result"
-    parser.add_argument("--calibrate", action="store_true", help=calibrate)
-    report = (
-        "compare prediction and measurement of finished runs, or all in a folder (default runs/)"
-    )
-    parser.add_argument("--report", nargs="*", type=Path, metavar="RUN", help=report)
+    help = "measure this machine (under a minute) and store the result"
+    add("--calibrate", action="store_true", help=help)
+    help = "compare prediction and measurement of finished runs, or all in a folder (default runs/)"
+    add("--report", nargs="*", type=Path, metavar="RUN", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
-    _check(args)
+    _read_gpu_flags(args)
     if args.calibrate:
         return _calibrate(args)
     if args.report is not None:
         return _report(args)
     if args.all:
         return _run_all(args)
-    from wikillm.plan.report import lines
-
     machine = _machine(args, args.nodes, args.gpus_per_node)
     given = [*(["--config", args.config] if args.config else []), *args.rest]
     if args.hours is None:
@@ -105,10 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     """Measure this machine. Only this part of the command imports torch."""
-    from dataclasses import asdict
-
     from wikillm.measure.calibrate import calibrate
-    from wikillm.plan.calibration import write_calibration
 
     made = calibrate()
     path = write_calibration(made)
@@ -126,8 +132,6 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from wikillm.plan.outcome import FILE_NAME, find_outcomes, table, to_rows
-
     places = args.report or [Path("runs")]
     outcomes, broken = find_outcomes(places)
     for file in broken:
@@ -144,12 +148,6 @@ def _report(args: argparse.Namespace) -> int:
 
 def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> dict[str, Any]:
     """One plan as JSON. Raises ConfigError when the batch does not divide or nothing fits."""
-    from wikillm.plan.check_recipe import check_recipe
-    from wikillm.plan.choose import choose
-    from wikillm.plan.gpus import planned_precision
-    from wikillm.plan.report import to_json
-    from wikillm.plan.workload import describe_workload
-
     workload = describe_workload(resolved, ranks=machine.ranks, train_tokens=args.tokens)
     check_recipe(
         resolved,
@@ -187,19 +185,13 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
     Raises ConfigError when not even one layer or a few steps fit, or the run's horizon is set in
     another unit.
     """
-    from wikillm.config.presets import preset_names
-    from wikillm.config.size_laws import DEEPEST
-
-    given = list(args.rest)
 
     def planned(words: list[str]) -> dict[str, Any] | None:
-        args.rest = [*given, *words]
         try:
-            return plan_run(resolve_run_config(args), machine, args)
+            return plan_run(resolve_run_config(args, words), machine, args)
         except ConfigError:
             return None
 
-    args.rest = given
     resolved = resolve_run_config(args)
     model = resolved.config.model
     is_set = args.config in preset_names("runs") or any(
@@ -221,8 +213,7 @@ def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str]
         else:
             too_deep = depth
     if best is None:
-        args.rest = [*given, "model.depth=1"]
-        smallest = plan_run(resolve_run_config(args), machine, args)
+        smallest = plan_run(resolve_run_config(args, ["model.depth=1"]), machine, args)
         raise ConfigError(
             "No model fits into these hours with a horizon by the laws.",
             got=f"--hours {args.hours:g}; one layer needs {smallest['choices'][0]['hours']:.2g}",
@@ -235,7 +226,6 @@ def _tokens_within_hours(
     args: argparse.Namespace, machine: Machine, resolved: Resolved
 ) -> tuple[list[str], dict[str, Any]]:
     """(the horizon of this model within `args.hours`, as settings, and its plan)."""
-    given = list(args.rest)
     plan = plan_run(resolved, machine, args)
     # The batch follows the tokens and changes the speed, so tokens are corrected a few times.
     for _ in range(4):
@@ -243,8 +233,7 @@ def _tokens_within_hours(
         tokens = max(1, steps) * plan["global_batch_tokens"]
         last_digit = 10 ** max(0, len(str(tokens)) - 3)  # three digits, rounded down
         words = [f"train.max_tokens={tokens // last_digit * last_digit}"]
-        args.rest = [*given, *words]
-        plan = plan_run(resolve_run_config(args), machine, args)
+        plan = plan_run(resolve_run_config(args, words), machine, args)
         if plan["choices"][0]["hours"] <= args.hours:
             return words, plan
     step = plan["choices"][0]["step_seconds"]["total"]
@@ -256,17 +245,12 @@ def _tokens_within_hours(
 
 
 def _calibration_used(machine: Machine) -> str | None:
-    from wikillm.plan.calibration import read_calibration
-
     is_used = machine.gpu.device == "cpu" or machine.gpu.ceiling is not None
     known = read_calibration() if is_used else None
     return known.describe() if known else None
 
 
 def _run_all(args: argparse.Namespace) -> int:
-    from wikillm.config.presets import load_preset, preset_names
-    from wikillm.plan.report import ESTIMATE
-
     if args.config or args.rest or args.deepspeed or args.hours:
         hours = f"--hours {args.hours:g}" if args.hours else None
         got = " ".join([*args.rest, *filter(None, (args.config, args.deepspeed, hours))])
@@ -279,8 +263,7 @@ def _run_all(args: argparse.Namespace) -> int:
     for name in by_size:
         run_name = f"pretrain-{name}"
         known = run_name in preset_names("runs")
-        args.config, args.rest = (run_name, []) if known else (None, [f"model.preset={name}"])
-        resolved = resolve_run_config(args)
+        resolved = load(run_name, []) if known else load(None, [f"model.preset={name}"])
         for size in ALL_SIZES:
             machine = _machine(args, -(-size // args.gpus_per_node), min(size, args.gpus_per_node))
             row: dict[str, Any] = {"model": name, "gpus": machine.ranks, "gpu": machine.gpu.name}
@@ -297,9 +280,7 @@ def _run_all(args: argparse.Namespace) -> int:
 
 
 def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
-    from wikillm.plan.report import ESTIMATE
-
-    lines = [
+    rows_shown = [
         f"{'model':<11}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}"
         f"{'memory':>11}{'tok/s':>9}{'hours':>11}"
     ]
@@ -307,25 +288,21 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
         start = f"{row['model']:<11}{row['gpus']:>6}  "
         if row["plan"] is None:
             refused = row["refused"]
-            lines.append(
+            rows_shown.append(
                 f"{start}refused: {refused['what']} {(refused['fix'] or '').splitlines()[0]}"
             )
             continue
         best = row["plan"]["choices"][0]
-        lines.append(
+        rows_shown.append(
             f"{start}{best['recipe']:<15}{best['per_device_train_batch_size']:>6}"
             f"{best['gradient_accumulation_steps']:>7}{best['gradient_checkpointing']:>20}"
             f"{format_size(best['memory_bytes']['total']):>11}"
             f"{format_count(best['tokens_per_second']):>9}{best['hours']:>11,.1f}"
         )
-    return [*lines, "", f"these are {ESTIMATE}"]
+    return [*rows_shown, "", f"these are {ESTIMATE}"]
 
 
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
-    from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
-    from wikillm.plan.choose import Machine
-    from wikillm.plan.gpus import describe_gpu, find_gpu, with_memory
-
     if args.gpu.lower() == CPU:
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), args.gpu_memory)
@@ -339,11 +316,13 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
     return Machine(gpu, nodes, gpus_per_node, host)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _read_gpu_flags(args: argparse.Namespace) -> None:
+    """Split `--gpu 8x4090` into name and number, and fill in the default number of GPUs."""
     if found := re.fullmatch(r"([0-9]+)\s*[x*×]\s*(\S.*)", args.gpu):  # eight in a node: 8x4090
         number = int(found[1])
         if not 1 <= number <= 1024 or args.gpus_per_node not in (None, number):
-            got = f"--gpu {args.gpu}" + (f" --gpus {args.gpus_per_node}" * bool(args.gpus_per_node))
+            got = f"--gpu {args.gpu}"
+            got += f" --gpus {args.gpus_per_node}" if args.gpus_per_node else ""
             fix = f"--gpu 8x4090 for eight of them, or --gpus N --gpu {shlex.quote(found[2])}"
             raise ConfigError("--gpu NxNAME takes the GPUs of a node, 1 to 1024.", got=got, fix=fix)
         args.gpus_per_node = number

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import json
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,47 +13,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, hours, positive, word
-from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config, split_settings
 from wikillm.core.errors import ConfigError, DataError, ExitCode, Problems
 
 if TYPE_CHECKING:
     from wikillm.config.schema import DataSection
 
 
-_SETTING = re.compile(r"(--)?[a-z_]+(\.[a-z_]+)+=")
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     add_json(parser, "print only a summary as JSON")
-    wiki = (
-        "read MediaWiki dumps (pages-articles*.xml.bz2) with settings for them: quality rules, "
-        "no duplicates, Chinese in simplified characters"
+    add = parser.add_argument
+    help = (
+        "read MediaWiki dumps (pages-articles*.xml.bz2) with settings for them: quality rules, no "
+        "duplicates, Chinese in simplified characters"
     )
-    parser.add_argument("--wiki", nargs="+", metavar="DUMP", help=wiki)
-    drops = (
+    add("--wiki", nargs="+", metavar="DUMP", help=help)
+    help = (
         "only write the list of duplicates that data.dedup finds, without building a store. Any "
         "machine can read it as data.drop_list"
     )
-    parser.add_argument("--drop-list-only", metavar="FILE", help=drops)
-    many = parser.add_argument_group(
-        "on several machines that share the folders of sources and store"
-    )
-    executor = "who builds the shards: this machine, or a Slurm array"
-    kinds = ("local", "slurm")
-    many.add_argument("--executor", choices=kinds, default="local", help=executor)
-    shards = "build only the shards A to B-1, or part I of N"
-    many.add_argument("--shards", metavar="A:B|I/N", help=shards)
-    show = "slurm: print the batch file; nothing is submitted"
-    many.add_argument("--print", action="store_true", help=show)
-    tasks = "slurm: tasks of the array (default 16)"
-    many.add_argument("--tasks", type=positive, default=16, metavar="N", help=tasks)
-    cpus = "slurm: CPUs per task (default 4)"
-    many.add_argument("--cpus", type=positive, default=4, metavar="N", help=cpus)
-    limit = "slurm: time limit of a task (default 24)"
-    many.add_argument("--hours", type=hours, default=24.0, metavar="H", help=limit)
-    many.add_argument("--partition", type=word, metavar="NAME", help="slurm: partition")
-    many.add_argument("--account", type=word, metavar="NAME", help="slurm: account")
+    add("--drop-list-only", metavar="FILE", help=help)
+    title = "on several machines that share the folders of sources and store"
+    add_many = parser.add_argument_group(title).add_argument
+    help = "who builds the shards: this machine, or a Slurm array"
+    add_many("--executor", choices=("local", "slurm"), default="local", help=help)
+    add_many("--shards", metavar="A:B|I/N", help="build only the shards A to B-1, or part I of N")
+    help = "slurm: print the batch file; nothing is submitted"
+    add_many("--print", action="store_true", help=help)
+    help = "slurm: tasks of the array (default 16)"
+    add_many("--tasks", type=positive, default=16, metavar="N", help=help)
+    help = "slurm: CPUs per task (default 4)"
+    add_many("--cpus", type=positive, default=4, metavar="N", help=help)
+    help = "slurm: time limit of a task (default 24)"
+    add_many("--hours", type=hours, default=24.0, metavar="H", help=help)
+    add_many("--partition", type=word, metavar="NAME", help="slurm: partition")
+    add_many("--account", type=word, metavar="NAME", help="slurm: account")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.export.check_before_training import predict_export
 
     # Settings for dumps precede the user's arguments, so that the user's values win.
-    said = _take_dumps(args) if args.wiki else []
-    whole = resolve_run_config(args).config
-    cfg = whole.data
+    notes = _insert_wiki_settings(args) if args.wiki else []
+    run_config = resolve_run_config(args).config
+    cfg = run_config.data
     _refuse_contradictions(args)
     # These options build no complete store.
     if args.drop_list_only is not None:
@@ -81,11 +75,12 @@ def run(args: argparse.Namespace) -> int:
         print(build_part(plan_store(cfg), Part.parse(args.shards)))
         return ExitCode.DONE
     with _no_output_if(args.json):
-        for line in said:
+        for line in notes:
             print(line)
         corpus = open_corpus(cfg)
         # If the export would fail, report it now and not after the training.
-        predict_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
+        model = run_config.model
+        predict_export(corpus.tokenizer_dir, model.architecture, model.init_from)
     if args.json:
         print(json.dumps(summary_json(corpus), indent=2, ensure_ascii=False))
         return ExitCode.DONE
@@ -121,11 +116,9 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
     return ExitCode.DONE
 
 
-def _take_dumps(args: argparse.Namespace) -> list[str]:
+def _insert_wiki_settings(args: argparse.Namespace) -> list[str]:
     """Insert the settings for `--wiki` before the user's arguments. Returns lines to print."""
-    # argparse gives `--wiki` all words that follow it, settings included.
-    settings = [word for word in args.wiki if _SETTING.match(word)]
-    dumps = [word for word in args.wiki if word not in settings]
+    dumps, settings = split_settings(args.wiki)
     args.rest = [*settings, *args.rest]
     words, notes = wiki_settings(dumps, args.rest)
     args.rest = [*words, *args.rest]
@@ -133,7 +126,7 @@ def _take_dumps(args: argparse.Namespace) -> list[str]:
 
 
 def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(settings for these dumps except those the user set, notes on missing packages).
+    """(settings for these dumps that the user did not set, notes on missing packages).
 
     Quality rules are on. Exact duplicates are dropped, and near duplicates if rensa is installed. A
     Chinese dump is converted to simplified characters if OpenCC is installed.
@@ -146,11 +139,11 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     from wikillm.data.sources.locate import locate
     from wikillm.data.sources.sniff import sniff
 
-    taken = {setting.key for setting in parse_arguments(user, Problems(ConfigError))}
-    if "data.path" in taken:
+    set_by_user = {setting.key for setting in parse_arguments(user, Problems(ConfigError))}
+    if "data.path" in set_by_user:
         what = "--wiki and data.path both name the sources."
         raise ConfigError(what, fix="leave one of them out")
-    # Addresses are fetched later; now only their names are known.
+    # Files behind URLs are fetched later, so only their names are known here.
     addresses = [dump for dump in dumps if scheme_of(dump)]
     local = [dump for dump in dumps if dump not in addresses]
     paths = [str(path) for path in locate(local)] if local else []
@@ -176,12 +169,12 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
         wanted["data.convert"] = "t2s" if has_opencc() else "none"
         if not has_opencc():
             notes["data.convert"] = f"traditional characters stay: OpenCC {install}"
-    if "data.drop_list" in taken:  # the duplicates are already found
+    if "data.drop_list" in set_by_user:  # the duplicates are already found
         wanted["data.dedup"] = "none"
         notes.pop("data.dedup", None)
     words = ["data.path=" + ",".join([*paths, *addresses])]
-    words += [f"{key}={value}" for key, value in wanted.items() if key not in taken]
-    return words, [note for key, note in notes.items() if key not in taken]
+    words += [f"{key}={value}" for key, value in wanted.items() if key not in set_by_user]
+    return words, [note for key, note in notes.items() if key not in set_by_user]
 
 
 def _refuse_same_dump(paths: Sequence[str]) -> None:

@@ -7,6 +7,9 @@ import json
 from typing import Any
 
 from wikillm.cli.arguments import add_json
+from wikillm.config.load import load
+from wikillm.config.presets import Axis, load_preset, preset_names
+from wikillm.plan.params import count_parameters
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +36,6 @@ def run(args: argparse.Namespace) -> int:
 def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
     """{axis: {name: facts}}. The facts of models and runs include `parameters`, by which they are
     sorted."""
-    from wikillm.config.load import load
-    from wikillm.config.presets import Axis, load_preset, preset_names
-    from wikillm.plan.params import count_parameters
 
     def facts(words: list[str], run: str | None, about: str) -> dict[str, Any]:
         model = load(run, words).config.model

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, positive
 from wikillm.core.errors import ExitCode
+from wikillm.core.world import adopt_open_mpi
 
 if TYPE_CHECKING:
     from wikillm.train.replay import Replayed
@@ -28,17 +30,15 @@ _SHOWN = 8  # documents
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory")
-    parser.add_argument("--step", type=positive, required=True, metavar="N", help="counted from 1")
-    work = "a new folder to train in; with several nodes, a folder that all share"
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help=work)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="the run directory")
+    add("--step", type=positive, required=True, metavar="N", help="counted from 1")
+    help = "a new folder to train in; with several nodes, a folder that all share"
+    add("--work", type=Path, metavar="FOLDER", help=help)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from wikillm.core.world import adopt_open_mpi
     from wikillm.train.replay import replay_step
 
     adopt_open_mpi()

@@ -1,13 +1,14 @@
 """The arguments that describe a run, shared by every command that takes a run's configuration.
 
 `add_run_config_arguments` declares `--config`, `--deepspeed` and `--help-all`; all other words are
-configuration and reach `resolve_run_config` through `args.rest`. The key lists of `--help` come
-from the schema, which is imported only when a list is shown.
+configuration and reach `resolve_run_config` through `args.rest`. The schema is imported only when
+it is used: `wikillm train` handles stop signals before it imports anything slow.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wikillm.config.load import Resolved
+    from wikillm.config.resolved import Resolved
 
 _TRAIN_KEYS = (
     "sequence_length global_batch_tokens per_device_train_batch_size max_steps num_train_epochs "
@@ -28,6 +29,7 @@ MOST_USED = (
 )
 """The keys that `--help` shows; `--help-all` shows all."""
 
+_SETTING = re.compile(r"(--)?[a-z_]+(\.\w+)+=")
 _SPELLINGS = """
 Values come from defaults < presets < YAML file < command line. On the command line, in any mix:
   data.path=a.jsonl,b.jsonl   train.learning_rate=3e-4   run.dir=null   any key; null unsets a value
@@ -59,16 +61,25 @@ def add_run_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.format_help = format_help  # type: ignore[method-assign]
 
 
-def resolve_run_config(args: argparse.Namespace) -> Resolved:
-    """The configuration that a command line describes. Raises ConfigError with all problems
-    found."""
+def resolve_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Resolved:
+    """The configuration that a command line describes, with `more` settings after its own.
+
+    Raises ConfigError with all problems found.
+    """
     from wikillm.config.load import load
 
     for flag in ("config", "deepspeed"):
         if getattr(args, flag) == "":  # an unset variable of a shell does not mean the default
             fix = f"give --{flag} a name, or leave it out"
             raise ConfigError(f"--{flag} is empty.", got=f"--{flag} ''", fix=fix)
-    return load(args.config, args.rest, args.deepspeed)
+    return load(args.config, [*args.rest, *more], args.deepspeed)
+
+
+def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other words, settings) of an option with several values: argparse gives such an option all
+    words that follow it, settings included."""
+    settings = [word for word in words if _SETTING.match(word)]
+    return [word for word in words if word not in settings], settings
 
 
 class _HelpAll(argparse.Action):

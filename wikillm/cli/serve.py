@@ -32,12 +32,13 @@ Ctrl-C ends it. It needs more packages: pip install 'wikillm[serve]'
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    folder = "an exported model; or a run directory or a checkpoint, which is exported first"
-    parser.add_argument("folder", metavar="MODEL", help=folder)
-    port = "port to listen on; 0 for any free port (default 8000)"
-    parser.add_argument("--port", type=index, default=8000, metavar="N", help=port)
-    host = "address to listen on (default 127.0.0.1, reachable from this machine only)"
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
+    add = parser.add_argument
+    help = "an exported model; or a run directory or a checkpoint, which is exported first"
+    add("folder", metavar="MODEL", help=help)
+    help = "port to listen on; 0 for any free port (default 8000)"
+    add("--port", type=index, default=8000, metavar="N", help=help)
+    help = "address to listen on (default 127.0.0.1, reachable from this machine only)"
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=help)
     add_device(parser)
     add_trust(parser)
 

@@ -6,29 +6,31 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from wikillm.core.files import read_object
 from wikillm.core.units import format_count, format_seconds
-
-if TYPE_CHECKING:
-    from wikillm.supervise.status import RunStatus
+from wikillm.observe import names
+from wikillm.observe.format import LogTable
+from wikillm.observe.sinks import read_new_records
+from wikillm.report.run_files import read_settings
+from wikillm.supervise.status import RunStatus, read_status
 
 LOOK_SECONDS = 1.0
 HEADER_EVERY = 25  # lines
+_ALIVE = ("starting", "running", "stopping")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    follow = "show the run as it trains, until it ends (Ctrl-C leaves it running)"
-    parser.add_argument("--follow", action="store_true", help=follow)
+    add = parser.add_argument
+    help = "the run directory, seen from any node that shares it"
+    add("run", type=Path, metavar="RUN", help=help)
+    add("--json", action="store_true", help="print one JSON object")
+    help = "show the run as it trains, until it ends (Ctrl-C leaves it running)"
+    add("--follow", action="store_true", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.supervise.status import read_status
-
     status = read_status(args.run)
     if args.follow:
         _follow(args.run)
@@ -61,10 +63,11 @@ def _lines(status: RunStatus) -> list[str]:
     for record, alive in zip(status.ranks, status.running, strict=True):
         end = "gone" if record.exit is None else f"exit {record.exit['code']}"
         process = f"{record.process.host:<20.20} {record.process.pid:>8}"
-        ages = [format_seconds(s) for s in (record.standing, record.age(status.now))]
+        standing = format_seconds(record.standing)
+        seen = format_seconds(record.age(status.now))
         lines.append(
             f"{record.rank:>5} {process} {record.phase:<11} {record.step:>9,} "
-            f"{ages[0]:>9} {ages[1]:>9}  {'running' if alive else end}"
+            f"{standing:>9} {seen:>9}  {'running' if alive else end}"
         )
     return lines
 
@@ -75,39 +78,36 @@ def _follow(run: Path) -> None:
     A terminal gets the live view that the run itself shows; other outputs get the run's log lines.
     If the run has not started yet, wait for it.
     """
-    from wikillm.observe import names
-    from wikillm.observe.format import LogTable
     from wikillm.observe.live import LiveView, wants_live_view
-    from wikillm.observe.sinks import read_new_records
-    from wikillm.report.run_files import read_settings
-    from wikillm.supervise.status import read_status
 
+    # The plan is written when the run starts.
+    while (horizon := _horizon(run)) is None:
+        if read_status(run).state not in _ALIVE:
+            return
+        time.sleep(LOOK_SECONDS)
+    table = LogTable(*horizon)
     view: LiveView | None = None
-    table: LogTable | None = None
+    if wants_live_view():
+        save = read_settings(run / "config.resolved.yaml").get("train.save_steps")
+        every = int(save.value) if save and save.value.isdecimal() else None
+        view = LiveView(*horizon, every)
+        view.start()
     offsets = {"metrics.jsonl": 0, "events.jsonl": 0}
     printed_rows = 0
     try:
         while True:
             status = read_status(run)
-            if table is None and (horizon := _horizon(run)) is not None:
-                table = LogTable(*horizon)
-                save = read_settings(run / "config.resolved.yaml").get("train.save_steps")
-                every = int(save.value) if save and save.value.isdecimal() else None
-                if wants_live_view():
-                    view = LiveView(*horizon, every)
-                    view.start()
-            names_to_read = list(offsets) if table is not None else []
-            for name in names_to_read:
+            for name in offsets:
                 records, offsets[name] = read_new_records(run / name, offsets[name])
                 for record in records:
                     if view is not None:
                         _show_record(view, record)
-                    elif table is not None and names.LOSS in record:
+                    elif names.LOSS in record:
                         if printed_rows % HEADER_EVERY == 0:
                             print(table.header())
                         print(table.line(record), flush=True)
                         printed_rows += 1
-            if status.state not in ("starting", "running", "stopping"):
+            if status.state not in _ALIVE:
                 return
             if view is not None:
                 phases = {record.phase for record in status.ranks} - {"step", "data"}
@@ -119,8 +119,6 @@ def _follow(run: Path) -> None:
 
 
 def _show_record(view: Any, record: dict[str, Any]) -> None:
-    from wikillm.observe import names
-
     if record.get(names.KIND) == names.EVAL:
         if isinstance(loss := record.get(names.EVAL_LOSS), float):
             view.evaluated(loss)
@@ -131,8 +129,6 @@ def _show_record(view: Any, record: dict[str, Any]) -> None:
 
 def _horizon(run: Path) -> tuple[int, int] | None:
     """Steps and tokens of the run's plan; None until it is written."""
-    from wikillm.core.files import read_object
-
     plan = read_object(run / "plan.json")
     try:
         return int(plan["max_steps"]), int(plan["total_tokens"])

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import not_negative
 from wikillm.core.errors import MachineError
-
-if TYPE_CHECKING:
-    from wikillm.supervise.records import RankRecord
-    from wikillm.supervise.stop import Stopped
+from wikillm.supervise.records import RankRecord
+from wikillm.supervise.stop import Stopped, stop
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
-    )
-    parser.add_argument(
-        "--now",
-        action="store_true",
-        help="save no checkpoint; kill ranks of this machine that do not respond",
-    )
-    parser.add_argument(
-        "--wait",
-        type=not_negative,
-        default=600.0,
-        metavar="SECONDS",
-        help="time to wait for the ranks to save and end (default 600)",
-    )
+    add = parser.add_argument
+    help = "the run directory, seen from any node that shares it"
+    add("run", type=Path, metavar="RUN", help=help)
+    help = "save no checkpoint; kill ranks of this machine that do not respond"
+    add("--now", action="store_true", help=help)
+    help = "time to wait for the ranks to save and end (default 600)"
+    add("--wait", type=not_negative, default=600.0, metavar="SECONDS", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.supervise.stop import stop
-
     counts: list[int] = []
 
     def on_wait(running: list[RankRecord]) -> None:

@@ -22,21 +22,22 @@ from wikillm.cli.arguments import add_trust
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    help = "resume from the newest complete checkpoint of run.dir (auto), or from PATH"
+    add(
         "--resume",
         "--resume_from_checkpoint",
         nargs="?",
         const="auto",
         default="never",
         metavar="auto|never|PATH",
-        help="resume from the newest complete checkpoint of run.dir (auto), or from PATH",
+        help=help,
     )
-    change = "on resume, accept a horizon or batch that differs from the checkpoint's"
-    parser.add_argument("--allow-change", action="store_true", help=change)
+    help = "on resume, accept a horizon or batch that differs from the checkpoint's"
+    add("--allow-change", action="store_true", help=help)
     add_trust(parser)
-    dry = "build the token store, show the plan, and stop"
-    parser.add_argument("--dry-run", action="store_true", help=dry)
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add("--dry-run", action="store_true", help="build the token store, show the plan, and stop")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -101,8 +101,8 @@ class CheckpointError(WikiLLMError):
 class StoppedError(WikiLLMError):
     """The run stopped on request after a complete checkpoint; it can be resumed.
 
-    `is_alone` means that this rank stopped before the first step, with nothing to save and without
-    the agreement of the other ranks.
+    `is_alone` means that this rank stopped before the first step, when there was nothing to save
+    and the ranks had not voted.
     """
 
     exit_code = ExitCode.STOPPED
@@ -110,7 +110,7 @@ class StoppedError(WikiLLMError):
 
 
 def _shortened(line: str) -> str:
-    """The line; of a value of thousands of characters only the begin and the end."""
+    """`line`, or only its beginning and end if it is longer than 1,000 characters."""
     return line if len(line) <= 1000 else f"{line[:500]} ... {line[-300:]}"
 
 

@@ -1,4 +1,4 @@
-"""Distinguish errors of the machine and of damaged files from bugs.
+"""Distinguish errors of the machine and damaged files from bugs.
 
 `as_refusal` converts an exception of the operating system or of a library to a `WikiLLMError`. The
 command line and the end of a training run call it for every exception, so a full disk always exits
@@ -6,7 +6,7 @@ with 3. Code that knows more (the key that names the folder, the last complete c
 its own error.
 
 Libraries in Rust and C++ report errors of the operating system as text. The patterns below match
-the texts of safetensors, torch, pyarrow and Hugging Face; none of these is imported.
+the texts of safetensors, torch, pyarrow and Hugging Face. None of these libraries is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wikillm.core.files import nearest_existing
 from wikillm.core.units import format_size
 
 # (names of errno, what is wrong, fix)
-_ANSWERS = (
+_REASONS = (
     (
         "ENOSPC",
         "There is no room left on the disk.",
@@ -79,18 +79,18 @@ _ANSWERS = (
     ),
 )
 _ERRNO = {
-    getattr(errno, name): (what, fix) for names, what, fix in _ANSWERS for name in names.split()
+    getattr(errno, name): (what, fix) for names, what, fix in _REASONS for name in names.split()
 }
 _OTHER = ("The operating system refused an operation.", "name another path or file system")
 
 _OF_THE_PROGRAM = frozenset(
     {errno.EBADF, errno.EFAULT, errno.ESPIPE, errno.ECHILD, errno.ESRCH, errno.EDOM, errno.ERANGE}
 )
-"""Only bugs cause these errors. EINVAL counts as a bug too, unless the error names a path, which
-the file system then refused."""
+"""Only bugs cause these errors. EINVAL is a bug too, unless the error names a path: then the file
+system refused the path."""
 
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|, code: -(\d+), name: E[A-Z]+")
-"""An errno in a text, in the forms of Rust, Python and libuv (torch's TCPStore)."""
+"""An errno in a text, as Rust, Python and libuv (torch's TCPStore) print it."""
 _TEXTS: tuple[tuple[str, int], ...] = (
     (r"No space left on device|Not enough free space to write", errno.ENOSPC),
     (r"Disk quota exceeded", errno.EDQUOT),
@@ -124,14 +124,20 @@ _OF_ONE_FILE = frozenset(
 def is_of_the_file(error: BaseException) -> bool:
     """Whether an error while a file was read shows that this file is missing or damaged.
 
-    False for too many open files, no permission or no memory: then another file fails too.
+    False for an error that other files would cause too: too many open files, no permission, no
+    memory.
     """
     if not isinstance(error, OSError):
         return True
     number = error.errno
-    if number is None and (match := _NUMBER.search(str(error))):  # safetensors
-        number = int(next(filter(None, match.groups())))
+    if number is None:  # safetensors has the number in its text
+        number = _errno_in(str(error))
     return number is None or number in _OF_ONE_FILE
+
+
+def _errno_in(text: str) -> int | None:
+    match = _NUMBER.search(text)
+    return int(next(filter(None, match.groups()))) if match else None
 
 
 def as_refusal(error: BaseException) -> WikiLLMError | None:
@@ -160,10 +166,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _from_deepspeed(error: BaseException) -> WikiLLMError | None:
     """The refusal of a value in the DeepSpeed JSON that only DeepSpeed's own start checks."""
-    # pydantic's error is a ValueError
-    is_own = type(error).__name__ == "DeepSpeedConfigError"
-    if not is_own and not isinstance(error, AssertionError | ValueError | TypeError):
+    is_own_type = type(error).__name__ == "DeepSpeedConfigError"
+    # DeepSpeed also raises these types, and pydantic's error is a ValueError.
+    if not is_own_type and not isinstance(error, AssertionError | ValueError | TypeError):
         return None
+    # The error counts only if the traceback goes through DeepSpeed's start or its configuration.
     places = [(Path(f.filename), f.name) for f in traceback.extract_tb(error.__traceback__)]
     is_start = any(
         "deepspeed" in path.parts and (name == "initialize" or path.stem.startswith("config"))
@@ -200,8 +207,8 @@ def _from_machine(error: BaseException) -> WikiLLMError | None:
             fix="often by the kernel's out-of-memory killer: lower train.dataloader_num_workers; "
             "after a bus error, enlarge /dev/shm; then start again with --resume auto",
         )
-    if match := _NUMBER.search(text):
-        return _of_number(int(next(filter(None, match.groups()))), line)
+    if (number := _errno_in(text)) is not None:
+        return _of_number(number, line)
     for pattern, number in _TEXTS:
         if re.search(pattern, text):
             return _of_number(number, line)

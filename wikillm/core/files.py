@@ -60,10 +60,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading.
+    """Open a regular file for reading. Raises OSError for any other file.
 
-    Others may write to the folder: reading a pipe there could block without end, and a link to a
-    device may have no end. Raises OSError.
+    Other users may write to the folder. Reading a pipe could block forever, and a device may have
+    no end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -89,7 +89,7 @@ def read_small(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when it is missing, damaged, no file, or holds no object."""
+    """The JSON object in a file; {} if the file is missing or damaged, or holds no object."""
     try:
         found = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
@@ -105,7 +105,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 def cut_torn_line(path: Path) -> int:
     """Truncate a file after its last newline. Returns the number of bytes removed."""
-    if not path.is_file():  # a pipe or a device has no end
+    if not path.is_file():  # missing, or a pipe or device, which has no end
         return 0
     data = read_regular(path)
     end = data.rfind(b"\n") + 1

@@ -1,8 +1,8 @@
 """Hold back what libraries print while a run starts; `say` and `warn` still print.
 
-File descriptors 1 and 2 are redirected to memory, so that output of C++ code and child processes is
-held too. `log_to_file` moves the held text to the rank's log. If the start fails, the text is
-printed; if this process is killed, a small forked process prints it.
+File descriptors 1 and 2 are redirected to memory, so that the output of C++ code and of child
+processes is held too. `log_to_file` moves the held text to the rank's log. If the start fails, the
+text is printed. If this process is killed, a small forked process prints the text.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class _Held:
 def held_output() -> Iterator[None]:
     """Hold output back until `release_held` is called. Otherwise the end of the block prints it."""
     global _held
-    # If a caller has replaced the streams, it reads them itself, so nothing is held.
-    if all(_inner(name) is getattr(sys, f"__{name}__") for name in _NAMES):
+    # A caller that has replaced the streams reads the output itself, so nothing is held.
+    if all(_unwrapped(name) is getattr(sys, f"__{name}__") for name in _NAMES):
         with suppress(OSError):  # without a free descriptor or process, hold nothing
             _held = _Held()
     try:
@@ -119,19 +119,19 @@ def discard_real(name: str) -> None:
         os.close(null)
 
 
-def _inner(name: str) -> Any:
+def _unwrapped(name: str) -> Any:
     stream = getattr(sys, name)
     return stream.wrapped if isinstance(stream, PrintableStream) else stream
 
 
 def _encodings() -> tuple[str, ...]:
-    return tuple(getattr(_inner(name), "encoding", None) or "utf-8" for name in _NAMES)
+    return tuple(getattr(_unwrapped(name), "encoding", None) or "utf-8" for name in _NAMES)
 
 
 def _flush() -> None:
     for name in _NAMES:
         with suppress(OSError, ValueError):
-            _inner(name).flush()
+            _unwrapped(name).flush()
 
 
 def _copy(memory: int, to: int) -> None:

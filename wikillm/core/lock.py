@@ -1,9 +1,9 @@
 """A lock between processes and, if the file system supports flock across nodes, between nodes.
 
 The lock is an `flock` on a file, so it ends with its holder: a killed process leaves no stale lock.
-Forked children (DataLoader workers) do not inherit the lock; otherwise it could outlive the parent.
-The file names the holder. NFS before v4 and some parallel file systems ignore flock between nodes,
-so files that a lock guards must also be staged and renamed.
+Forked children (DataLoader workers) do not inherit the lock, because it could then outlive the
+parent. The lock's file names the holder. NFS before v4 and some parallel file systems ignore flock
+between nodes, so the files that a lock guards must also be staged and renamed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class FileLock:
     """An flock. `with FileLock(path):` waits for the lock; `try_acquire` does not wait.
 
     Args:
-        is_shared: take a shared lock, which several processes can hold at once and which excludes
-            exclusive locks. The file does not name shared holders.
+        is_shared: take a shared lock, which several processes can hold at once, but not together
+            with an exclusive lock. The file does not name the holders of a shared lock.
     """
 
     def __init__(self, path: Path, *, is_shared: bool = False) -> None:
@@ -95,8 +95,8 @@ def lock_or_wait(
 ) -> Iterator[None]:
     """Hold the lock at `path`; while waiting, call `on_wait(holder, seconds_waited)`.
 
-    The lock is polled every `poll` seconds; the first pauses are shorter, because ranks that open a
-    store hold its lock only for some hundredths of a second.
+    The lock is polled every `poll` seconds. The first pauses are shorter, because ranks that open a
+    store hold its lock for only some hundredths of a second.
     """
     lock = FileLock(path)
     start = time.monotonic()

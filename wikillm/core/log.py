@@ -47,7 +47,7 @@ def make_output_safe() -> None:
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace", line_buffering=True)
-        setattr(sys, name, PrintableStream(stream, returns=name == "stderr"))
+        setattr(sys, name, PrintableStream(stream, keeps_returns=name == "stderr"))
 
 
 def drop_output(number: int) -> None:
@@ -62,12 +62,12 @@ _lost_output: OSError | None = None
 
 
 def lost_output() -> OSError | None:
-    """Why `say` could not print; None if all its lines were printed."""
+    """The error because of which `say` could not print; None if every line was printed."""
     return _lost_output
 
 
 _show_status: Callable[[str], None] | None = None
-"""Receives progress lines while a live view is on the terminal."""
+"""The function that shows progress lines while a live view is on the terminal."""
 
 
 def show_status_with(show: Callable[[str], None] | None) -> None:
@@ -97,10 +97,9 @@ def say(message: str = "", *, end: str = "\n") -> None:
 
 @contextmanager
 def timed(message: str, every: float = 1.0) -> Iterator[None]:
-    """Print `message`. On a terminal, update it with the elapsed time every `every` seconds until
-    the block ends.
+    """Print `message` for work that cannot report its own progress, such as an import.
 
-    This is for work that cannot report its own progress, such as an import.
+    On a terminal, the elapsed time is added every `every` seconds until the block ends.
     """
     if not (_is_main() and _stream("stdout").isatty()):
         say(message)
@@ -137,8 +136,7 @@ def _stream(name: str) -> Any:
 
 
 def _write(name: str, stream: Any, text: str) -> None:
-    """Write to a standard stream. If that fails, discard its output from here on, with a
-    warning."""
+    """Write to a standard stream. If that fails, warn and discard its further output."""
     global _lost_output
     try:
         stream.write(text)

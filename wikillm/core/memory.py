@@ -14,7 +14,8 @@ _NO_LIMIT = 1 << 60  # cgroup version 1 writes a number near 2^63 for "no limit"
 
 
 def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | None, int | None]:
-    """(limit, used) in bytes of the group with the smallest limit; (None, None) without a limit.
+    """(limit, used) in bytes of the control group with the smallest limit; (None, None) if no group
+    has a limit.
 
     Args:
         own: content of /proc/PID/cgroup, of cgroup version 1 or 2. Default: this process's.

@@ -1,9 +1,9 @@
 """Escape control characters in foreign text before it reaches a terminal.
 
 A document, a file name, a peer's message or a model's output can contain escape sequences, which
-clear the screen, set the title, write to the clipboard or hide text. They are printed as JSON
-escapes (`\\u001b`), so JSON output keeps its meaning. Letters, hanzi, emoji, tabs and line breaks
-are not changed.
+clear the screen, set the title, write to the clipboard or hide text. Control characters are printed
+as JSON escapes (`\\u001b`), so JSON output keeps its meaning. Letters, hanzi, emoji, tabs and line
+breaks are not changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether `text` can be written as UTF-8; a name of a file with other bytes cannot."""
+    """Whether `text` can be encoded as UTF-8. A file name with other bytes cannot."""
     return text.encode(errors="ignore").decode() == text
 
 
@@ -34,18 +34,18 @@ class PrintableStream:
     """A text stream that writes every text through `printable`.
 
     Args:
-        returns: keep a carriage return at the beginning or end of a text, which the progress lines
-            of libraries have.
+        keeps_returns: keep a carriage return at the beginning or end of a text, as in the progress
+            lines of libraries.
     """
 
-    def __init__(self, stream: TextIO, *, returns: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, keeps_returns: bool = False) -> None:
         self.wrapped = stream
-        self._returns = returns
+        self._keeps_returns = keeps_returns
 
     def write(self, text: str) -> int:
         inner = text
         before = after = ""
-        if self._returns:
+        if self._keeps_returns:
             inner = text.strip("\r")
             before = "\r" if text.startswith("\r") else ""
             after = "\r" if inner and text.endswith("\r") else ""

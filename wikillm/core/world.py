@@ -1,9 +1,9 @@
 """Rank and world size of this process, from environment variables alone.
 
 Every launcher (deepspeed, torchrun, WikiLLM's sbatch file) sets RANK, WORLD_SIZE and LOCAL_RANK.
-Open MPI has its own names, which `adopt_open_mpi` translates. Plain `python train.py` has none of
-them and is a world of one process. `World.export` then sets the variables for DeepSpeed, which
-would otherwise try to import mpi4py and fail.
+Open MPI uses other names, which `adopt_open_mpi` translates. Plain `python train.py` sets none of
+them and is a world of one process; `World.export` then sets the variables, because DeepSpeed would
+otherwise try to import mpi4py and fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wikillm.core.errors import MachineError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`size` processes on `size / local_size` nodes; `local_rank` counts on this node."""
+    """`size` processes on `size / local_size` nodes. `local_rank` is the rank within this node."""
 
     rank: int = 0
     size: int = 1
@@ -110,14 +110,14 @@ class World:
 _LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
 _OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Process counts set by MPICH, Intel MPI, Slurm's PMI, MVAPICH and Open MPI; accelerate reads them
-too. Those of Open MPI count where its ranks are missing, which `adopt_open_mpi` translates."""
+too. Open MPI's count is refused only if its ranks are missing: `adopt_open_mpi` has not run."""
 _OPEN_MPI = {
     "RANK": "RANK",
     "WORLD_SIZE": "SIZE",
     "LOCAL_RANK": "LOCAL_RANK",
     "LOCAL_WORLD_SIZE": "LOCAL_SIZE",
 }
-"""torch's name -> Open MPI's, without OMPI_COMM_WORLD_ (mpirun(1), "Exported Environment
+"""{torch's name: Open MPI's name after OMPI_COMM_WORLD_} (mpirun(1), "Exported Environment
 Variables")."""
 
 

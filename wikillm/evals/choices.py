@@ -4,14 +4,15 @@ Context and choice are encoded together, as one text. For all choices of a quest
 at the first token in which any choice differs from the encoded context. So a token that spans the
 boundary is scored, and all choices are conditioned on the same tokens.
 
-A text may be longer than the model reads at once. Then examples are dropped, from the first on.
-If that is not enough, the context is cut from the left, equally for all choices. A question whose
-choices leave no room for context is left out. All three cases are counted.
+If a text is longer than the model reads at once, examples are dropped, beginning with the first. If
+dropping all examples is not enough, the context is cut from the left, equally for all choices. A
+question whose choices leave no room for context is left out. All three cases are counted.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,10 @@ _Z = 1.959964  # the two-sided 95 % quantile of the normal distribution
 class EncodedQuestion:
     """The sequences of a question's choices, all with the same context.
 
-    `gold_bytes`: UTF-8 bytes of the text that the scored tokens of the right choice cover.
+    Attributes:
+        gold_bytes: UTF-8 bytes of the text that the scored tokens of the right choice cover.
+        has_fewer_examples: whether examples were dropped to fit the context.
+        is_cut: whether the context was cut from the left.
     """
 
     question: Question
@@ -44,7 +48,7 @@ class EncodedQuestion:
 def encode_question(
     tokenizer: TextTokenizer, question: Question, examples: Sequence[Question], *, limit: int
 ) -> EncodedQuestion | None:
-    """Join examples, question and choices, and encode them; None if a choice is too long.
+    """Join examples, question and choices, and encode them. Returns None if a choice is too long.
 
     Args:
         limit: number of tokens that the model reads at once.
@@ -60,7 +64,7 @@ def encode_question(
         longest = max(len(encoding.ids) for encoding in whole)
         if longest <= limit:
             break
-    # The start token needs a position and the last token, which is only a target, needs none.
+    # The start token takes one position; the last token takes none, because it is only a target.
     cut = max(0, longest - limit)
     shared = min(_common_prefix(alone.ids, encoding.ids) for encoding in whole)
     if cut and shared <= cut:
@@ -188,14 +192,11 @@ def score_choices(
     if found is None:
         return None
     tallies = {subject: _Tally() for subject in dict.fromkeys(subjects)}
-    at = 0
+    losses = iter(found)
     for question in shares[rank]:
-        nats = found[at : at + len(question.sequences)]
+        nats = [next(losses) for _ in question.sequences]
         tallies[question.question.subject].add(question, nats)
-        at += len(question.sequences)
-    left_out = dict.fromkeys(tallies, 0)
-    for subject, item in zip(subjects, encoded, strict=True):
-        left_out[subject] += item is None
+    left_out = Counter(s for s, item in zip(subjects, encoded, strict=True) if item is None)
     # Add up all subjects over the ranks in one exchange.
     width = len(_Tally.__slots__)
     sums = sum_over_ranks(*(value for tally in tallies.values() for value in tally.values()))
@@ -204,7 +205,7 @@ def score_choices(
         *(math.fsum(column) for column in zip(*(p.values() for p in parts), strict=True))
     )
     return ChoiceScore(
-        _summary(total, sum(left_out.values())),
+        _summary(total, left_out.total()),
         {name: _summary(part, left_out[name]) for name, part in zip(tallies, parts, strict=True)},
     )
 

@@ -19,7 +19,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Token ids. Those from index `first` on are scored, each given all ids before it."""
+    """Token ids. The ids from index `first` on are scored, each given all ids before it."""
 
     ids: list[int]
     first: int
@@ -29,7 +29,7 @@ def windows(ids: Sequence[int], limit: int) -> Iterator[TokenSequence]:
     """Cut a document into sequences for a model that reads `limit` tokens at once.
 
     Every token is scored once, except the first, which starts the document. The windows overlap:
-    after the first window each token has at least `limit - limit // 2` tokens before it.
+    after the first window, each scored token has at least `limit - limit // 2` tokens before it.
     """
     end = min(len(ids), limit + 1)
     yield TokenSequence(list(ids[:end]), 1)
@@ -55,8 +55,8 @@ def negative_log_likelihoods(
     Args:
         model: a causal language model of HF, wrapped by DeepSpeed or not; its mode is restored.
         batch_size: maximum number of sequences per forward.
-        forwards: minimum number of forwards; extra ones read one token. Under ZeRO-3 all ranks
-            must run the same number (see `batches_of`).
+        forwards: minimum number of forwards; extra forwards read one token. Under ZeRO-3 all
+            ranks must run the same number of forwards, which `batches_of` gives.
         should_stop: called before every batch; must return the same on every rank.
     """
     found = [0.0] * len(sequences)

@@ -1,7 +1,8 @@
 """Run tasks of lm-evaluation-harness on a loaded model, offline, with its prompts and metrics.
 
 lm-eval is an optional dependency: `pip install "wikillm[eval]"`. It joins context and answer in
-another way than `choices` and puts no token before a text, so scores of equal questions may differ.
+another way than `choices`, and puts no start token before a text. So the scores of the same
+questions may differ.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARAL
 
 
 def check_lm_eval(names: Sequence[str], folder: Path | None) -> None:
-    """Raise ConfigError when the extra is not installed, or a task is not in the folder."""
+    """Raises ConfigError if lm-eval is not installed, or does not find a task."""
     if find_spec("lm_eval") is None:
         raise ConfigError(
             "Tasks of lm-eval need the package lm-eval.",
@@ -47,7 +48,7 @@ def check_lm_eval(names: Sequence[str], folder: Path | None) -> None:
 
 def _tasks_in(folder: Path | None) -> Any:
     """The tasks in the folder, or the tasks that come with lm-eval if `folder` is None."""
-    # Set the variables before the first import, because lm-eval's libraries read them only once.
+    # lm-eval's libraries read these variables only once, when they are imported.
     os.environ.update(_OFFLINE)
     from lm_eval.tasks import TaskManager
 
@@ -71,8 +72,8 @@ def run_lm_eval(
     """Run the tasks and return one record per task.
 
     Args:
-        folder: folder of the YAML files of the tasks; None for the tasks that come with lm-eval.
-        shots: number of examples; None for the number that the task sets.
+        folder: folder of the tasks' YAML files; None for the tasks that come with lm-eval.
+        shots: number of examples; None for the task's own number.
         limit: number of tokens that the model reads at once; lm-eval cuts longer contexts from
             the left.
 

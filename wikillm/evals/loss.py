@@ -1,7 +1,7 @@
-"""Held-out loss over all ranks: the sum of the losses of all targets by their number, in float64.
+"""Held-out loss over all ranks: the sum of the losses of all targets over their number, in float64.
 
 Unlike a mean of batch means, this value does not depend on the batch size. Bits per byte (the total
-loss in bits by the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with
+loss in bits over the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with
 different tokenizers can be compared. EOS tokens count as targets, but have no bytes.
 """
 
@@ -36,7 +36,7 @@ class HeldOutLoss:
 
 
 def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
-    """The exact loss over the texts of all parts together. At least one part has targets."""
+    """The exact loss over the texts of all parts together. At least one part must have targets."""
     parts = [part for part in parts if part.targets]
     targets = sum(part.targets for part in parts)
     total = math.fsum(part.loss * part.targets for part in parts)  # nats
@@ -92,8 +92,8 @@ def held_out_loss(
 def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     """Sum of the cross entropies (nats) of a batch's targets, in float64, without ignored labels.
 
-    A batch of padding also runs its forward, in which the other ranks wait under ZeRO-3. The fused
-    loss materializes no logits here either.
+    A batch of padding runs its forward too, because the other ranks wait for it under ZeRO-3. The
+    fused loss materializes no logits here either.
     """
     # HF divides the sum by num_items_in_batch, so 1 gives the sum.
     outputs = model(**batch, num_items_in_batch=1, use_cache=False)

@@ -25,9 +25,8 @@ from wikillm.core.errors import ConfigError, DataError, did_you_mean
 from wikillm.core.files import sha256_file
 
 Form = Literal["cloze", "letters"]
-FORMS: tuple[Form, ...] = ("cloze", "letters")
-"""cloze scores the text of a choice after the question; letters lists the choices, scores a letter.
-"""
+"""cloze scores the text of each choice after the question; letters lists the choices and scores
+their letters."""
 BETWEEN = "\n\n"
 """Separates the examples of a prompt, and the last example from the question."""
 _HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -137,25 +136,22 @@ def _read_csv(path: Path, subject: str, form: Form) -> Iterator[Question]:
             fix="name the columns in the first line: id,question,A,B,C,D,answer",
         )
     letters = [letter for letter in _LETTERS if letter.lower() in names]
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _wrong(path, rows.line_num, str(error)) from None
-        cells = {name: (row[column] or "").strip() for name, column in names.items()}
-        # An empty cell is a choice that the question does not have.
-        choices = {letter: cells[letter.lower()] for letter in letters if cells[letter.lower()]}
-        if not cells["question"] and not choices:
-            continue
-        if cells["answer"].upper() not in choices:
-            got = f"answer {cells['answer']!r} is not one of {list(choices)}"
-            raise _wrong(path, rows.line_num, got)
-        gold = list(choices).index(cells["answer"].upper())
-        yield _asked(
-            subject, cells["question"], list(choices.values()), gold, form, is_chinese=True
-        )
+    try:
+        for row in rows:
+            cells = {name: (row[column] or "").strip() for name, column in names.items()}
+            # An empty cell is a choice that the question does not have.
+            choices = {letter: cells[letter.lower()] for letter in letters if cells[letter.lower()]}
+            if not cells["question"] and not choices:
+                continue
+            answer = cells["answer"].upper()
+            if answer not in choices:
+                got = f"answer {cells['answer']!r} is not one of {list(choices)}"
+                raise _wrong(path, rows.line_num, got)
+            gold = list(choices).index(answer)
+            texts = list(choices.values())
+            yield _as_question(subject, cells["question"], texts, gold, form, is_chinese=True)
+    except csv.Error as error:
+        raise _wrong(path, rows.line_num, str(error)) from None
 
 
 def _read_choices(path: Path, form: Form) -> ChoiceTask:
@@ -192,7 +188,7 @@ def _read_line(path: Path, number: int, line: str, form: Form) -> Question:
     if not isinstance(question, str):
         raise _wrong(path, number, "neither `question` nor `context` is a text")
     is_chinese = bool(_HAN.search(question + "".join(choices)))
-    return _asked(subject, question, choices, answer, form, is_chinese)
+    return _as_question(subject, question, choices, answer, form, is_chinese)
 
 
 def _gold(answer: Any, choices: int) -> int | None:
@@ -203,7 +199,7 @@ def _gold(answer: Any, choices: int) -> int | None:
     return answer if is_number and 0 <= answer < choices else None
 
 
-def _asked(
+def _as_question(
     subject: str, question: str, choices: Sequence[str], gold: int, form: Form, is_chinese: bool
 ) -> Question:
     """Build the prompt and the scored texts. In English a space precedes the answer."""

@@ -64,7 +64,7 @@ def write_results(path: Path, model: Mapping[str, Any], values: Mapping[str, Any
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:
-    """The undamaged records of a run, sorted by step and name. The key `name` is added to each."""
+    """The undamaged records of a run, sorted by step and name; the key `name` is added to each."""
     found = []
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
@@ -72,7 +72,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(record, dict) and record.get("format_version") == _FORMAT_VERSION:
-            # Build the rows as a check: a damaged record raises an error here and is left out.
+            # A damaged record raises an error while its rows are built, and is left out.
             with suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):
                 text_rows([record])
                 task_rows([record], subjects=True)

@@ -3,8 +3,8 @@
 A document is scored as in training: after the token that starts a text, all tokens of the document
 and the EOS that ends it. The start token is given, so it is not a target; EOS is a target, but has
 no bytes. So the sum of the losses is -log2 of the probability of the document as a string, for any
-tokenizer. Divided by the UTF-8 bytes, it compares models with different tokenizers. Perplexity is
-per token, so it does not.
+tokenizer. Divided by the UTF-8 bytes, this sum compares models with different tokenizers.
+Perplexity is per token, so it compares only models with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -82,7 +81,7 @@ class TextLosses:
 
 
 def start_id(tokenizer: Tokenizer, eos_id: int) -> int:
-    """The token before a text, which the tokenizer's template adds; EOS if it adds none."""
+    """The id of the token before a text: the one that the tokenizer's template adds, else EOS."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     return eos_id if whole[: len(plain)] == plain else int(whole[0])
@@ -124,19 +123,27 @@ def text_losses(
             part.tokens += len(ids) - 1
             yield from ((part, sequence) for sequence in windows(ids, limit))
 
-    # Score groups of documents, so that similar lengths share a batch and memory is bounded.
-    held: list[tuple[TextLoss, TokenSequence]] = []
-    tokens = 0
-    for item in chain(cut(), [None]):
-        if item is not None:
-            held.append(item)
-            tokens += len(item[1].ids)
-        if item is None or tokens >= _TOKENS_HELD:
-            found = negative_log_likelihoods(
-                model, [sequence for _, sequence in held], batch_size=batch_size, device=device
-            )
-            for (part, _), nats in zip(held, found or (), strict=True):
-                part.nats += nats
-            held = []
-            tokens = 0
+    for group in _groups(cut()):
+        sequences = [sequence for _, sequence in group]
+        found = negative_log_likelihoods(model, sequences, batch_size=batch_size, device=device)
+        for (part, _), nats in zip(group, found or (), strict=True):
+            part.nats += nats
     return TextLosses(parts)
+
+
+def _groups(
+    items: Iterable[tuple[TextLoss, TokenSequence]],
+) -> Iterator[list[tuple[TextLoss, TokenSequence]]]:
+    """Groups of about `_TOKENS_HELD` tokens, so that similar lengths share a batch and memory is
+    bounded."""
+    group: list[tuple[TextLoss, TokenSequence]] = []
+    tokens = 0
+    for item in items:
+        group.append(item)
+        tokens += len(item[1].ids)
+        if tokens >= _TOKENS_HELD:
+            yield group
+            group = []
+            tokens = 0
+    if group:
+        yield group

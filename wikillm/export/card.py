@@ -1,7 +1,7 @@
 """The model card: the model, its training data, its training, and its results.
 
-The card is one README.md in English and Chinese, because both hubs show only this file. Its
-metadata block has the keys that both hubs read. The text is in templates/; `_ZH` translates the
+The card is one README.md with an English and a Chinese part, because the hubs show only this file.
+Its metadata block has the keys that both hubs read. The text is in templates/; `_ZH` translates the
 labels of the tables.
 """
 
@@ -40,9 +40,9 @@ class ExportFacts:
         licence: licence id of the weights, as hubs spell it (apache-2.0).
         data_licence: licence id of the training data.
         languages: ISO 639-1 codes of the data's languages.
-        curve: SVG of the loss; "" for none.
-        chat_template: Jinja text for the exported folder; "" for none.
-        template_name: name of the chat template in the card.
+        curve: SVG of the loss curves; "" if there is no curve.
+        chat_template: Jinja text for the exported folder; "" for a folder without a template.
+        template_name: the name that the card gives to the chat template.
     """
 
     name: str
@@ -222,8 +222,8 @@ def _shape(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _table(rows: Mapping[str, Any], translate: Mapping[str, str]) -> str:
-    """A Markdown table. A label is translated as a whole, or else only its part before a colon
-    (`dropped: redirect`)."""
+    """A Markdown table. If a label has no translation, its part before a colon is translated, as in
+    `dropped: redirect`."""
     lines = ["| | |", "|---|---|"]
     for label, value in rows.items():
         first, colon, rest = label.partition(":")

@@ -21,23 +21,23 @@ _POSITIONS = 2048  # positions of the trial model folder; they do not affect ids
 def predict_export(tokenizer_dir: Path, architecture: str, init_from: str | None = None) -> None:
     """Print how the model will be written, and warn if its export would be refused.
 
-    Tokenizers of Qwen2's kind take a few milliseconds, because every version of transformers opens
-    them correctly. Others are opened with the installed transformers and compared on the texts of
-    the export's proof.
+    Every version of transformers opens tokenizers of Qwen2's kind correctly, so they are not
+    checked. Other tokenizers are opened with the installed transformers, and compared on the texts
+    of the export's proof.
     """
     if init_from is not None:
         _compare_with_start(tokenizer_dir, Path(init_from))
     if is_qwen2_kind(json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))):
         return
     try:
-        _try(tokenizer_dir, architecture)
+        _check_tokenizer(tokenizer_dir, architecture)
     except WikiLLMError as error:
         warn(f"`wikillm export` will refuse this run.\n{error}")
     except Exception as error:  # any error of transformers; training does not depend on it
         warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
 
 
-def _try(tokenizer_dir: Path, architecture: str) -> None:
+def _check_tokenizer(tokenizer_dir: Path, architecture: str) -> None:
     """Raises the error that the export would raise."""
     files = tokenizer_files(tokenizer_dir, max_length=_POSITIONS)
     model_type = model_type_for(architecture, files["tokenizer.json"])

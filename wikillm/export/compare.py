@@ -11,24 +11,24 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 
 def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Sequence[str]) -> None:
-    """Raises DataError if `answer` (of `plain_transformers.tokenize`)
-    differs from the training tokenizer.
+    """Raises DataError if `answer` (of `plain_transformers.tokenize`) differs from the training
+    tokenizer.
 
-    Training reads special tokens in a text as ordinary characters. A plain call recognises them, as
-    chat templates need, also where only the normalized text holds one. Texts that hold a special
-    token themselves are compared only in the mode of the training, all others in both modes.
+    Training reads special tokens in a text as ordinary characters. A plain call of the tokenizer
+    recognises special tokens, as chat templates need, even if only the normalized text contains
+    one. Texts that contain a special token are compared only in the mode of the training, all other
+    texts in both modes.
     """
     added = trained.backend.get_added_tokens_decoder().values()
     special = [trained.eos_token, *(token.content for token in added if token.special)]
     recognised = _with_special_tokens(trained, texts)
     wrong: dict[str, tuple[list[int], list[int]]] = {}
-    for text, ordinary, plain, other in zip(
-        texts, answer["ordinary"], answer["plain"], recognised, strict=True
-    ):
+    rows = zip(texts, answer["ordinary"], answer["plain"], recognised, strict=True)
+    for text, ordinary, plain, with_special in rows:
         meant = trained.encode(text)
         if ordinary != meant:
             wrong[text] = (ordinary, meant)
-        elif plain not in (meant, other) and not any(token in text for token in special):
+        elif plain not in (meant, with_special) and not any(token in text for token in special):
             wrong[text] = (plain, meant)
     opened = f"transformers {answer['transformers']} opens it as {answer['class']}"
     if wrong:

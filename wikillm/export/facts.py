@@ -23,7 +23,7 @@ from wikillm.observe.sinks import read_metrics, read_records
 
 RESOLVED = "config.resolved.yaml"
 SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")
-"""Keys in the card, besides those of the section `train`."""
+"""Keys in the card, besides the keys of the section `train`."""
 NOT_SHOWN = (
     *("eval_tasks", "eval_tasks_steps", "eval_tasks_budget"),
     *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
@@ -40,10 +40,11 @@ FILTERS = (
 )
 """Keys of the section `data` that decide which text is kept."""
 LEDGER = "ledger.jsonl"
-_SOURCES = 20  # most sources listed by name
+_SOURCES = 20  # maximum number of sources that are listed by name
 _SAMPLES = 100  # number of samples of held-out text
 _SAMPLE_TOKENS = 60
-PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # values that the plan resolved
+PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")
+"""Keys of `train` whose values the plan computes."""
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -193,14 +194,14 @@ def _training(
 def _metrics(run: Path, step: int | None) -> dict[str, Any]:
     """The last training loss and the last evaluation up to the checkpoint's step."""
 
-    def until(records: list[dict[str, Any]]) -> dict[str, Any]:
+    def last(records: list[dict[str, Any]]) -> dict[str, Any]:
         before = [r for r in records if step is None or int(r.get(names.STEP, 0)) <= step]
         return before[-1] if before else {}
 
     rows: dict[str, Any] = {}
-    trained = until(read_metrics(run / "metrics.jsonl"))
+    trained = last(read_metrics(run / "metrics.jsonl"))
     events = read_records(run / "events.jsonl")
-    evaluated = until([r for r in events if r.get(names.KIND) == names.EVAL])
+    evaluated = last([r for r in events if r.get(names.KIND) == names.EVAL])
     for record, name, label in (
         (trained, names.TOKENS, "tokens trained on"),
         (trained, names.LOSS, "training loss, nats per token"),

@@ -31,6 +31,7 @@ from wikillm.data.tokenizer.chat_template import check_chat_template
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.export.card import ExportFacts, card_files
 from wikillm.export.compare import refuse_other_tokenizer
+from wikillm.export.facts import trained_tokenizer
 from wikillm.export.probe_texts import probe_ids, probe_texts
 from wikillm.export.prove import Proof, prove_folder
 from wikillm.export.target_folder import MARK, check_target
@@ -76,7 +77,6 @@ def export_model(
     dtype: str | None = None,
     verified: bool = False,
     ema: bool = False,
-    trained_with: Path | None = None,
     held_out: Sequence[str] = (),
     prove: bool = True,
 ) -> Exported:
@@ -84,12 +84,13 @@ def export_model(
 
     Args:
         trust: allow the checkpoint's pickles to run code (--trust-checkpoint).
-        tokenizer_dir: folder with at least tokenizer.json.
+        tokenizer_dir: folder with at least tokenizer.json, for the exported folder. If the run
+            still has the tokenizer of the training, both must give the same ids.
         dtype: float32, bfloat16 or float16; None for the type that the model was trained in.
         verified: the caller has just checked the checkpoint's manifest.
         ema: export the moving average of the weights (train.ema_decay) instead of the weights.
-        trained_with: folder of the tokenizer used in training; None: `tokenizer_dir`.
-        held_out: more texts to compare; prove=False skips the comparison with transformers.
+        held_out: more texts on which the tokenizers are compared.
+        prove: compare the folder with the checkpoint in a process without WikiLLM.
 
     Raises:
         CheckpointError: a damaged checkpoint, a wrong config.json, or other logits in the folder.
@@ -100,13 +101,13 @@ def export_model(
     check_target(target)
     config = _read_config(checkpoint)
     chosen = _pick_dtype(dtype, config)
-    trained, texts = _tokenizer(tokenizer_dir, trained_with, held_out, config)
+    trained, texts = _tokenizer(tokenizer_dir, trained_tokenizer(checkpoint), held_out, config)
     ends = _ends(trained, facts.chat_template)
     positions = config.max_position_embeddings
     files = tokenizer_files(tokenizer_dir, max_length=positions, template=facts.chat_template)
     # Read the weights under the checkpoint's parameter names, and convert their dtype.
     model = skeleton(config)
-    read = _read(checkpoint, ema=ema, verified=verified, trust=trust)
+    read = read_average(checkpoint) if ema else read_weights(checkpoint, verified, trust)
     weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     parameters = sum(tensor.numel() for tensor in weights.values())
@@ -126,12 +127,6 @@ def export_model(
         _move_into_place(staging, target)
     architecture = str((config.architectures or [""])[0])
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
-
-
-def _read(checkpoint: Path, *, ema: bool, verified: bool, trust: bool) -> Weights:
-    if ema:
-        return read_average(checkpoint)
-    return read_weights(checkpoint, verified=verified, trust=trust)
 
 
 def _seal(folder: Path, facts: ExportFacts, trained: TextTokenizer) -> int:
@@ -193,7 +188,7 @@ def _ends(trained: TextTokenizer, chat_template: str) -> int | list[int]:
 def _tokenizer(
     folder: Path, trained_with: Path | None, held_out: Sequence[str], config: PretrainedConfig
 ) -> tuple[TextTokenizer, list[str]]:
-    """The tokenizer that the model was trained with, and the texts to compare it on."""
+    """(the tokenizer that the model was trained with, the texts to compare it on)."""
     if not (folder / "tokenizer.json").is_file():
         what = f"There is no tokenizer in {folder}."
         raise ConfigError(what, got="tokenizer.json is missing", fix="--tokenizer FOLDER")
@@ -273,13 +268,13 @@ def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]
 def _move_into_place(staging: Path, target: Path) -> None:
     """Rename the finished folder. An earlier export is moved aside before, and removed after."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.earlier")
-    had = target.exists()
-    if had:
+    is_replaced = target.exists()
+    if is_replaced:
         rename_durably(target, aside)
     try:
         rename_durably(staging, target)
     except OSError:
-        if had:
+        if is_replaced:
             rename_durably(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -2,7 +2,7 @@
 
     python -P plain_transformers.py REQUEST ANSWER   two JSON files; logits go to ANSWER.safetensors
 
-REQUEST has the keys folder, texts, and for the model ids (one row) and prompt. The model runs on
+REQUEST has the keys folder and texts, and for the model ids (one row) and prompt. The model runs on
 the CPU, in its stored type.
 """
 
@@ -32,7 +32,7 @@ def tokenize(folder: str, texts: list[str]) -> dict[str, Any]:
 
 
 def compute(folder: str, ids: list[int], prompt: str, file: str) -> dict[str, Any]:
-    """Write the logits of one row of ids to `file`, and generate a token as in the model card."""
+    """Write the logits of one row of ids to `file`, and generate one token after `prompt`."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,7 +1,7 @@
 """Prove that a folder holds the trained model, with plain transformers in a separate process.
 
-The ids of several hundred texts must equal those of the training tokenizer, and the logits those of
-the trained weights. The process uses the installed transformers;
+The ids of several hundred texts must equal the ids of the training tokenizer, and the logits must
+equal the logits of the trained weights. The process uses the installed transformers;
 tests/e2e/test_transformers_versions.py covers other versions.
 """
 
@@ -26,7 +26,7 @@ from wikillm.export import plain_transformers
 from wikillm.export.compare import compare_tokens
 from wikillm.export.probe_texts import PROMPT
 
-# Tolerances relative to the largest logit: other numbers of threads sum in another order.
+# Tolerances relative to the largest logit, because the number of threads changes the order of sums.
 TOLERANCE = 1e-4
 TOLERANCE_16_BIT = 3e-2
 
@@ -66,7 +66,7 @@ def prove_folder(
         answer_path = Path(temporary) / "answer"
         request: dict[str, Any] = {"folder": str(folder.absolute()), "prompt": PROMPT}
         request |= {"texts": list(texts), "ids": list(ids)}
-        answer = _ask(request, Path(temporary) / "request", answer_path)
+        answer = _run_program(request, Path(temporary) / "request", answer_path)
         compare_tokens(answer, trained, texts)
         found = load_file(f"{answer_path}.safetensors")["logits"]
     tolerance = TOLERANCE if dtype is torch.float32 else TOLERANCE_16_BIT
@@ -78,7 +78,9 @@ def prove_folder(
     return Proof(len(texts), str(answer["transformers"]), str(answer["class"]))
 
 
-def _ask(request: Mapping[str, Any], request_path: Path, answer_path: Path) -> dict[str, Any]:
+def _run_program(
+    request: Mapping[str, Any], request_path: Path, answer_path: Path
+) -> dict[str, Any]:
     request_path.write_text(json.dumps(request), encoding="utf-8")
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}

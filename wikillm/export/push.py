@@ -1,9 +1,9 @@
 """Push an exported folder to ModelScope or the Hugging Face Hub, with the hub's own client.
 
 The client reads its token from the environment (MODELSCOPE_API_TOKEN, HF_TOKEN) or from its login.
-WikiLLM neither takes a token as an argument nor stores it. MODELSCOPE_ENDPOINT or
-MODELSCOPE_DOMAIN, and HF_ENDPOINT, choose another site. The folder is only read, so a failure does
-not change it.
+WikiLLM neither takes a token as an argument nor stores a token. MODELSCOPE_ENDPOINT or
+MODELSCOPE_DOMAIN, and HF_ENDPOINT, choose another site. The folder is only read, so a failed push
+does not change it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def push_folder(
     names = check_export(folder)
     check_token(repository)
     push = _push_hf if repository.hub == "hf" else _push_modelscope
-    with _explained(folder, repository), contextlib.redirect_stdout(io.StringIO()):
+    with _clear_errors(folder, repository), contextlib.redirect_stdout(io.StringIO()):
         return push(folder, repository.name, names, private, update)
 
 
@@ -165,7 +165,7 @@ def _push_modelscope(folder: Path, name: str, names: list[str], private: bool, u
 
 
 @contextlib.contextmanager
-def _explained(folder: Path, repository: HubRepository) -> Iterator[None]:
+def _clear_errors(folder: Path, repository: HubRepository) -> Iterator[None]:
     """Convert a client's exception to an error that a user can act on."""
     try:
         yield

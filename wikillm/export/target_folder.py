@@ -34,7 +34,7 @@ def check_target(target: Path) -> None:
 
 
 def _foreign_files(target: Path) -> list[str] | None:
-    """Files in the folder that the export did not write; None if the folder is not an export."""
+    """Files in the folder that no export wrote; None if the folder is not an export."""
     listed = read_object(target / MARK).get("files")
     if not isinstance(listed, dict):
         return None

@@ -2,10 +2,10 @@
 ids.
 
 transformers 5 opens every folder of model type qwen2 with `Qwen2Tokenizer`, whatever its
-tokenizer_class. It reads only the vocabulary and the merges from tokenizer.json, and splits text as
-Qwen2 does. With a tokenizer of another kind most of the text would be lost. A Qwen2 model with such
-a tokenizer is therefore written as Llama (`weights.as_llama`): the computation is equal, and
-transformers 4 and 5 open a Llama folder by its tokenizer.json alone (docs/adr/0008).
+tokenizer_class. This class reads only the vocabulary and the merges from tokenizer.json, and splits
+text as Qwen2 does. With a tokenizer of another kind, most of the text would be lost. A Qwen2 model
+with such a tokenizer is therefore written as Llama (`weights.as_llama`): the computation is equal,
+and transformers 4 and 5 open a Llama folder by its tokenizer.json alone (docs/adr/0008).
 
 The files contain nothing that changes ids: no post-processor that adds tokens (training added
 none), no truncation, padding or dropout, no tokenizer class with its own splits, and no token that
@@ -30,8 +30,8 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def model_type_for(architecture: str, tokenizer_json: str) -> str:
-    """The model type for config.json: llama for a qwen2 model whose tokenizer is of another
-    kind."""
+    """The model type for config.json: llama for a qwen2 model with a tokenizer of another kind,
+    else `architecture`."""
     is_foreign = architecture == "qwen2" and not is_qwen2_kind(json.loads(tokenizer_json))
     return "llama" if is_foreign else architecture
 
@@ -74,8 +74,8 @@ def tokenizer_files(source: Path, *, max_length: int, template: str = "") -> dic
     Args:
         source: folder with tokenizer.json and the other files of the tokenizer.
         max_length: number of positions of the model.
-        template: Jinja text of the chat template to write, instead of any template in `source`; ""
-            writes none.
+        template: Jinja text of the chat template to write; "" writes no template. A template in
+            `source` is ignored.
 
     Raises DataError if `source` has no usable tokenizer.
     """

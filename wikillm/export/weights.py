@@ -33,13 +33,13 @@ SHARD_BYTES = 5_000_000_000  # largest file of an export, as is usual on the hub
 Weights = dict[str, torch.Tensor]
 
 
-def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> Weights:
+def read_weights(checkpoint: Path, verified: bool, trust: bool = False) -> Weights:
     """All parameters by name, on the CPU, in their stored type (fp32 for ZeRO partitions).
 
     Args:
         checkpoint: a complete checkpoint folder.
-        verified: the caller has just checked the manifest; else it is checked before a pickle is
-            opened.
+        verified: the caller has just checked the manifest. Otherwise the manifest is checked before
+            a pickle is opened.
         trust: allow the checkpoint's pickles to run code (--trust-checkpoint).
 
     Raises CheckpointError for a damaged checkpoint, or a checkpoint without weights.
@@ -101,7 +101,8 @@ def _zero_folder(checkpoint: Path) -> str | None:
 
 
 def _consolidate(checkpoint: Path, tag: str, *, trust: bool) -> Weights:
-    """fp32 parameters from ZeRO partitions of any world size. Opens pickles: verify them before."""
+    """fp32 parameters from ZeRO partitions of any world size. Opens pickles, which the caller must
+    have verified."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     output = io.StringIO()  # DeepSpeed prints a dozen lines about its own files
@@ -229,7 +230,7 @@ def check_written(weights: Weights, folder: Path) -> int:
     Raises CheckpointError if a tensor differs, as after a disk or memory error.
     """
 
-    def bits(tensor: torch.Tensor) -> torch.Tensor:  # as bits, NaN equals itself
+    def bits(tensor: torch.Tensor) -> torch.Tensor:  # NaN equals itself only as bits
         return tensor.contiguous().view(torch.uint8)
 
     seen = set()

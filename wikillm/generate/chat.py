@@ -14,7 +14,8 @@ from wikillm.generate.stream import TextPieces
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer of the model. `left_out`: number of old messages dropped to fit its positions."""
+    """An answer of the model. `left_out` is the number of old messages that were dropped so that
+    the prompt fits the model's positions."""
 
     text: str
     tokens: int
@@ -26,7 +27,7 @@ class Conversation:
     """Keeps the messages of a conversation, and generates answers.
 
     Args:
-        template: Jinja text of the chat template; with None the model continues given text.
+        template: Jinja text of the chat template; None for a base model, which continues text.
         sampling: settings of the first answer; each further answer adds 1 to the seed.
     """
 
@@ -47,9 +48,9 @@ class Conversation:
         """Generate the answer to `entered`, and add both to the conversation.
 
         Args:
-            entered: a message; without a template, a text to continue ("" continues the last text).
-            write: called with each piece of text, whole characters only.
-            should_stop: called after every token; True ends the answer, which is kept as it is.
+            entered: a message; for a base model, a text to continue ("" continues the last text).
+            write: called with each piece of text; a piece has only whole characters.
+            should_stop: called after every token; True ends the answer, whose text is kept.
 
         Raises ConfigError when the text does not fit the model's positions.
         """

@@ -101,7 +101,7 @@ def complete(
     config.suppress_tokens = padding_rows(tokenizer, model)
     texts: list[str] = []
     stop = _StopOnRequest(should_stop)
-    with _as_found(model), _own_randomness(model.device, sampling.seed):
+    with _in_eval_mode(model), _own_randomness(model.device, sampling.seed):
         for prompt in prompts:
             ids = encode(tokenizer, prompt) or [eos_id]
             _check_room(model, len(ids), sampling.max_new_tokens)
@@ -117,13 +117,13 @@ def complete(
             if stop.is_stopped:
                 break
             new = output_BT[0, len(ids) :].tolist()
-            # The end may have only some bytes of a character, which decode to U+FFFD.
+            # The last token may end within a character, whose bytes then decode to U+FFFD.
             texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).rstrip("\ufffd"))
     return texts
 
 
 def padding_rows(tokenizer: Tokenizer, model: PreTrainedModel) -> list[int] | None:
-    """Ids that pad the vocabulary: never trained as a target, so never to be sampled. Or None."""
+    """Ids of the embedding's padding rows, which training never saw; None if there are none."""
     rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
     return list(rows) or None
 
@@ -144,8 +144,8 @@ def _check_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> 
 
 
 @contextmanager
-def _as_found(model: torch.nn.Module) -> Iterator[None]:
-    """Set eval mode; restore each module's own mode afterwards (some may be frozen in eval)."""
+def _in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Set eval mode; restore the mode of each module afterwards (some may be frozen in eval)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,6 +1,6 @@
 """Load a standard Hugging Face folder for generation: local safetensors, no remote code.
 
-The tokenizer is read from tokenizer.json directly, because what AutoTokenizer does depends on the
+The tokenizer is read from tokenizer.json directly, because AutoTokenizer's result depends on the
 model type and on the version of transformers.
 """
 
@@ -36,7 +36,7 @@ class LoadedModel:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Further ids that end a text, from generation_config.json: the end of a turn in chats."""
+        """Further ids that end a text, from generation_config.json: the end of a chat message."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
         ends = named if isinstance(named, list) else []
         return tuple(int(end) for end in ends if end != self.eos_id)

@@ -1,7 +1,7 @@
 """Serve a model with OpenAI's interface: `transformers serve` with clear errors and a page at `/`.
 
-transformers builds and runs the server. This module adds to it a page for trying the model, a list
-that has only this model, and errors in OpenAI's form where transformers would fail with status 500.
+transformers builds and runs the server. This module adds a page for trying the model, a model list
+with only this model, and errors in OpenAI's form where transformers would fail with status 500.
 Sampling uses the temperature of the request (transformers decodes greedily unless the folder's
 generation_config.json says otherwise). The routes that load, unload or transcribe are closed.
 """
@@ -119,22 +119,22 @@ def start_server(folder: Path, name: str, *, host: str, port: int, device: str) 
     name = re.sub(r"[^\w.-]+", "-", name)  # transformers splits names at @ and :
     build = building.build_server
 
-    def build_ours(manager: Any, *handlers: Any, **named: Any) -> Any:
+    def build_extended(manager: Any, *handlers: Any, **named: Any) -> Any:
         app = build(manager, *handlers, **named)
         for loaded in manager.loaded_models.values():
-            _sample_as_asked(loaded.model, loaded.processor)
+            _sample_by_request(loaded.model, loaded.processor)
             if has_template:
-                _answers_are_text(loaded.model, loaded.processor)
+                _keep_prompt_out_of_answers(loaded.model, loaded.processor)
         most = loaded.model.config.max_position_embeddings
         _extend(app, name, has_template, partial(_problem, tokenizer=loaded.processor, most=most))
-        _refuse_strangers(app, is_local=is_loopback(host))
+        _refuse_other_origins(app, is_local=is_loopback(host))
         return app
 
     # transformers opens the model's name as a path, so the name is a link in an empty folder.
     target = folder.resolve()  # resolve a relative path before the working directory changes
     with tempfile.TemporaryDirectory(prefix="wikillm-serve-") as place, contextlib.chdir(place):
         Path(name).symlink_to(target)
-        with _replaced(building, "build_server", build_ours):
+        with _replaced(building, "build_server", build_extended):
             server = serve.Serve(
                 force_model=name,
                 host=host,
@@ -168,15 +168,15 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def _sample_as_asked(model: Any, tokenizer: Any) -> None:
+def _sample_by_request(model: Any, tokenizer: Any) -> None:
     """Sample unless a request's temperature is 0; never sample ids that pad the vocabulary."""
     model.generation_config.do_sample = True
     model.generation_config.top_k = 0
     model.generation_config.suppress_tokens = padding_rows(tokenizer, model)
 
 
-def _answers_are_text(model: Any, tokenizer: Any) -> None:
-    """Keep the prompt out of answers when the template is not Qwen's.
+def _keep_prompt_out_of_answers(model: Any, tokenizer: Any) -> None:
+    """If the chat template is not Qwen's, make transformers return the text of an answer only.
 
     transformers parses the answers of every Qwen model by the markers of Qwen's own template; with
     a prompt without these markers it returns the prompt as part of the answer.
@@ -203,10 +203,11 @@ def _refuse(status: int, message: str, code: str | None = None) -> Any:
     return JSONResponse({"error": error}, status_code=status)
 
 
-def _refuse_strangers(app: Any, *, is_local: bool) -> None:
-    """Refuse requests that a page of another site makes a browser send, and long bodies.
+def _refuse_other_origins(app: Any, *, is_local: bool) -> None:
+    """Refuse long bodies, and requests that a page of another site makes a browser send.
 
-    A site can send to 127.0.0.1, and reads the answers once its own name resolves to that address.
+    A site can send requests to 127.0.0.1, and can read the answers once its own name resolves to
+    this address.
     """
     from fastapi import Request
 
@@ -272,7 +273,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _problem(path: str, body: bytes, tokenizer: Any, most: int) -> str | None:
-    """What is wrong with a request that transformers would answer with status 500, or None.
+    """The error in a request that transformers would answer with status 500, or None.
 
     Args:
         most: number of tokens that the model reads.

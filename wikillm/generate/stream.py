@@ -1,6 +1,6 @@
 """Stream the text of a completion while it is generated, in pieces of whole characters.
 
-A hanzi is often split over several byte tokens. Decoding these one by one gives U+FFFD for each, so
+A hanzi is often split over several byte tokens, and each of them decodes to U+FFFD on its own. So
 text is held back until its last character is complete. Bytes that never form a character are left
 out.
 """

@@ -1,8 +1,9 @@
-"""Sends one message through the channels of `alerts`: `python -m wikillm.observe.alert_channels`.
+"""Send one message through the channels of `alerts`: `python -m wikillm.observe.alert_channels`.
 
-A short process beside the run reads the message from stdin, so that a slow server never holds up
-training. Chat hooks and e-mail are SwanLab's notification callbacks. Those callbacks log their
-errors and go on; here an error is raised, and reported without the address, which holds the secret.
+`supervise.alerts` starts this module as a short process, which reads the message from stdin, so
+that a slow server never delays training. Chat hooks and e-mail are sent by SwanLab's notification
+callbacks. SwanLab's callbacks only log their errors; here they raise them. An error is reported
+without the address of a hook, because the address contains the hook's secret.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def headline(message: Mapping[str, Any]) -> str:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The message as text: the headline, the reason, what follows, and where."""
+    """The message as text: headline, reason, note, then host, run directory, step, exit code."""
     code = message["exit_code"]
     step = message["step"]
     where = [message["host"], message["run_dir"]]
@@ -71,7 +72,7 @@ def deliver(
 ) -> dict[str, str | None]:
     """Send to all channels at the same time, within SEND_SECONDS.
 
-    Returns for each channel None, or why it did not take the message.
+    Returns {channel: None if the message was sent, else the reason why not}.
     """
     hidden = environment_secrets(environ)
     clean = {
@@ -89,7 +90,7 @@ def deliver(
             outcome[channel] = _why(error, _secrets_of(channel, alerts, environ))
 
     if set(outcome) != {"webhook"}:
-        # Two threads that import it at the same time can deadlock, which loses a message.
+        # Import it here: two threads that import it at the same time can deadlock.
         import swanlab.plugin.notification  # noqa: F401
     senders = [threading.Thread(target=send, args=(name,), daemon=True) for name in outcome]
     for sender in senders:
@@ -144,9 +145,10 @@ def _callback(channel: str) -> Any:
 def _with_message(callback: Any, message: Mapping[str, Any]) -> Any:
     """A subclass of SwanLab's callback that sends `message` and raises errors."""
 
-    def refuse(said: str) -> NoReturn:
-        raise AlertRefusedError(said)
+    def refuse(warning: str) -> NoReturn:
+        raise AlertRefusedError(warning)
 
+    # The callbacks run inside `safe.block`, which hides errors, and warn through `console`.
     module: Any = sys.modules[callback.__module__]
     module.safe = SimpleNamespace(block=lambda *_, **__: contextlib.nullcontext())
     module.console = SimpleNamespace(info=lambda *_: None, warning=refuse)
@@ -160,7 +162,7 @@ def _with_message(callback: Any, message: Mapping[str, Any]) -> Any:
 
 
 def _why(error: BaseException, secrets: Iterable[str]) -> str:
-    """The reason in one line, without any part of an address that may be secret."""
+    """The error in one line, without `secrets`, which include the parts of an address."""
     text = str(error)
     if isinstance(error, requests.Timeout):
         text = "no answer in time"
@@ -169,7 +171,7 @@ def _why(error: BaseException, secrets: Iterable[str]) -> str:
     elif isinstance(error, requests.JSONDecodeError):
         text = "the answer is not JSON: the address is not a hook of this service"
     elif isinstance(error, OSError):
-        # Exceptions of requests hold the address: only the system's own words are kept.
+        # Exceptions of requests contain the address, so only the system's message is kept.
         cause = _innermost(error)
         text = getattr(cause, "strerror", None) or getattr(cause, "smtp_error", b"").decode(
             errors="replace"
@@ -208,10 +210,10 @@ def _secrets_of(channel: str, alerts: AlertsSection, environ: Mapping[str, str])
 
 
 def _is_ours(claim: str | None, *, is_first: bool) -> bool:
-    """Whether this process sends the message: several nodes may see the same event.
+    """Whether this process must send the message, because several nodes may see the same event.
 
-    The process that creates the file `claim` sends. If none can create it (its disk may have been
-    on the lost node), the process with `is_first` sends.
+    The process that creates the file `claim` sends the message. If no process can create the file
+    (its disk may have been on the lost node), the process with `is_first` sends the message.
     """
     if claim is None:
         return is_first
@@ -226,7 +228,7 @@ def _is_ours(claim: str | None, *, is_first: bool) -> bool:
         except OSError:
             created.append(is_first)
 
-    # A thread, since a call to a lost file system may never return.
+    # Create it in a thread, because a call to a lost file system may never return.
     creator = threading.Thread(target=create, daemon=True)
     creator.start()
     creator.join(CLAIM_SECONDS)
@@ -234,7 +236,7 @@ def _is_ours(claim: str | None, *, is_first: bool) -> bool:
 
 
 def main() -> None:
-    """Send the message of stdin, see `supervise.alerts`; a failure is a warning in the log."""
+    """Send the message that `supervise.alerts` writes to stdin; log a warning for each failure."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # launchers end all processes of a failed run
     request = json.load(sys.stdin)
@@ -247,7 +249,7 @@ def main() -> None:
             if why is not None:
                 event = request["message"]["event"]
                 warn(f"the alert {event!r} was not delivered through {channel}: {why}")
-    os._exit(0)  # without joining a thread that may still wait
+    os._exit(0)  # does not join a thread that may still wait for its server
 
 
 if __name__ == "__main__":

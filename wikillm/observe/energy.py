@@ -1,4 +1,4 @@
-"""Energy that this process's GPU has used, by NVML's own counter (Volta and later)."""
+"""Energy that the GPU of this process has used, from NVML's counter (Volta and later)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class GpuEnergy:
-    """Counts from its creation. Without a GPU, NVML or a counter, `joules` returns None."""
+    """The energy since this object was created; None without a GPU, NVML or a counter."""
 
     def __init__(self, *, uses_gpu: bool) -> None:
         self._handle: Any = None
@@ -18,7 +18,7 @@ class GpuEnergy:
             import torch
 
             pynvml.nvmlInit()
-            # NVML does not know CUDA_VISIBLE_DEVICES: the device is found by its UUID.
+            # NVML ignores CUDA_VISIBLE_DEVICES, so the device is found by its UUID.
             uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
             self._first = self._read()
@@ -26,7 +26,7 @@ class GpuEnergy:
             self._handle = None
 
     def joules(self) -> float | None:
-        """Energy in joules since this object was created; None if it is not counted."""
+        """Energy in joules since this object was created, or None."""
         if self._handle is None:
             return None
         try:

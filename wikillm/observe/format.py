@@ -33,11 +33,11 @@ _COLUMNS: tuple[tuple[str, int, str, Callable[[float], str]], ...] = (
     ("wait", 5, names.DATA_WAIT_FRACTION, "{:.0%}".format),
     ("mem", 8, names.MEMORY_BYTES, format_size),
 )
-"""Heading, width, name in `metrics.jsonl` and the function that formats the value."""
+"""(heading, width, name in `metrics.jsonl`, function that formats the value) of each column."""
 
 
 class LogTable:
-    """The columns of a run that ends at `max_steps` and `total_tokens`; MFU where `has_mfu`."""
+    """The log table of a run of `max_steps` and `total_tokens`; `has_mfu` adds TFLOP/s and MFU."""
 
     def __init__(self, max_steps: int, total_tokens: int, *, has_mfu: bool = False) -> None:
         self._max_steps = max_steps
@@ -47,22 +47,20 @@ class LogTable:
         self._columns = [column for column in _COLUMNS if column[0] not in hidden]
 
     def header(self) -> str:
-        """The names of the columns, to print before the first line and again now and then."""
+        """The line with the names of the columns."""
         cells = [name.rjust(width) for name, width, *_ in self._columns]
         return " ".join(["step/max".rjust(self._step_width), *cells, "ETA".rjust(7)])
 
     def line(self, values: Mapping[str, float | None]) -> str:
         """One logging step, from the values of `metrics.jsonl`; "-" where a value is missing."""
         step = f"{int(values.get(names.STEP) or 0)}/{self._max_steps}"
-        cells = [
-            _cell(values.get(key), write).rjust(width) for _, width, key, write in self._columns
-        ]
+        cells = [_cell(values.get(key), show).rjust(width) for _, width, key, show in self._columns]
         eta = _cell(seconds_left(values, self._total_tokens), format_seconds)
         return " ".join([step.rjust(self._step_width), *cells, eta.rjust(7)])
 
 
 def seconds_left(values: Mapping[str, float | None], total_tokens: int) -> float | None:
-    """Seconds until `total_tokens`, at the speed in `values`; None where that is not known."""
+    """Seconds until `total_tokens` at the speed in `values`; None if the speed is unknown."""
     rate = values.get(names.TOKENS_PER_SECOND)
     tokens = values.get(names.TOKENS)
     if not rate or tokens is None:
@@ -70,7 +68,7 @@ def seconds_left(values: Mapping[str, float | None], total_tokens: int) -> float
     return max(0.0, (total_tokens - tokens) / rate)
 
 
-def _cell(value: float | None, write: Callable[[float], str]) -> str:
+def _cell(value: float | None, show: Callable[[float], str]) -> str:
     if value is None:
         return "-"
-    return write(value) if math.isfinite(value) else str(value)
+    return show(value) if math.isfinite(value) else str(value)

@@ -1,8 +1,9 @@
 """The live view of a run on a terminal: progress, losses, speed, memory, the next save.
 
-rich draws it below the lines that a run prints. The training thread redraws it: with a thread of
-its own, a fork could copy a lock that this thread holds. If drawing fails, the view ends and the
-plain lines go on. The cursor stays visible, since a killed run could not show it again.
+rich draws the view below the lines that a run prints. The training thread redraws it: if a
+separate thread did, a fork could copy a lock while that thread holds it. If drawing fails, the view
+ends and plain lines are printed instead. The cursor stays visible, since a killed run could not
+show it again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -35,7 +36,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 def wants_live_view(
     stream: Any = None, environ: Mapping[str, str] = os.environ, *, setting: str = "auto"
 ) -> bool:
-    """Whether `stream` (default: stdout) is a terminal that can be redrawn, outside of CI."""
+    """Whether `setting` is auto and `stream` (default: stdout) is a terminal that can be redrawn,
+    outside of CI."""
     out = sys.stdout if stream is None else stream
     can_redraw = environ.get("TERM", "") not in ("", "dumb", "unknown")
     return setting == "auto" and can_redraw and not environ.get("CI") and bool(out.isatty())
@@ -46,7 +48,7 @@ class LiveView:
 
     Args:
         max_steps, total_tokens: the horizon.
-        save_steps: steps between two checkpoints; None: only at the end.
+        save_steps: steps between two checkpoints; None if only the last step is saved.
         redirect: print other output to stdout above the view.
     """
 
@@ -127,7 +129,7 @@ class LiveView:
         self._try(lambda live: live.update(self._draw(), refresh=True))
 
     def _try(self, act: Callable[[Live], None]) -> None:
-        """Use rich; an error of the terminal, or of rich, ends the view and not the run."""
+        """Call `act`. An error of rich or of the terminal ends the view, but not the run."""
         if self._live is None:
             return
         try:
@@ -194,12 +196,13 @@ class _Console(Console):
         return False
 
 
-def sparkline(values: Any) -> str:
+def sparkline(values: Sequence[float]) -> str:
     """One character per value, scaled from the lowest to the highest value."""
-    found = list(values)
-    low = min(found)
-    size = max(found) - low
-    return "".join(_BARS[int((v - low) / size * (len(_BARS) - 1))] if size else "▄" for v in found)
+    low = min(values)
+    span = max(values) - low
+    if not span:
+        return "▄" * len(values)
+    return "".join(_BARS[int((value - low) / span * (len(_BARS) - 1))] for value in values)
 
 
 def _line(text: str) -> Text:

@@ -11,26 +11,8 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Measurements since the last reading, named as in `metrics.jsonl`; None if unknown."""
-
-    tokens: int  # since step 0, over all ranks
-    tokens_per_second: float | None  # over all ranks
-    tokens_per_second_per_device: float | None
-    tflops_per_device: float | None
-    mfu: float | None  # 0..1
-    data_wait_fraction: float | None  # 0..1, of this rank
-    memory_bytes: int  # peak of this rank
-    step_seconds: float | None
-    train_seconds: float  # since step 0, pauses not counted
-
-    def as_metrics(self) -> dict[str, float]:
-        """The known values, ready for a sink."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+from wikillm.observe import names
 
 
 class Meter:
@@ -39,7 +21,7 @@ class Meter:
     Args:
         world_size: devices that share the work.
         flops_per_token: FLOPs of forward and backward (6 x matmul weights + attention).
-        peak_flops: dense bf16 peak of one device in FLOP/s; None (CPU): no MFU.
+        peak_flops: dense bf16 peak of one device in FLOP/s; None on a CPU, which has no MFU.
         tokens, train_seconds: totals from which a resumed run continues.
         uses_gpu: read the GPU's peak of allocated memory, not the process's resident peak.
     """
@@ -73,12 +55,12 @@ class Meter:
 
     @property
     def train_seconds(self) -> float:
-        """Time in training since step 0, pauses not counted."""
+        """Seconds in training since step 0, pauses not counted."""
         self._settle()
         return self._train_seconds
 
     def start(self) -> None:
-        """Start counting time; does nothing while it is counted."""
+        """Start counting time, if it is not being counted."""
         if self._since is None:
             self._since = self._clock()
 
@@ -106,36 +88,41 @@ class Meter:
         self._window_steps += 1
 
     def waited(self, seconds: float) -> None:
-        """Count time spent waiting for data, as the caller has measured it."""
+        """Count seconds of waiting for data, measured by the caller."""
         if self._since is not None:
             self._window_wait += seconds
 
-    def read(self) -> Reading:
-        """Measurements since the last call. Of the device it reads only the memory counter."""
+    def read(self) -> dict[str, float]:
+        """Measurements since the last call, by their `names`; a value that is unknown is absent.
+
+        Of the device only the memory counter is read. `tokens` and `train_seconds` count since
+        step 0; the memory and the data wait are those of this rank.
+        """
         self._settle()
         seconds = self._window_seconds
         steps = self._window_steps
-        rate = self._window_tokens / seconds if seconds > 0 and steps else None
-        per_device = rate / self._world_size if rate is not None else None
-        flops = None
-        if per_device is not None and self._flops_per_token is not None:
-            flops = per_device * self._flops_per_token
-        reading = Reading(
-            tokens=self.tokens,
-            tokens_per_second=rate,
-            tokens_per_second_per_device=per_device,
-            tflops_per_device=flops / 1e12 if flops is not None else None,
-            mfu=flops / self._peak_flops if flops is not None and self._peak_flops else None,
-            data_wait_fraction=min(1.0, self._window_wait / seconds) if seconds > 0 else None,
-            memory_bytes=peak_memory(self._uses_gpu),
-            step_seconds=seconds / steps if steps else None,
-            train_seconds=self._train_seconds,
-        )
+        values: dict[str, float] = {names.TOKENS: self.tokens}
+        if seconds > 0 and steps:
+            rate = self._window_tokens / seconds
+            per_device = rate / self._world_size
+            values[names.TOKENS_PER_SECOND] = rate
+            values[names.TOKENS_PER_SECOND_PER_DEVICE] = per_device
+            if self._flops_per_token is not None:
+                flops = per_device * self._flops_per_token
+                values[names.TFLOPS_PER_DEVICE] = flops / 1e12
+                if self._peak_flops:
+                    values[names.MFU] = flops / self._peak_flops
+        if seconds > 0:
+            values[names.DATA_WAIT_FRACTION] = min(1.0, self._window_wait / seconds)
+        values[names.MEMORY_BYTES] = peak_memory(self._uses_gpu)
+        if steps:
+            values[names.STEP_SECONDS] = seconds / steps
+        values[names.TRAIN_SECONDS] = self._train_seconds
         self._begin_window()
-        return reading
+        return values
 
     def _settle(self) -> None:
-        """Add the time since it was last counted to the window and to the total."""
+        """Add the time since the last call to the window and to the total."""
         if self._since is None:
             return
         now = self._clock()

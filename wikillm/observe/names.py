@@ -2,9 +2,9 @@
 
 `metrics.jsonl` holds one object per logging step and nothing else, so that
 `[json.loads(line)["loss"] for line in f]` is the loss curve. Other events (start, evaluation,
-samples, finish) are objects of `events.jsonl` with a `kind`. Hugging Face's concepts keep Hugging
-Face's names. Fractions are 0..1, sizes bytes, times seconds. A value that is not finite is written
-as null, and `nonfinite` says which: {"loss": null, "nonfinite": {"loss": "nan"}}.
+samples, finish) are objects of `events.jsonl` with a `kind`. Concepts of Hugging Face keep their
+names. Fractions are 0..1, sizes are in bytes, times in seconds. A value that is not finite is
+written as null and listed under `nonfinite`: {"loss": null, "nonfinite": {"loss": "nan"}}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOKENS_PER_SECOND_PER_DEVICE = "tokens_per_second_per_device"
 TFLOPS_PER_DEVICE = "tflops_per_device"
 """Model TFLOP/s of one device: FLOPs per token x tokens/s per device, recomputation not counted."""
 MFU = "mfu"
-"""Model FLOP/s over the device's dense bf16 peak. Absent where the peak is not known (CPU)."""
+"""Model FLOP/s over the device's dense bf16 peak. Absent if the peak is unknown, as on a CPU."""
 DATA_WAIT_FRACTION = "data_wait_fraction"
 """Share of this rank's time spent waiting for the next batch."""
 MEMORY_BYTES = "memory_bytes"

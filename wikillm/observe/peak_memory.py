@@ -1,9 +1,9 @@
 """Peak memory of this process's training alone, to compare with the plan's estimate.
 
-On a CPU: VmHWM (the kernel's high-water mark of resident memory) less what was resident after all
-imports. The mark is reset at that moment (`5` to /proc/self/clear_refs), so that tokenizing before
-does not count. On a GPU: torch's peak of allocated memory, without the CUDA context and the
-allocator's gaps.
+On a CPU it is VmHWM (the kernel's high-water mark of resident memory) minus the memory that was
+resident after all imports. The mark is reset after the imports (`5` to /proc/self/clear_refs), so
+that earlier work such as tokenizing does not count. On a GPU it is torch's peak of allocated
+memory, without the CUDA context and the allocator's gaps.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Create it after all imports and before the model. `training` and `whole` are bytes.
+    """The peak memory in bytes. Create the object after all imports and before the model.
 
-    `training` is the peak up to the first step before a checkpoint or an evaluation, whose own
-    peaks no estimate covers. `whole` is the peak so far.
+    `training` is the peak up to the first checkpoint or evaluation, because the plan's estimate
+    covers neither. `whole` is the peak so far.
     """
 
     def __init__(self, *, uses_gpu: bool) -> None:
@@ -31,7 +31,7 @@ class PeakMemory:
             self._base = _resident("VmRSS")
 
     def step_done(self, *, pauses: bool) -> None:
-        """Call it after an optimizer step; `pauses`: a checkpoint or an evaluation follows."""
+        """Call after each optimizer step; `pauses`: a checkpoint or an evaluation follows."""
         if not self._settled:
             self._training = self.whole
             self._settled = pauses
@@ -50,7 +50,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Reset VmHWM to the memory that is resident now (proc(5)). Some sandboxes forbid it."""
+    """Reset VmHWM to the resident memory (proc(5)). Returns False if a sandbox forbids it."""
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -59,7 +59,7 @@ def _reset_mark() -> bool:
 
 
 def _resident(name: str) -> int:
-    """Bytes of a line like "VmHWM:  1234 kB" of /proc/self/status; 0 where there is none."""
+    """Bytes in a line such as "VmHWM:  1234 kB" of /proc/self/status; 0 without such a line."""
     try:
         lines = _STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

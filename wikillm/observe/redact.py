@@ -1,9 +1,10 @@
-"""Removes secrets from data that leaves the machine, by the name of a key, shape, and value.
+"""Remove secrets from data that leaves the machine, by the name of their key, or by their shape.
 
-It removes strings under keys like api_key, password or auth_token; the user part of URLs (git
-remotes with a token), and the query of signed URLs; and the values of environment variables with
-such names, wherever they occur. Numbers stay (`max_tokens`), and so do `tokenizer` and `text_key`.
-A secret of another kind is not recognized: keep secrets out of configurations.
+These are removed: strings under keys such as api_key, password or auth_token; the user part of URLs
+(git remotes with a token) and the query of signed URLs; tokens of a known shape; and, wherever they
+occur, the values of environment variables whose names name a secret. Numbers stay (`max_tokens`),
+and so do `tokenizer` and `text_key`. Other secrets are not recognized: keep secrets out of
+configurations.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SECRET_WORDS = re.compile(
     r"|credentials?|auth|authorization|cookies?|jwt|webhook"
 )
 _LAST_WORDS = frozenset({"pass", "pwd", "pat", "dsn"})
-"""Secret at the end of a name, after another word: `SMTP_PASS`; `PWD` is a folder."""
+"""Words that name a secret at the end of a name, after another word: `SMTP_PASS`, not `PWD`."""
 _BEFORE_KEY = frozenset({"api", "access", "secret", "private"})
 _NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -31,7 +32,7 @@ _HOOK = re.compile(
     r"(?P<address>https://(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/\d+/"
     r"|open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/v2/hook/))[^\s\"'<>]+"
 )
-"""Addresses whose path is the secret: Slack, Discord, Feishu."""
+"""Addresses of Slack, Discord and Feishu, whose path is the secret."""
 _NAMED = re.compile(
     r"""(?<![\w.])(?P<before>(?P<name>[A-Za-z][\w.\-]{0,80})(?:=|["']\s?:\s?)"""
     r"""|--(?P<flag>[A-Za-z][\w.\-]{0,80})\s+(?!-))"""
@@ -52,7 +53,7 @@ _SIGNED = re.compile(
     r"|sig=|sign=|signature=|hmac="
     r"|[\w\-]*(?:accesskeyid|access-key-id|key-pair-id|security-token|credential|expires?|policy"
     r"|auth\w*|jwt|sas)=)"
-    r"|=[\w\-.~%+/]{32,}"  # under any name: values that are typed are shorter
+    r"|=[\w\-.~%+/]{32,}"  # a long value under any name: people type shorter values
 )
 _KNOWN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -120,7 +121,7 @@ def _without_signature(found: re.Match[str]) -> str:
 
 
 def without_queries(text: str) -> str:
-    """`redact_text`, and without queries of addresses, since a run's records may be published."""
+    """`redact_text` without any query of a URL, for records of a run, which may be published."""
     return _QUERY.sub(rf"\g<address>?{HIDDEN}", redact_text(text))
 
 

@@ -34,7 +34,7 @@ class Sink(Protocol):
     """A destination of measurements. (rank 0)"""
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """The run begins or resumes; `config` is the whole resolved configuration."""
+        """Called when the run begins or resumes; `config` is the resolved configuration."""
 
     def log(self, step: int, values: Mapping[str, float | None], kind: str | None = None) -> None:
         """Values of a logging step, or of an event such as `names.EVAL`."""
@@ -43,7 +43,7 @@ class Sink(Protocol):
         """Sample generations."""
 
     def finish(self, exit_code: int, error: str | None = None) -> None:
-        """The run ends; returns within a limited time. May be called more than once."""
+        """Called when the run ends; returns within a limited time. May be called again."""
 
 
 class JsonlSink:
@@ -57,7 +57,7 @@ class JsonlSink:
         self._is_finished = False
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Cut off torn lines and begin the next segment; the configuration has its own file."""
+        """Cut off torn lines and begin the next segment. `config` is stored elsewhere."""
         torn: dict[str, int] = {}
         try:
             self._metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -173,12 +173,12 @@ def read_new_records(path: Path, offset: int) -> tuple[list[dict[str, Any]], int
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One record per step, ascending. Where a resume repeated a step, its later record is kept."""
+    """One record per step, ascending. If a resumed run repeated a step, the later record counts."""
     return kept_records(read_records(path))
 
 
 def kept_records(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`read_metrics` of records that have been read; those without step and segment are skipped."""
+    """The records that `read_metrics` keeps; records without step and segment are skipped."""
     kept: dict[int, dict[str, Any]] = {}
     segment = -1
     for record in records:
@@ -186,7 +186,7 @@ def kept_records(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         own = record.get(names.SEGMENT)
         if type(step) is not int or type(own) is not int:
             continue
-        if own > segment:  # it replaces records of earlier segments from this step on
+        if own > segment:  # a new segment replaces earlier records from its first step on
             segment = own
             kept = {before: old for before, old in kept.items() if before < step}
         kept[step] = record

@@ -1,12 +1,12 @@
 """SwanLab tracking that never stops or delays a run, and uploads no secrets. (rank 0)
 
 All of SwanLab runs in one daemon thread: a stalled server never blocks a training step, and
-`finish` waits for a limited time. SwanLab's own handlers are removed (an excepthook, an atexit hook
-that waits forever on a dead server and, in the main thread only, a SIGINT handler). Offline is the
-default; online falls back to offline, with a warning, when there is no key, or no server within
-5 s. All arguments are explicit, and only static hardware facts are collected: no stdout, command
-line, host name, packages, git remote. An error is logged once and turns the tracker off;
-`metrics.jsonl` continues. Works with swanlab 0.10.
+`finish` waits for a limited time. SwanLab's excepthook and its atexit hook, which waits forever for
+a dead server, are removed. (SwanLab sets its SIGINT handler in the main thread only.) The default
+mode is offline. The mode online falls back to offline, with a warning, without a key or if no
+server answers within 5 s. All arguments are explicit, and only static hardware facts are collected:
+no stdout, command line, host name, packages or git remote. An error is logged once and turns the
+tracker off; `metrics.jsonl` continues. Works with swanlab 0.10.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class SwanLabSink:
     """A `Sink` that writes to SwanLab.
 
     Args:
-        run_name: the experiment's name if the settings have none.
-        run_dir: folder for SwanLab's files if the settings name none.
+        run_name: name of the experiment, unless the settings give a name.
+        run_dir: folder for SwanLab's files, unless the settings give a folder.
         run_id: id of the run to resume; None begins a new run.
         start_timeout: seconds that `start` waits; SwanLab then starts in the background.
 
     Attributes:
-        run_id: id of the run; the caller stores it in run directory and checkpoints.
-        folder: where SwanLab keeps this segment of the run; None before it has started.
+        run_id: id of the run; the caller stores it in the run directory and in checkpoints.
+        folder: where SwanLab keeps this segment of the run; None until SwanLab has started.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class SwanLabSink:
 
     @property
     def mode(self) -> Mode:
-        """How the run is tracked now: online may have become offline, any mode disabled."""
+        """The current mode: online may have fallen back to offline, and an error disables."""
         return "disabled" if self._is_off else self._mode
 
     @property
     def sync_command(self) -> str | None:
-        """The command to upload an offline run. Without --id each upload is a separate run."""
+        """The command that uploads an offline run. Without --id each upload is a separate run."""
         return f"swanlab sync --id {self.run_id} {self.folder}" if self.folder else None
 
     def start(self, config: Mapping[str, Any]) -> None:
@@ -217,17 +217,17 @@ class SwanLabSink:
         swanlab_hook = getattr(run, "_handle_atexit", None)
         if swanlab_hook is not None:
             atexit.unregister(swanlab_hook)
-        atexit.register(self._finish_at_exit)  # after SwanLab's, so that it runs before that
+        atexit.register(self._finish_at_exit)  # registered after SwanLab's hooks, so runs first
         self.folder = Path(run.dir)
 
     def _probes(self) -> dict[str, Any]:
-        """What SwanLab collects itself: facts about the hardware, and readings if configured."""
+        """SwanLab's own probes: facts about the hardware, and readings of it if configured."""
         seconds = self._settings.hardware_seconds
         readings = {"monitor": True, "monitor_interval": seconds} if seconds else {}
         return {"hardware": True, **_NO_PROBES, **readings}
 
     def _online_or_offline(self, settings: Any) -> Mode:
-        """online with a key and a reachable server; otherwise offline, with a warning why."""
+        """`online` with a key and a reachable server, else `offline` with a warning."""
         key = settings.api_key
         host = str(settings.api_host)
         if not key:
@@ -293,7 +293,7 @@ def unreachable(url: str, timeout: float) -> str | None:
         except OSError as error:
             outcome.append(str(error))
 
-    # A thread, since the resolver takes no timeout.
+    # Connect in a thread, because the resolver has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(timeout)

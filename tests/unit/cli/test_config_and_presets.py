@@ -37,7 +37,9 @@ def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     "words",
     [["config"], ["config", "--max_steps", "5", "show"], ["config", "show", "--max_stps", "5"]],
 )
-def test_usage_errors(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_words_are_refused_with_a_fix(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     assert "fix:" in capsys.readouterr().err
 

@@ -21,7 +21,9 @@ def test_the_list_names_every_check_with_a_sentence(capsys: pytest.CaptureFixtur
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
 
 
-def test_this_machine(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_checks_of_this_machine_decide_the_exit_code(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = ["doctor", "--deepspeed", "zero2", *words(tmp_path / "run")]
     code = main([*line, "--json"])
     said = json.loads(capsys.readouterr().out)

@@ -69,7 +69,7 @@ def test_eval_of_texts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--text", "{file}", "data.text_key=none"], "none"),
     ],
 )
-def test_eval_of_texts_refuses(
+def test_texts_that_cannot_be_scored_are_refused(
     run: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "A."}\n')
@@ -154,7 +154,7 @@ def test_tasks_of_lm_eval(
     assert "lm_eval:own_questions" in capsys.readouterr().err
 
 
-def test_lm_eval_that_is_not_installed(
+def test_a_missing_lm_eval_is_named(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wikillm.evals.lm_eval_tasks.find_spec", lambda name: None)
@@ -163,7 +163,7 @@ def test_lm_eval_that_is_not_installed(
     assert main(["eval", str(run), "--tasks", "ceval:x", "--tasks-dir", "."]) == ExitCode.DATA
 
 
-def test_split_tasks() -> None:
+def test_words_without_a_kind_belong_to_the_kind_before_them() -> None:
     assert split_tasks("lm_eval:a,b,ceval:x,choices:y.jsonl") == (
         ["ceval:x", "choices:y.jsonl"], ["a", "b"],
     )  # fmt: skip

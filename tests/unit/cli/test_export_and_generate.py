@@ -130,7 +130,7 @@ def test_text_is_printed_with_its_prompt(run: Path, capsys: pytest.CaptureFixtur
         (["--device", "cuda:99"], ExitCode.MACHINE, "no device cuda:99"),
     ],
 )
-def test_generate_refuses(
+def test_generate_refuses_wrong_arguments(
     run: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: ExitCode, message: str
 ) -> None:
     assert main(["generate", str(run / "checkpoints" / "checkpoint-7"), *words]) == code

@@ -45,7 +45,9 @@ from wikillm.cli.main import main
         ),
     ],
 )
-def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_targets_and_flags_are_refused_with_a_hint(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["launch", *words]) == 2
     assert hint in capsys.readouterr().err
 

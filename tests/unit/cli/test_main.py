@@ -78,7 +78,7 @@ def test_commands_without_configuration_refuse_unknown_words(
     ],
     ids=["refusal", "ctrl-c", "full disk", "denied", "damaged file", "a worker's pipe", "bug"],
 )
-def test_endings(
+def test_each_kind_of_error_has_its_message_and_exit_code(
     command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
@@ -148,7 +148,7 @@ def test_nearest_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one of: prepare, " in capsys.readouterr().err
 
 
-def test_reader_that_goes_away() -> None:
+def test_a_closed_pipe_ends_a_command_without_a_traceback() -> None:
     """`wikillm presets | head -0`: no traceback, the code of a process that SIGPIPE ended."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -179,7 +179,7 @@ CLOSED, FULL = "closed", "full"
         (["nosuch"], FULL, CLOSED, 2),
     ],
 )
-def test_output_that_cannot_be_written(
+def test_a_result_that_cannot_be_printed_is_an_error(
     words: list[str], out: str | None, err: str | None, code: int
 ) -> None:
     """The answer is missing where it was to go: 3. A caller that closed it wants none."""

@@ -59,7 +59,9 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["train.learing_rate=1"], "learning_rate"),
     ],
 )
-def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_machines_are_refused_with_a_hint(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", *words]) == 2
     assert hint in capsys.readouterr().err
 

@@ -132,7 +132,7 @@ def test_a_bug_is_no_refusal(mistake: Exception) -> None:
     assert as_refusal(mistake) is None
 
 
-def test_only_a_named_cause_counts() -> None:
+def test_only_an_explicit_cause_explains_an_error() -> None:
     try:
         try:
             fill_a_disk()

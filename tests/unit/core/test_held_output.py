@@ -33,7 +33,7 @@ def started(end: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=60)
 
 
-def test_it_is_the_first_entry_of_the_log_of_a_run_that_starts(tmp_path: Path) -> None:
+def test_held_output_is_the_first_entry_of_the_log(tmp_path: Path) -> None:
     done = started("log_to_file(Path(sys.argv[1]))\nsay('trains')\nprint('later')", tmp_path)
     assert done.returncode == 0
     assert done.stdout == "starting   for the user\ntrains\nlater\n"
@@ -52,7 +52,7 @@ def test_it_is_the_first_entry_of_the_log_of_a_run_that_starts(tmp_path: Path) -
         ("os._exit(75)", 75),
     ],
 )
-def test_it_is_printed_where_the_start_fails(end: str, code: int, tmp_path: Path) -> None:
+def test_held_output_is_printed_if_the_start_fails(end: str, code: int, tmp_path: Path) -> None:
     done = started(end, tmp_path)
     assert done.returncode == code
     assert all(done.stderr.count(line) >= 1 for line in HELD), done.stderr

@@ -45,13 +45,13 @@ def test_other_ranks_only_log(tmp_path: Path) -> None:
     assert "步 1" in (tmp_path / "logs" / "rank.log").read_text(encoding="utf-8")
 
 
-def test_ascii_terminal(tmp_path: Path) -> None:
+def test_characters_that_a_terminal_cannot_encode_are_replaced(tmp_path: Path) -> None:
     done = run(tmp_path, PYTHONUTF8="0", LC_ALL="C", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout) == (0, b"? 1!\n")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_closed_terminal(tmp_path: Path, stream: str) -> None:
+def test_a_closed_terminal_does_not_end_a_run(tmp_path: Path, stream: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     program = PROGRAM + "for _ in range(3):\n    say('more')\n    warn('more')\n"

@@ -40,13 +40,15 @@ def test_control_characters_are_escaped_and_all_other_text_stays() -> None:
 
 
 @given(st.text())
-def test_json_means_the_same_to_a_program(text: str) -> None:
+def test_escaped_json_keeps_its_meaning(text: str) -> None:
     shown = printable(json.dumps({"text": text}, ensure_ascii=False))
     assert json.loads(shown) == {"text": text}
     assert not any(character in shown for character in CONTROLS)
 
 
-def test_streams_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_streams_escape_the_output_of_commands_and_libraries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Output of commands, libraries and argparse; progress lines on stderr keep their returns."""
     out = io.StringIO()
     err = io.StringIO()
@@ -97,7 +99,9 @@ def test_log_files_hold_no_control_characters(tmp_path: Path) -> None:
     ],
     ids=lambda words: ascii(" ".join(words)),
 )
-def test_refusals_escape_names(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_error_messages_escape_control_characters(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) not in (0, 1)
     captured = capfd.readouterr()
     shown = captured.out + captured.err

@@ -48,7 +48,7 @@ def test_other_text_is_refused(text: str) -> None:
 
 
 @given(st.integers(0, 2**53))
-def test_whole_numbers_come_back(value: int) -> None:
+def test_whole_numbers_are_parsed_in_every_form(value: int) -> None:
     assert parse_count(str(value)) == parse_count(f"{value:_}") == parse_size(f"{value}B") == value
 
 

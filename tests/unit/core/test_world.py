@@ -15,7 +15,7 @@ def test_a_lone_process_is_a_world_of_one() -> None:
     assert (world, world.is_main, world.nodes) == (World(0, 1, 0, 1), True, 1)
 
 
-def test_a_launcher_decides() -> None:
+def test_the_variables_of_a_launcher_are_read() -> None:
     environ = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     world = World.from_env(environ)
     assert world == World(rank=5, size=16, local_rank=1, local_size=4)
@@ -34,13 +34,13 @@ def test_a_launcher_decides() -> None:
         {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "4"},
     ],
 )
-def test_contradictions_are_refused(environ: dict[str, str]) -> None:
+def test_contradictory_variables_are_refused(environ: dict[str, str]) -> None:
     with pytest.raises(MachineError, match="contradict") as caught:
         World.from_env(environ)
     assert f"RANK={environ['RANK']}" in str(caught.value)
 
 
-def test_a_word_is_not_a_number() -> None:
+def test_a_variable_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(MachineError, match="WORLD_SIZE is not a number"):
         World.from_env({"WORLD_SIZE": "two"})
 

@@ -175,7 +175,7 @@ def test_what_is_too_long_loses_examples_then_context(letters: TextTokenizer) ->
     assert found == {"questions": 0, "left_out": 1, "with_fewer_examples": 0, "cut": 0}
 
 
-def test_the_formats(tmp_path: Path) -> None:
+def test_every_format_of_questions_is_read(tmp_path: Path) -> None:
     ceval, cmmlu, own = read_tasks(write_questions(tmp_path))
     assert ceval.questions == cmmlu.questions
     assert ceval.questions[0].prompt == "问题：太阳从哪边升起\n答案："
@@ -221,7 +221,9 @@ LONG_CELL = f"id,question,A,B,answer\n0,{'?' * 200_000},x,y,A\n"
         ("a.txt", "", "does not name a task"),
     ],
 )  # fmt: skip
-def test_files_that_are_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_questions_that_cannot_be_read_are_refused(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
     (tmp_path / "val").mkdir()
     (tmp_path / name).write_text(content)
     kind = {".csv": f"ceval:{tmp_path}", ".jsonl": f"choices:{tmp_path / name}"}

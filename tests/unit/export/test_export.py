@@ -239,7 +239,9 @@ def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Pat
         read_weights(checkpoint, verified=False)
 
 
-def test_arguments_are_checked(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_an_unknown_type_and_a_missing_tokenizer_are_refused(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     with pytest.raises(ConfigError, match="cannot be stored as"):
         exported(checkpoint, tmp_path / "m", tokenizer_dir, dtype="int4")
@@ -247,7 +249,7 @@ def test_arguments_are_checked(tmp_path: Path, tokenizer_dir: Path) -> None:
         exported(checkpoint, tmp_path / "m", tmp_path)
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_large_weights_are_split_into_shards_and_read_back(tmp_path: Path) -> None:
     weights = {f"w{i}": torch.randn(100, 25) for i in range(7)}  # 10 kB each
     write_weights(weights, tmp_path, shard_bytes=25_000)
     assert len(weight_files(tmp_path)) == 4
@@ -270,7 +272,7 @@ def test_rereading_notices_one_changed_bit(tmp_path: Path) -> None:
         check_written({**weights, "more": torch.zeros(1)}, tmp_path)
 
 
-def test_card() -> None:
+def test_the_card_states_the_facts_in_two_languages() -> None:
     config = Qwen2Config(vocab_size=512, architectures=["Qwen2ForCausalLM"], dtype=torch.bfloat16)
 
     def card(facts: ExportFacts) -> str:

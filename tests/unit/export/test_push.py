@@ -110,7 +110,7 @@ def test_refusals_are_explained(
 
 
 @pytest.mark.parametrize("hub", HUBS)
-def test_a_hub_that_does_not_answer(
+def test_a_hub_that_does_not_respond_is_a_machine_error(
     hub: str, server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -121,7 +121,7 @@ def test_a_hub_that_does_not_answer(
 
 
 @pytest.mark.parametrize("hub", HUBS)
-def test_a_token_is_asked_for(
+def test_a_push_without_a_token_is_refused(
     hub: str, server: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")

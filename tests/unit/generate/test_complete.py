@@ -97,7 +97,7 @@ def test_model_and_randomness_stay_as_they_were(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_seed_decides(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+def test_only_the_seed_decides_the_sample(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
     def text(seed: int, before: int) -> str:
         torch.manual_seed(before)  # whatever ran before does not matter
         return complete(
@@ -112,7 +112,7 @@ def test_seed_decides(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
     assert text(1, before=1) != text(2, before=1)
 
 
-def test_both_kinds_of_tokenizer(
+def test_tokenizers_of_both_libraries_give_equal_texts(
     model: Qwen2ForCausalLM, tokenizer: Tokenizer, tokenizer_dir: Path
 ) -> None:
     other = AutoTokenizer.from_pretrained(tokenizer_dir)

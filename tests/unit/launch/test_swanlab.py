@@ -202,7 +202,8 @@ def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path):
         (["swanlab", "--go"], "--submit"),
         (["swanlab"], "--zip"),
         (["swanlab", "--print", "train.max_steps=5"], "takes no arguments"),
-        (["multi", "--print", "--zip", "x.zip"], "--zip is for the target swanlab"),
+        (["multi", "--print", "--zip", "x.zip"], "it is for swanlab"),
+        (["swanlab", "--print", "--nodes", "2"], "--nodes has no effect on the target swanlab"),
     ],
 )
 def test_flags_of_other_targets_are_refused_with_a_hint(words, hint, capsys):

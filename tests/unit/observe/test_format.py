@@ -24,7 +24,7 @@ VALUES = {
 }
 
 
-def test_on_a_gpu() -> None:
+def test_the_table_of_a_gpu_run_has_mfu() -> None:
     table = LogTable(2000, 2000 * 16_384, has_mfu=True)
     header = "step/max tokens loss lr gnorm tok/s TFLOP/s MFU wait mem ETA"
     assert table.header().split() == header.split()
@@ -33,7 +33,7 @@ def test_on_a_gpu() -> None:
     assert len(table.line(VALUES)) == len(table.header()) <= 100
 
 
-def test_on_a_cpu() -> None:
+def test_the_table_of_a_cpu_run_has_no_mfu() -> None:
     table = LogTable(2000, 2000 * 16_384)
     assert "MFU" not in table.header() and len(table.header()) <= 85
     assert len(table.line(VALUES)) == len(table.header())
@@ -45,7 +45,7 @@ def test_the_time_left_is_that_of_the_tokens_left() -> None:
     assert LogTable(20, 9000).line(values).split()[-1] == "1m20s"
 
 
-def test_missing_and_odd_values() -> None:
+def test_missing_values_are_dashes_and_nonfinite_values_are_shown() -> None:
     values = {"step": 3, "loss": math.nan, "grad_norm": math.inf, "learning_rate": None}
     line = LogTable(10, 100).line(values)
     assert line.split() == ["3/10", "-", "nan", "-", "inf", "-", "-", "-", "-"]

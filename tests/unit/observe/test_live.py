@@ -40,13 +40,15 @@ def stdout_on(tty: Terminal) -> Iterator[TextIO]:
         ({}, "auto", False),
     ],
 )
-def test_where_it_is_shown(environ: dict[str, str], setting: str, wanted: bool) -> None:
+def test_the_view_is_shown_only_on_a_terminal_that_can_be_redrawn(
+    environ: dict[str, str], setting: str, wanted: bool
+) -> None:
     with terminal() as tty, open(tty.path, "w", encoding="utf-8") as out:
         assert wants_live_view(out, environ, setting=setting) is wanted
     assert not wants_live_view(io.StringIO(), environ, setting=setting)
 
 
-def test_what_it_shows_follows_from_the_records() -> None:
+def test_the_view_shows_the_values_of_the_records() -> None:
     with terminal() as tty, stdout_on(tty):
         shown = LiveView(10, 1000, 4)
         shown.start()

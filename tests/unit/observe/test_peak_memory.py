@@ -9,7 +9,7 @@ from wikillm.observe.peak_memory import PeakMemory
 SIZE = 96 << 20
 
 
-def test_what_was_before_does_not_count_and_what_is_freed_does() -> None:
+def test_memory_before_the_start_does_not_count_and_freed_memory_does() -> None:
     before = np.ones(SIZE, np.uint8)
     del before
     peak = PeakMemory(uses_gpu=False)

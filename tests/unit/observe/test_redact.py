@@ -37,7 +37,7 @@ def test_nothing_of_our_own_configuration_is_hidden() -> None:
     assert redact(config) == config
 
 
-def test_redact() -> None:
+def test_secrets_in_a_configuration_are_hidden() -> None:
     secret = "canary-value-123"
     config = {
         "api_key": secret,
@@ -159,7 +159,7 @@ def test_secrets_in_the_text_of_requests_commands_and_files(text: str) -> None:
 @pytest.mark.parametrize(
     "part", ["a", "-a", "a://", "https://a:", "a://a:b/", "a=", "eyJaaaaaaaa."]
 )
-def test_long_text_is_read_once(part: str) -> None:
+def test_a_long_text_of_partial_matches_takes_linear_time(part: str) -> None:
     """A text of others cannot stall a run: twenty seconds before names and users were bounded."""
     redact_text(part * (20_000 // len(part)))
 

@@ -128,5 +128,5 @@ def test_a_folder_that_is_a_file_does_not_stop_training(
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 
-def test_no_file_is_no_records(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []

@@ -247,7 +247,9 @@ program(["--version"])
     assert "has not started after 0.5 s" in child.stderr
 
 
-def test_a_crash_is_recorded_as_one(tmp_path: Path, environ: dict[str, str], server: Any) -> None:
+def test_an_uncaught_exception_is_recorded_as_crashed(
+    tmp_path: Path, environ: dict[str, str], server: Any
+) -> None:
     code = "s = sink('online')\ns.start({})\nraise ValueError('see https://me:canary@host/')"
     child = Child(code, online(environ, server.url), tmp_path / "log").end()
     assert child.code == 1 and "Traceback" in child.stderr
@@ -300,7 +302,7 @@ def test_disabled_does_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()) and sink.folder is None and sink.sync_command is None
 
 
-def test_run_ids_differ() -> None:
+def test_new_run_ids_differ() -> None:
     assert len({new_run_id() for _ in range(100)}) == 100
 
 

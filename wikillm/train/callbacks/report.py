@@ -119,7 +119,7 @@ class ReportCallback(TrainerCallback):
         if "loss" not in logs:
             return
         values = {
-            **self.meter.read().as_metrics(),
+            **self.meter.read(),
             names.LOSS: float(logs["loss"]),
             names.LEARNING_RATE: float(logs["learning_rate"]),
         }
