@@ -34,7 +34,7 @@ _SWANLAB_FLAGS = (
     *("--file", "--init", "--zip", "--submit", "--yes", "--follow"),
     *("--every", "--to", "--name", "--desc", "--timeout"),
 )
-READ_BY = {
+READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_SWANLAB_FLAGS, ("swanlab",)),
     "--nodes": ("torchrun", "slurm", "k8s", "sky"),
     "--gpus": ("multi", "torchrun", "ssh", "slurm", "k8s", "sky"),
