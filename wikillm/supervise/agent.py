@@ -73,9 +73,9 @@ class Agent:
         place = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
         self._start_record = RankRecord(*place, "start", 0, 0.0, max(5.0, size / 20), 0.0)
         self._last_beat = 0.0
-        self._exited: tuple[int, str] | None = None  # exit code and reason of the rank
+        self._exited: End | None = None  # how the rank ended
         self._rank_gone = False
-        self._verdict: End | None = None
+        self._verdict: End | None = None  # the rank has been requested to exit
         self._reports = False  # this rank reports the verdict to the user
         self._kill_at = 0.0  # 0: no verdict
         self._last_check = time.monotonic()
@@ -165,14 +165,15 @@ class Agent:
             elif "acknowledged" in message and self._kill_at:
                 self._kill_at += EXIT_SECONDS - ACKNOWLEDGE_SECONDS
             elif "bye" in message:
-                self._exited = (int(message["bye"]), str(message["reason"]))
-                is_early = not self.link.accepted and self._exited[0] != 0
+                code = int(message["bye"])
+                self._exited = End(code, str(message["reason"]), event_of(code))
+                is_early = not self.link.accepted and code != 0
                 if not is_early:
                     self.link.send(message)
                 if self._recorder is not None:
                     self._recorder.close(self._record())
                 if self.rank == 0:
-                    self._alert(event_of(self._exited[0]), *self._exited)
+                    self._alert(self._exited)
                 self.rank_wire.send({"noted": True})
                 # The other ranks need the reason of a rank that fails before its agent connected.
                 if is_early:
@@ -203,11 +204,11 @@ class Agent:
         self._verdict = end
         self.rank_wire.send({**end.to_message(), "reports": self._reports, "alerts": alerts})
         if alerts:
-            self._alert(end.event, end.code, end.reason)
+            self._alert(end)
             self.rank_wire.send({"noted": True})
 
-    def _alert(self, event: str, code: int, reason: str) -> None:
-        self._alerts.end(event, code, reason, self.heartbeat.read().step)
+    def _alert(self, end: End) -> None:
+        self._alerts.end(end.event, end.code, end.reason, self.heartbeat.read().step)
 
     def _kill(self) -> None:
         """Kill a rank that did not exit: it is suspended, or a library blocks its interpreter."""
@@ -250,7 +251,10 @@ class Agent:
         """Report how the rank ended. On rank 0, also serve until the other ranks have exited."""
         is_unexplained = self._exited is None and self._verdict is None
         if self._exited is None:
-            self._exited = self._report_death()
+            known = self._how_it_ended()
+            death = End(ExitCode.MACHINE, self._oom.explain(known or UNKNOWN_END), "lost")
+            self._exited = self._verdict or death
+            self._report_death(death.reason, known)
         # Send what is buffered. On rank 0 the coordinator needs the connection a while longer.
         wire = self.link.wire
         if wire is not None:
@@ -269,27 +273,20 @@ class Agent:
             # Report the verdict on this rank's death here: there may be no other rank to do it.
             if is_unexplained and end is not None:
                 self._report(end, reports=self.coordinator.membership.reporter() == 0)
-                self._alert(end.event, end.code, end.reason)
+                self._alert(end)
         if is_unexplained and self.rank == 0:
-            self._alert("lost", *self._exited)
+            self._alert(self._exited)
 
-    def _report_death(self) -> tuple[int, str]:
-        """Report the end of a rank that did not report its exit. Returns exit code and reason."""
-        known = self._how_it_ended()
-        how = self._oom.explain(known or UNKNOWN_END)
-        verdict = self._verdict
-        self._exited = (
-            (ExitCode.MACHINE, how) if verdict is None else (verdict.code, verdict.reason)
-        )
+    def _report_death(self, how: str, known: str | None) -> None:
+        """Report the end of a rank that did not report its exit. `known`: what the kernel said."""
         if self._recorder is not None:
             self._recorder.close(self._record())
-        if verdict is None:
+        if self._verdict is None:
             if not self.link.accepted:
                 self._connect_late()
             self.link.send({"died": how, "known": known is not None})
         elif known is None or "signal" in known:  # a killed rank could not write the verdict itself
-            self._report(verdict, reports=self._reports)
-        return self._exited
+            self._report(self._verdict, reports=self._reports)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from wikillm.core.files import read_object, read_regular
 from wikillm.supervise.heartbeat import RankProgress
+from wikillm.supervise.membership import End
 from wikillm.supervise.requests import leave_stop_mark
 
 INTERVAL = 5.0  # seconds between writes of a record
@@ -193,15 +194,15 @@ class RankRecord:
     time: float
     exit: dict[str, Any] | None = None
 
-    def now(self, progress: RankProgress, exited: tuple[int, str] | None) -> RankRecord:
-        """The record at this moment. `exited`: exit code and reason, None while the rank runs."""
+    def now(self, progress: RankProgress, end: End | None) -> RankRecord:
+        """The record at this moment. `end`: how the rank ended, None while it runs."""
         marks: dict[str, Any] = {
             "phase": progress.phase,
             "step": progress.step,
             "standing": progress.standing,
         }
-        end = None if exited is None else {"code": exited[0], "reason": exited[1]}
-        return replace(self, **marks, time=time.time(), exit=end)
+        exited = None if end is None else {"code": int(end.code), "reason": end.reason}
+        return replace(self, **marks, time=time.time(), exit=exited)
 
     def age(self, now: float | None = None) -> float:
         return max(0.0, (time.time() if now is None else now) - self.time)

@@ -61,7 +61,7 @@ class Supervisor:
         self._recorder: Recorder | None = None
         self._run: Path | None = None
         self._stacks: IO[str] | None = None
-        self._exited: tuple[int, str] | None = None  # exit code and reason, once reported
+        self._exited: End | None = None  # once this rank has reported its exit
         self._waited_for_reason = False
         self._alerts_now = False
         self._is_joining = not self.is_local
@@ -189,13 +189,13 @@ class Supervisor:
             refusal = as_refusal(error)
             code = ExitCode.BUG if refusal is None else refusal.exit_code
             reason = str(refusal or error) or type(error).__name__
-        self._exited = (int(code), reason)
+        self._exited = End(int(code), reason, event_of(code))
         if self._recorder is not None:
             self._recorder.close(self._record(self._exited))
         if self._wire is not None:
             self._wire.send({"bye": int(code), "reason": reason, "agreed": is_agreed(error)})
             self._noted.wait(_FILE_SECONDS)
-        self._alert(*self._exited)
+        self._alert(self._exited)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
@@ -254,14 +254,14 @@ class Supervisor:
         writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
-        self._alert(end.code, end.reason)
+        self._alert(end)
         self._wait_for_alert()
         os._exit(end.code)
 
-    def _alert(self, code: int, reason: str) -> None:
+    def _alert(self, end: End) -> None:
         """Send the alert about the end of this start if no agent is left to send it. (rank 0)"""
         if self.world.is_main and (self._wire is None or self._wire.closed):
-            self.alerts.end(event_of(code), code, reason, self.heartbeat.read().step)
+            self.alerts.end(end.event, end.code, end.reason, self.heartbeat.read().step)
 
     def _wait_for_alert(self) -> None:
         """Wait until the agent has sent its alert: in a container this exit ends the sender."""
@@ -278,16 +278,16 @@ class Supervisor:
             time.sleep(2.0)  # the rank that reports to the user writes first, if it can
         write_exit(self._run, end, self.world.rank, step, keep=True)
 
-    def _record(self, exited: tuple[int, str] | None = None) -> RankRecord:
-        """The record of this rank now; `exited`: exit code and reason."""
+    def _record(self, end: End | None = None) -> RankRecord:
+        """The record of this rank now. `end`: how the rank ended."""
         place = (self.world.rank, self.world.local_rank, self.world.size)
         start = RankRecord(*place, Process.here(os.getpid()), None, "start", 0, 0.0, INTERVAL, 0.0)
-        return start.now(self.heartbeat.read(), exited)
+        return start.now(self.heartbeat.read(), end)
 
     def _end_at_once(self) -> None:
         """Handle `wikillm stop --now` without an agent."""
         if self._recorder is not None:
-            self._recorder.close(self._record((STOPPED_AT_ONCE.code, STOPPED_AT_ONCE.reason)))
+            self._recorder.close(self._record(STOPPED_AT_ONCE))
         self._end(STOPPED_AT_ONCE, reports=self.world.is_main)
 
 
