@@ -1,7 +1,7 @@
 """Leaves out GPUs that are gone, or a rank that was lost twice, when one machine restarts a run.
 
-A broken GPU may still be listed while every process on it fails. So a rank is left out too if two
-starts in a row have lost it without a new checkpoint between them.
+A broken GPU may still be listed while every process on it fails. So restart.py also passes a rank
+here that two starts in a row have lost, without a new checkpoint between them.
 """
 
 from __future__ import annotations
@@ -10,45 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
-from wikillm.checkpoints.lineage import Position
 from wikillm.core.errors import ConfigError
-from wikillm.core.files import read_object
 from wikillm.core.log import say, warn
 from wikillm.launch.description import Launch
-from wikillm.supervise.requests import file_identity
 
 _COUNT_SECONDS = 120.0
-
-
-@dataclass
-class LostRanks:
-    """Remembers the rank that the last start lost."""
-
-    _record: tuple[int, int] | None = None  # identity of the last exit.json
-    _last: tuple[int, Position | None] | None = None  # the lost rank, the newest checkpoint then
-
-    def lost_again(self, run: Path, reached: Position | None) -> int | None:
-        """The rank that the last two starts lost, if it is one rank and nothing was saved between.
-
-        Args:
-            reached: position of the newest checkpoint.
-        """
-        path = run / "exit.json"
-        record = file_identity(path)
-        # Files from before 0.3 have no field `lost_rank`.
-        rank = read_object(path).get("lost_rank") if record != self._record else None
-        if type(rank) is not int or rank < 0:
-            rank = None
-        before = self._last
-        self._record = record
-        self._last = None if rank is None else (rank, reached)
-        if rank is None or before != (rank, reached):
-            return None
-        self._last = None
-        return rank
 
 
 def with_fewer_ranks(

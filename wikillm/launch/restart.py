@@ -29,7 +29,7 @@ from wikillm.core.files import read_object
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_seconds
 from wikillm.launch.description import Launch
-from wikillm.launch.fewer_ranks import LostRanks, count_gpus, with_fewer_ranks
+from wikillm.launch.fewer_ranks import count_gpus, with_fewer_ranks
 from wikillm.remote.hosts import read_hostfile
 from wikillm.remote.ssh import ssh_argv
 from wikillm.supervise.alerts import RESTARTS
@@ -111,13 +111,14 @@ def keep_running(
     os.environ[RESTARTS] = str(policy.limit)
     old_requests = _stop_requests(run)
     current = launch
-    lost_ranks = LostRanks()
+    last_lost: tuple[int | None, Position | None] | None = None  # with the newest checkpoint then
     with _signals_passed_on() as launched:
         while True:
             # Run one start to its end, and see what it has reached.
-            code = _one_start(run, current, start, launched)
+            code, lost = _one_start(run, current, start, launched)
             reached = last_checkpoint(run)
-            lost = lost_ranks.lost_again(run, reached)
+            is_lost_again = lost is not None and (lost, reached) == last_lost
+            last_lost = None if is_lost_again else (lost, reached)
 
             def is_stopped() -> bool:
                 return launched.is_signalled or not _stop_requests(run) <= old_requests
@@ -132,7 +133,8 @@ def keep_running(
             if launch.elastic and launch.hostfile is not None:
                 again = _on_nodes_that_answer(again, check)
             elif launch.elastic:
-                again = with_fewer_ranks(again, lost, count_gpus(), check)
+                left_out = lost if is_lost_again else None
+                again = with_fewer_ranks(again, left_out, count_gpus(), check)
             current = again
 
 
@@ -151,8 +153,11 @@ def last_checkpoint(run: Path) -> Position | None:
 
 def _one_start(
     run: Path, launch: Launch, start: Callable[[Launch, Launched], int], launched: Launched
-) -> int:
-    """Start the run once. Returns the exit code that the run recorded, else the launcher's."""
+) -> tuple[int, int | None]:
+    """Start the run once. Returns its exit code, and the rank that it lost if exit.json names one.
+
+    The code is the launcher's if the run has recorded none.
+    """
     record = run / "exit.json"
     before = file_identity(record)
     try:
@@ -163,12 +168,13 @@ def _one_start(
         warn(str(error))
         code = int(error.exit_code)
     _wait_for_ranks(run)
-    is_written = file_identity(record) not in (None, before)
-    if code and is_written:  # a launcher may turn every code into 1
-        recorded = read_object(record).get("code")
-        if type(recorded) is int and recorded:
-            return recorded
-    return code
+    # A launcher may turn every code into 1. Files from before 0.3 have no `lost_rank`.
+    written = read_object(record) if file_identity(record) != before else {}
+    recorded = written.get("code")
+    lost = written.get("lost_rank")
+    if code and type(recorded) is int and recorded:
+        code = recorded
+    return code, lost if type(lost) is int and lost >= 0 else None
 
 
 def _wait_for_ranks(run: Path) -> None:
