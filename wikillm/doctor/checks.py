@@ -74,7 +74,7 @@ class Check:
             finding = self.look(subject)
         except Exception as error:
             logger.warning("check %s", self.name, exc_info=error)
-            finding = warn(f"{type(error).__name__}: {error}", "this could not be checked")
+            finding = warn(f"{type(error).__name__}: {error}", "the check itself failed")
         return self.label(finding, node)
 
     def label(self, finding: Finding, node: str = "") -> Finding:

@@ -74,10 +74,10 @@ def checkpoint_room(needs: Needs) -> Finding:
     if staying:
         found += f" beside {format_size(staying)} that stay"
     if free + freed < needs.least_checkpoint:
-        why = f"not one fits: it needs at least {format_size(needs.least_checkpoint)}"
+        why = f"a single checkpoint needs at least {format_size(needs.least_checkpoint)}"
         return fail(found, why, _FEWER if staying and needs.checkpoints_kept > 3 else _LARGER)
     if free + freed < wanted:
-        return warn(found, "saving fails when the disk is full", _FEWER)
+        return warn(found, "a save fails when the disk is full", _FEWER)
     return ok(found)
 
 

@@ -71,7 +71,8 @@ def master_name(needs: Needs) -> Finding:
     except MachineError as error:
         return fail(error.what.rstrip("."), "ranks on this node cannot join", error.fix or "")
     if is_loopback(route.master):
-        return fail(f"{needs.master} is {route.master}", "ranks would wait here", MASTER_FIX)
+        why = "this node would connect to itself"
+        return fail(f"{needs.master} is {route.master}", why, MASTER_FIX)
     card = outer_card(needs)
     own_name = socket.gethostname()
     is_chosen = needs.chooses_card or "GLOO_SOCKET_IFNAME" in os.environ
@@ -110,7 +111,7 @@ def card_named(needs: Needs) -> Finding:
     is_open = needs.nodes > 1 and DRIVER.exists() and not chosen and len(usable) > 1
     if is_open and (outer := outer_card(needs)):
         found = f"{len(usable)} cards ({', '.join(usable[:6])}), none chosen"
-        why = "NCCL may take one that the other nodes do not reach"
+        why = "NCCL may choose a card that the other nodes cannot reach"
         return warn(found, why, f"export NCCL_SOCKET_IFNAME={outer}")
     return ok(", ".join(f"{name}={value}" for name, value in chosen.items()) or "not set")
 

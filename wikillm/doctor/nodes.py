@@ -159,7 +159,7 @@ MTU = _equal(
 )  # fmt: skip
 MASTER = _equal(
     "network", "master-equal", "The master's name resolves to the same address on all nodes.",
-    "master", "some nodes take it for another machine", MASTER_FIX,
+    "master", "some nodes would connect to another machine", MASTER_FIX,
 )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def distinct_machines(cluster: ClusterFacts) -> Finding:
     if twice:
         found = f"{' and '.join(twice[0])} are one machine"
         fix = "keep one line per machine in the hostfile"
-        return fail(found, "its GPUs would get two processes each", fix)
+        return fail(found, "each of its GPUs would get two processes", fix)
     return ok(f"{len(cluster.facts)} machines")
 
 

@@ -202,7 +202,11 @@ def why_no_value(answer: dict[str, Any], node: str) -> Finding:
     """The finding on a node whose answer to `Session.ask` has no value."""
     if "late" in answer:
         why = "the node does not answer"
-        return fail(answer["late"], why, f"is it on, is its name right? ssh {node}")
+        return fail(
+            answer["late"],
+            why,
+            f"check that the machine runs and that its name is right: ssh {node}",
+        )
     if "error" in answer:
         return fail(answer["error"], _OTHER_CODE, _ONE_COMMIT)
     # ssh, the shell or Python ended with an error before the node could answer.
@@ -215,4 +219,4 @@ def why_no_value(answer: dict[str, Any], node: str) -> Finding:
             line = lines[-1] if words == "traceback" else found[0]
             return fail(line, why, fix.format(node=node))
     last = lines[-1] if lines else "ssh ended without a message"
-    return fail(last, "nothing is known about this node", f"ssh {node}")
+    return fail(last, "the node was not checked", f"ssh {node}")

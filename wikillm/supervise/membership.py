@@ -242,7 +242,7 @@ class Membership:
                 lines.append(f"  {fact}: {expected} on {reference.host}, {where}")
         if not lines:
             return None
-        reason = "\n".join(["The nodes do not run the same thing.", *lines])
+        reason = "\n".join(["Versions, code or settings differ between the nodes.", *lines])
         return End(ExitCode.MACHINE, reason, "failed")
 
     def _silent(self, now: float) -> End | None:

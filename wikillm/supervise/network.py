@@ -75,7 +75,7 @@ def find_route(master: str) -> Route:
         *_, sockaddr = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters
         raise MachineError(
-            f"{host} does not know the first node, {master}.",
+            f"{host} cannot resolve the name of the first node, {master}.",
             got=str(error),
             fix=f"{hint}add the name to DNS or /etc/hosts on every node",
         ) from None

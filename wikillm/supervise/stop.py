@@ -67,7 +67,7 @@ def stop(
         return Stopped(tuple(records), ())
     if not run.is_dir() or not records:
         raise ConfigError(
-            f"{run} names no processes.",
+            f"{run} has no record of a process.",
             got="no RUN/ranks/rank_*.json: it has not started yet, or is not a run directory",
             fix=f"wikillm stop RUN, with the run.dir of the run\n{_fix_while_starting(run)}",
         )

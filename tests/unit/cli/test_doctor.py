@@ -105,7 +105,7 @@ def test_a_disk_that_holds_no_checkpoint_is_refused(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
     line = ["model.preset=0.5b", "data.tokenizer=qwen2", f"run.dir={tmp_path / 'run'}"]
-    assert "not one fits" in refused(line, World())
+    assert "a single checkpoint needs" in refused(line, World())
     assert refused(["model.preset=tiny", f"run.dir={tmp_path / 'run'}"], World()) == ""
 
 

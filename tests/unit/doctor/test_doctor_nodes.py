@@ -283,5 +283,5 @@ def test_checkpoints_that_exist_count(tmp_path: Path) -> None:
     assert "beside 1 TiB that stay" in CHECKS["checkpoint-room"](asked).found
     full = replace(asked, least_checkpoint=1 << 60, checkpoints_kept=4)
     found = CHECKS["checkpoint-room"](full)
-    assert found.level == "fail" and "not one fits" in found.why
+    assert found.level == "fail" and "a single checkpoint needs" in found.why
     assert found.fix.startswith("train.save_total_limit=1")

@@ -23,7 +23,9 @@ def test_an_unknown_first_node_is_named_with_a_fix(
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if job is not None:
         monkeypatch.setenv("SLURM_JOB_ID", job)
-    with pytest.raises(MachineError, match=f"does not know the first node, {name}") as caught:
+    with pytest.raises(
+        MachineError, match=f"cannot resolve the name of the first node, {name}"
+    ) as caught:
         find_route(name)
     assert "/etc/hosts" in str(caught.value.fix)
     assert ("--master-addr" in str(caught.value.fix)) == (job is None)
