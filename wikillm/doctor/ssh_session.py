@@ -202,11 +202,8 @@ def why_no_value(answer: dict[str, Any], node: str) -> Finding:
     """The finding on a node whose answer to `Session.ask` has no value."""
     if "late" in answer:
         why = "the node does not answer"
-        return fail(
-            answer["late"],
-            why,
-            f"check that the machine runs and that its name is right: ssh {node}",
-        )
+        fix = f"check that the machine runs and that its name is right: ssh {node}"
+        return fail(answer["late"], why, fix)
     if "error" in answer:
         return fail(answer["error"], _OTHER_CODE, _ONE_COMMIT)
     # ssh, the shell or Python ended with an error before the node could answer.

@@ -95,7 +95,7 @@ def agent_setup(
         "pid": os.getpid(),
         "process": asdict(Process.here(os.getpid())),
         "limits": asdict(limits),
-        "master": None,
+        "master": environ.get("MASTER_ADDR"),
         "master_address": route.master,
         "master_port": port,
         "address": route.address,

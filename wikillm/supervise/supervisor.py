@@ -107,8 +107,7 @@ class Supervisor:
         self.route = find_route(master)
         is_remote = world.size != world.local_size
         name = set_interface(self.route) if is_remote else str(self.route.interface)
-        setup = agent_setup(world, self.settings, self.route, int(port), facts, environ)
-        self._start_agent({**setup, "master": master})
+        self._start_agent(agent_setup(world, self.settings, self.route, int(port), facts, environ))
         answer = self._answers.get()
         if "welcome" not in answer:
             raise MachineError(str(answer["reason"]))
