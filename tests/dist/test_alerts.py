@@ -56,7 +56,7 @@ def test_a_killed_rank_0_is_reported_once(words: Words, tmp_path: Path, hooks: H
     assert message["reason"].startswith("rank 0 (pid ")
 
 
-def test_a_spike_and_the_end_are_two_events(
+def test_a_spike_and_the_end_of_the_run_send_one_message_each(
     words: Words, tmp_path: Path, hooks: HookServer
 ) -> None:
     line = words(
@@ -92,7 +92,7 @@ def test_each_fault_sends_one_message(
 
 
 @pytest.mark.deep
-def test_a_run_without_a_supervisor_sends_its_end(
+def test_a_run_without_a_supervisor_reports_its_own_end(
     words: Words, tmp_path: Path, hooks: HookServer
 ) -> None:
     message = broken(words, tmp_path / "run", hooks, "fail", "train.supervise=off", world=1)
@@ -113,10 +113,10 @@ def test_events_that_are_not_chosen_and_a_dead_server_change_nothing(
     assert TOKEN not in log and hooks.heard == []
 
 
-def test_of_several_processes_that_see_the_end_one_sends(
+def test_only_one_of_several_processes_that_notice_the_end_sends(
     tmp_path: Path, hooks: HookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the agents of the nodes that are left when the first node is lost."""
+    """Like the agents of the other nodes after the first node is lost."""
     monkeypatch.setenv("HOOK", f"{hooks.url}/hook")
     (tmp_path / "ranks").mkdir()
     section = {"webhook": "HOOK", "events": ["lost", "stopped"], "channels": ["webhook"]}

@@ -51,7 +51,7 @@ def doctor(
     return done.returncode, {(check["name"], check["node"]): check for check in said["checks"]}
 
 
-def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
+def test_two_sound_nodes_have_no_failure(repo: Path, words: Words, tmp_path: Path) -> None:
     line = [*words(tmp_path / "run"), "--deepspeed", "zero2"]
     # The run chooses gloo's card itself, so the second node's own name does not matter.
     own = {"node2": {"node2": "127.0.1.1"}}

@@ -54,7 +54,7 @@ def test_a_killed_rank_is_named_without_a_supervisor(words: Words, tmp_path: Pat
     assert (said["code"], said["lost_rank"]) == (3, 1)
 
 
-def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_path: Path) -> None:
+def test_the_reason_of_a_killed_single_process_is_recorded(words: Words, tmp_path: Path) -> None:
     run = tmp_path / "run"
     codes = end_ranks(train_and_break, 1, words(run, *LONG, *QUIET), "kill", 0, {})
     assert codes == [-signal.SIGKILL]
@@ -64,7 +64,7 @@ def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_
     assert (said["code"], said["lost_rank"]) == (3, 0)
 
 
-def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
+def test_a_rank_killed_in_setup_is_named_and_the_other_rank_ends(
     words: Words, tmp_path: Path
 ) -> None:
     """The other rank holds the GIL in DeepSpeed's shared-memory op, so its agent kills it."""
@@ -74,7 +74,7 @@ def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
     assert (said["code"], said["lost_rank"]) == (3, 1)
 
 
-def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> None:
+def test_a_stalled_rank_ends_the_run(words: Words, tmp_path: Path) -> None:
     codes, said = broken(words, tmp_path / "run", "suspend", 1, "train.stall_seconds=2")
     assert codes[0] == ExitCode.MACHINE and codes[1] == -signal.SIGKILL
     assert (said["code"], said["lost_rank"]) == (3, 1) and "No progress for" in said["reason"]
@@ -86,7 +86,7 @@ def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> 
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("fault", "place"), [("hang", "a_wait_without_end"), ("hold", "meet")])
-def test_a_process_that_is_alone_and_hangs_ends_with_its_stacks(
+def test_a_single_process_that_hangs_ends_with_its_stacks(
     words: Words, tmp_path: Path, fault: str, place: str
 ) -> None:
     """In Python it ends by itself; with the interpreter's lock held, its agent ends it."""
@@ -115,7 +115,7 @@ def test_a_closed_session_saves_on_all_ranks(words: Words, tmp_path: Path) -> No
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-4" / MANIFEST).exists()
 
 
-def test_a_stop_of_one_rank_in_set_up_ends_all(words: Words, tmp_path: Path) -> None:
+def test_a_stop_of_one_rank_in_setup_ends_all_ranks(words: Words, tmp_path: Path) -> None:
     codes, said = broken(words, tmp_path / "run", "set-up terminate", 1)
     assert codes == [ExitCode.STOPPED, ExitCode.STOPPED] and said["code"] == 75
     assert "before training began" in said["reason"]

@@ -37,7 +37,7 @@ TABLE: dict[str, int | None] = {
 }
 """By phase, the step of the checkpoint with which the run ends."""
 DAILY = ("evaluate",)
-"""The others differ little from these, and are deep."""
+"""Phases of the ordinary suite. The other phases, which are similar, are marked deep."""
 
 
 def asked(
@@ -97,7 +97,7 @@ def test_a_first_step_that_compiles_for_long_ends_without_a_checkpoint(
 
 
 def test_a_file_stops_a_run_that_still_prepares_its_data(words: Words, tmp_path: Path) -> None:
-    """The run directory is not the run's yet: the file is all that can reach it."""
+    """The run has no records in its directory yet, so only the file can stop it."""
     run = tmp_path / "run"
     line = words(run)
     (result,) = asked(line, "store", str(run / "stop"), world=1, rank=0)

@@ -23,7 +23,7 @@ ATTACKS = (
 )
 
 
-def test_a_run_goes_on_whatever_strangers_send_to_its_coordinator(
+def test_a_run_continues_whatever_foreign_peers_send_to_its_coordinator(
     words: Words, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -56,7 +56,7 @@ def test_a_run_goes_on_whatever_strangers_send_to_its_coordinator(
         result["message"] for result in results
     ]
     assert json.loads((run / "exit.json").read_text())["code"] == 0
-    assert len(answered) > len(ATTACKS), "the coordinator listened where the strangers knocked"
+    assert len(answered) > len(ATTACKS), "the foreign peers reached the coordinator"
     assert all(
         json.loads(line).keys() == {"nonce"} for said in answered for line in said.splitlines()
     )

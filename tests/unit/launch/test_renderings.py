@@ -67,7 +67,7 @@ def test_a_prepare_array_gets_every_word_and_its_comment_runs_nothing(tmp_path, 
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_torchrun_static_and_with_restarts(tmp_path):
+def test_torchrun_has_a_static_rendezvous_and_with_restarts_an_elastic_one(tmp_path):
     """An IPv6 address has brackets where a port follows."""
     given = launch(tmp_path, gpus=2, nodes=2, master_addr="2001:db8::1")
     static = render("torchrun", given).text
@@ -279,7 +279,7 @@ def test_go_makes_the_secret_through_standard_input_before_the_job(tmp_path):
     assert job.argv[-1] == made.file and job.stdin is None
 
 
-def test_sky_reads_its_task(tmp_path):
+def test_the_parser_of_sky_accepts_the_task(tmp_path):
     """SkyPilot's own parser accepts the task, if it is installed (pip install skypilot)."""
     sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot")
     made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100"))
@@ -378,7 +378,7 @@ def test_without_a_checkout_the_installed_module_is_started(target, tmp_path):
         ("sky", "--gpu "),
     ],
 )
-def test_what_is_missing_is_named(target, flag, tmp_path):
+def test_a_missing_option_is_named_with_its_flag(target, flag, tmp_path):
     with pytest.raises(ConfigError) as refused:
         render(target, launch(tmp_path))
     assert flag in (refused.value.fix or "")

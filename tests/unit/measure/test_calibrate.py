@@ -1,4 +1,4 @@
-"""Measuring this machine for real, shortly: numbers that are possible, and nothing left behind."""
+"""Short real measurements of this machine: plausible numbers, and no process left running."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_good_file(tmp_path: Path) -> None:
+def test_comments_blank_lines_and_addresses_are_read(tmp_path: Path) -> None:
     text = "# nodes\n\nnode1 slots=8   # the first\n  10.0.0.2\tslots=4\nfe80::1 slots=1\n"
     assert read_hostfile(written(tmp_path, text)) == (
         Host("node1", 8),
@@ -57,7 +57,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert all(f"hostfile:{line}" in (refused.value.got or "") for line in (1, 2, 4))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_hostfile(tmp_path / "none")
     (tmp_path / "binary").write_bytes(b"\xff\xfe slots=1")
@@ -83,7 +83,7 @@ def test_an_ipv6_address_in_brackets_is_that_address(zero: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("good", ["gpu1", "gpu_1", "me@gpu1", "a.b@10.0.0.1", "me@fe80::1"])
-def test_destinations(good: str) -> None:
+def test_valid_destinations_are_accepted(good: str) -> None:
     assert check_destination(good) == good
 
 
@@ -94,7 +94,7 @@ NO_HOSTS = """
 
 
 @pytest.mark.parametrize("bad", ["", "a b@c", "me@gpu1\n", *NO_HOSTS.split()])
-def test_no_destinations(bad: str) -> None:
+def test_invalid_destinations_are_refused(bad: str) -> None:
     with pytest.raises(ConfigError, match="not a host") as refused:
         check_destination(bad)
     assert "a port or a zone" in (refused.value.fix or "")

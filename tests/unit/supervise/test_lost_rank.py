@@ -1,4 +1,4 @@
-"""Which errors mean a lost rank, so that its reason is waited for."""
+"""Which errors mean a lost rank, whose reason the other ranks then wait for."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def test_a_lost_peer_is_recognised(text: str) -> None:
     ],
 )
 def test_an_error_of_this_rank_is_not_a_lost_peer(error: Exception) -> None:
-    """A file name with "rank" is not one, nor is the rank of a tensor."""
+    """A file name with "rank" does not mean a lost peer, nor does the rank of a tensor."""
     assert not is_about_a_connection(error)

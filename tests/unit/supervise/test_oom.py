@@ -15,7 +15,7 @@ from wikillm.supervise.records import end_of
 
 
 def memory_group(limit: int) -> Path | None:
-    """A new control group with a memory limit, of either version; None where none can be made."""
+    """A new control group (v1 or v2) with a memory limit; None if it cannot be created."""
     for top, name in (
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
         (Path("/sys/fs/cgroup"), "memory.max"),

@@ -45,7 +45,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
 
 
-def test_the_environment_goes_first_and_must_be_a_secret(tmp_path: Path) -> None:
+def test_the_environment_has_precedence_and_must_be_long_enough(tmp_path: Path) -> None:
     assert run_secret(tmp_path, {VARIABLE: "0123456789abcdef"}) == b"0123456789abcdef"
     assert not list(tmp_path.iterdir())
     for short in ("", "password"):
