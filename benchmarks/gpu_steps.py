@@ -96,7 +96,7 @@ def steps() -> list[Step]:
         _mission("mission", 2, limit=120, least=50),
         _train("train_120m", Shape("120m", 512, 32), all_five, loss="stock", limit=330, least=100),
         Step("tests", "tests/gpu", 260, 60, _tests, _test_counts),
-        Step("losses", "projection and loss alone", 90, 40, _losses, _raw("losses")),
+        Step("losses", "projection and loss alone", 150, 40, _losses, _raw("losses")),
         _train("train_0.5b", Shape("0.5b", 2048, 8), three, loss="stock", limit=200, least=80),
         _mission("mission_zero3", 3, limit=100, least=50),
         _train("train_1.5b", Shape("1.5b", 4096, 2), three[1:], limit=150, least=60),

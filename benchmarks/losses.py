@@ -31,6 +31,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of this fol
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 
 from benchmarks.record import (
@@ -56,6 +57,7 @@ CONTENDERS = {
     "chunked": "WikiLLM, chunked",
     "triton": "WikiLLM, triton",
     "fp8": "WikiLLM, fp8: 8-bit products",
+    "inductor": "the stock loss compiled with Inductor's auto_chunker",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GPU_SHAPES = (
@@ -76,9 +78,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpu", action="store_true", help="the shapes of the presets, in bf16")
-    parser.add_argument(
-        "--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS)
-    )
+    names = "default: all; on a CPU without inductor, which compiles for a minute"
+    parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), help=names)
     parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
@@ -98,6 +99,8 @@ def missing(name: str) -> str | None:
         return "liger-kernel is not installed"
     if (name.startswith("liger") or name == "triton") and device() == "cpu" and not interprets:
         return "needs a GPU"
+    if name == "inductor" and not hasattr(torch._inductor.config, "auto_chunker"):
+        return f"no auto_chunker in torch {torch.__version__}"
     if name == "fp8" and device() == "cpu":
         return "emulated on a CPU"
     return None
@@ -112,6 +115,9 @@ def loss_of(name: str, rows: int, hidden: int, vocab: int) -> Loss:
         kept: Any = {"batch_chunk_size": ours, "chunking_method": None, "acc_policy": "accurate"}
         options = torch.nn.LinearCrossEntropyOptions(**(kept if name == "torch-rows" else {}))
         return lambda x, w, labels: F.linear_cross_entropy(x, w, labels, options=options)
+    if name == "inductor":
+        whole = functools.partial(stock, count=rows)
+        return torch.compile(whole, dynamic=False, options={"auto_chunker.enable": True})
     if name in ("chunked", *LOSSES):
         function = loss_function(name)
         return lambda x, w, labels: function(x, w, labels, count=rows, chunk_rows=ours)
@@ -285,6 +291,8 @@ def table_of(
 
 def main() -> None:
     args = arguments()
+    if args.contenders is None:
+        args.contenders = [name for name in CONTENDERS if args.gpu or name != "inductor"]
     if args.gpu:
         if device() == "cpu":
             raise SystemExit("not run: no GPU here")
