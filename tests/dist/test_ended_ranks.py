@@ -67,7 +67,7 @@ def test_the_reason_of_a_killed_single_process_is_recorded(words: Words, tmp_pat
 def test_a_rank_killed_in_setup_is_named_and_the_other_rank_ends(
     words: Words, tmp_path: Path
 ) -> None:
-    """The other rank holds the GIL in DeepSpeed's shared-memory op, so its agent kills it."""
+    """The other rank waits for it while DeepSpeed starts."""
     codes, said = broken(words, tmp_path / "run", "set-up kill", 1, deepspeed="zero2")
     assert codes[1] == -signal.SIGKILL and codes[0] in (ExitCode.MACHINE, -signal.SIGKILL)
     assert re.fullmatch(KILLED.format(rank=1), said["reason"])

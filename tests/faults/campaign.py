@@ -34,7 +34,6 @@ from faults.lab import Lab, Setup  # noqa: E402
 from faults.table import table  # noqa: E402
 from faults.trials import Fault, Trial, run_trial  # noqa: E402
 from wikillm.core.files import write_json  # noqa: E402
-from wikillm.train.cpu_ops import sweep_shared_memory  # noqa: E402
 
 SETUPS = (
     Setup(world=1),
@@ -125,6 +124,16 @@ def _count(lab: Lab, setup: Setup, rank: int) -> int:
     return counted[0]
 
 
+def remove_stock_buffers() -> None:
+    """Remove what stock ranks leave, 66 MiB each: some hundred trials would fill /dev/shm.
+
+    A rank of another campaign that has mapped its buffer keeps the mapping.
+    """
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*"):
+        if time.time() - path.stat().st_mtime > 60:
+            path.unlink(missing_ok=True)
+
+
 def run_campaign(
     lab: Lab, faults: dict[str, int], seed: int, *, stock: bool, only: str, known: set[Key]
 ) -> Iterator[Trial]:
@@ -137,8 +146,7 @@ def run_campaign(
             if (fault, str(setup), number) in known:
                 continue
             trial = run_trial(lab, fault, do, setup, number)
-            # Stock ranks leave 66 MiB each in /dev/shm: some hundred trials would fill it.
-            sweep_shared_memory()
+            remove_stock_buffers()
             print(f"{'PROBLEM' if trial.problems else 'ok':8}{trial}", flush=True)
             yield trial
 
@@ -192,9 +200,6 @@ def main() -> int:
             content["facts"] = facts(options.trials, options.seed, before + time.time() - began)
             # After each trial: a campaign of hours may be ended early, also while it writes.
             write_json(options.to, content)
-    if options.stock:
-        time.sleep(6)  # younger buffers stay: those of the last trials
-        sweep_shared_memory()
     print(table(content))
     failed = [trial for trial in done if trial.problems and not trial.setup.startswith("hf")]
     print(f"{len(done)} trials, {len(failed)} WikiLLM trials with problems; {options.to}")

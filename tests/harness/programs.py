@@ -74,8 +74,13 @@ def leave_without(missing_rank: int, timeout: float) -> float:
     return time.monotonic() - start
 
 
-def start_and_sum() -> float:
-    """Start DeepSpeed's engine on CPU as a run does, then sum the ranks (from 1)."""
+def start_and_sum(ops: str) -> tuple[float, list[str]]:
+    """Start DeepSpeed's engine on CPU as a run does, then sum the ranks (from 1).
+
+    Returns the sum, and the buffers of DeepSpeed's shared-memory op that this process has mapped.
+    `ops` is the folder of compiled ops.
+    """
+    os.environ["TORCH_EXTENSIONS_DIR"] = ops
     import deepspeed
     import torch
 
@@ -86,7 +91,8 @@ def start_and_sum() -> float:
     start_engine(world, Engine("fp32", {"zero_optimization": {"stage": 2}}, ()))
     value = torch.tensor([float(world.rank + 1)] * 64)
     deepspeed.comm.all_reduce(value)
-    return float(value[0])
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    return float(value[0]), [line for line in maps if "deepspeed_allreduce_buffer" in line]
 
 
 def train(words: list[str], **options: Any) -> dict[str, Any]:

@@ -74,15 +74,12 @@ def test_a_disk_that_fills_up(words: Any, tmp_path: Path) -> None:
 
 
 @needs_mounts
-def test_a_read_only_home_is_named_by_the_variable_that_helps(words: Any, tmp_path: Path) -> None:
+def test_a_run_with_deepspeed_trains_with_a_read_only_home(words: Any, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     options = {"deepspeed": "zero1"}
     (found,) = run_ranks(train_with_read_only_home, 1, words(tmp_path / "run"), options, str(home))
-    assert found["code"] == 3 and "export TORCH_EXTENSIONS_DIR=FOLDER" in found["message"], found[
-        "message"
-    ]
-    assert found["exit"]["code"] == 3
+    assert found["code"] == 0, found["message"]
 
 
 @pytest.fixture(scope="module")

@@ -120,13 +120,3 @@ def is_open_here(path: Path) -> bool:
             if os.readlink(descriptor) == target:
                 return True
     return False
-
-
-def is_in_use(path: Path) -> bool:
-    """Whether a process on this machine has `path` open, or mapped into its memory."""
-    target = f" {path.resolve()}\n"
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):
-            if target in maps.read_text(errors="replace"):
-                return True
-    return is_open_here(path)

@@ -21,8 +21,8 @@ SHARED_MEMORY = Path("/dev/shm")
 CPU_GROUPS = Path("/sys/fs/cgroup")
 LEAST_OPEN_FILES = 256
 WANTED_OPEN_FILES = 4096
-SHM_PER_CPU_RANK = 70 * 10**6
-"""DeepSpeed's buffer on CPU: 69,206,024 bytes measured with 0.19.8."""
+SHM_PER_CPU_RANK = 16 * 2**20
+"""Batches that the loader's workers hand over, rounded up."""
 SHM_PER_GPU_RANK = 64 * 2**20
 """NCCL's buffers between processes; a container's default of 64 MiB is too small for two."""
 MEMORY_PER_RANK = 2 * 2**30
@@ -104,7 +104,7 @@ def shared_memory(needs: Needs) -> Finding:
         return warn("there is no /dev/shm", why, "mount -t tmpfs tmpfs /dev/shm")
     free = shutil.disk_usage(SHARED_MEMORY).free
     per_rank = SHM_PER_GPU_RANK if count_gpus() else SHM_PER_CPU_RANK
-    uses_it = needs.slots > 1 or (bool(needs.recipe) and not count_gpus())
+    uses_it = needs.slots > 1 or not count_gpus()
     need = needs.slots * per_rank if uses_it else 0
     found = f"{format_size(free)} free, {format_size(need)} needed"
     if free < need:

@@ -49,8 +49,6 @@ STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Bytes per logit at the peak of Hugging Face's loss: logits, fp32 copy, log-softmax, gradient."""
 CPU_CONTEXT_BYTES = 44_000_000
 """Pages of libraries, and gloo's buffers."""
-SHARED_MEMORY_OP = 69_206_024
-"""Buffer of DeepSpeed's shared-memory op on a CPU."""
 GATHER_COPIES = 2.8
 """Gathered weights, full gradients and buffers of collectives of ZeRO-3 on a CPU, as a multiple of
 the weights; measured."""
@@ -305,5 +303,5 @@ def _on_cpu(workload: Workload, strategy: Strategy, activations: int) -> Memory:
         activations + tokens * layers * repeated,
         loss,
         buckets,
-        context=CPU_CONTEXT_BYTES + (SHARED_MEMORY_OP if strategy.recipe != "ddp" else 0),
+        context=CPU_CONTEXT_BYTES,
     )

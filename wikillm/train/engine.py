@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from wikillm.measure.device import bf16_gain
 from wikillm.plan.batch import split_batch
 from wikillm.plan.check_recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
+from wikillm.train.op_locks import remove_stale_locks
 
 WORTH_BF16 = 1.5
 """Least speed-up of bf16 products over float32 for which a CPU trains in bf16. Measured: above 2
@@ -184,23 +184,14 @@ def start_engine(world: World, engine: Engine) -> None:
     if engine.json is None:
         return
     world.export()
-    from wikillm.train import cpu_ops
-
+    if world.local_rank == 0:
+        remove_stale_locks()
     if torch.cuda.is_available():
-        if world.local_rank == 0:
-            cpu_ops.sweep_op_locks()
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would guess it, with a warning
-    if world.local_rank == 0:
-        cpu_ops.sweep_shared_memory()
-    cpu_ops.check_shared_memory(world.local_size)
-    cpu_ops.build_cpu_op()
-    if world.local_rank == 0:
-        cpu_ops.sweep_op_locks()  # of ops that DeepSpeed compiles later, when it needs them
     import deepspeed
 
-    # DeepSpeed prints on every rank that its op was loaded.
-    with contextlib.redirect_stdout(io.StringIO()):
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    torch.distributed.barrier()
-    cpu_ops.release_shared_memory()
+    # Leave out the all-reduce in shared memory that only DeepSpeed's inference uses: it compiles
+    # for 40 s, and each rank of each run leaves 66 MiB in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
