@@ -32,8 +32,8 @@ def load_weights(
 
     Args:
         advice: the fix in errors about the folder.
-        takes_all: whether to refuse weights that the model has no place for.
-        spare: returns whether a weight of that name may be ignored all the same.
+        takes_all: whether to refuse a weight in the folder that the model has no parameter for.
+        spare: with `takes_all`, returns whether a weight of that name may be left out.
         options: further options of `from_pretrained`.
 
     Raises:
@@ -54,6 +54,7 @@ def load_weights(
         return loaded[0], loaded[1]
 
     model, report = reading(folder, load, advice=advice)
+    # transformers only logs what it could not load: refuse it here.
     kinds = ("missing_keys", "mismatched_keys", *(("unexpected_keys",) if takes_all else ()))
     wrong = {kind: sorted(map(str, report.get(kind) or ())) for kind in kinds}
     if spare is not None and takes_all:

@@ -34,7 +34,7 @@ _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
 
 @contextmanager
 def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[None]:
-    """Make `torch.load` refuse other classes and functions in the block, for any `weights_only`.
+    """In the block, make `torch.load` refuse classes outside `KNOWN`, for any `weights_only`.
 
     Args:
         where: the checkpoint, named in the message.
@@ -46,6 +46,7 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
     if trust:
         yield
         return
+    # torch obeys one of two variables over any `weights_only` that a caller passes.
     before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
     os.environ[_FORCE] = "1"
     try:

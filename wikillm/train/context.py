@@ -1,4 +1,4 @@
-"""State that the parts of a run share: `PlannedRun` before, `RunContext` after it has started."""
+"""State that the parts of a run share: `PlannedRun` before the start, then `RunContext`."""
 
 from __future__ import annotations
 

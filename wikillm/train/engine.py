@@ -31,13 +31,18 @@ from wikillm.plan.run_plan import Plan, RankGpu
 from wikillm.train.op_locks import remove_stale_locks
 
 WORTH_BF16 = 1.5
-"""Least speed-up of bf16 products over float32 for which a CPU trains in bf16. Measured: above 2
-with AVX512-BF16, below 1 without (docs/measurements/2026-11-28-cpu-bf16.md)."""
+"""A CPU trains in bf16 if its bf16 products are at least this many times as fast as float32's.
+Measured: above 2 with AVX512-BF16, below 1 without (docs/measurements/2026-11-28-cpu-bf16.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`json`: the DeepSpeed configuration without any "auto"; None for DistributedDataParallel."""
+    """The chosen engine and precision.
+
+    Attributes:
+        json: the DeepSpeed configuration without any "auto"; None for DistributedDataParallel.
+        notes: changes to the DeepSpeed file's values, for the log.
+    """
 
     precision: Precision
     json: dict[str, Any] | None
@@ -55,8 +60,7 @@ class Engine:
 
 
 def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
-    """The precision that `train.precision` gives on this machine, by the rule of
-    config/precision.py."""
+    """What `train.precision` means on this machine, by config/precision.py."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -72,7 +76,7 @@ def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> Tr
     """
     if resume == "never" or train.precision != "auto" or torch.cuda.is_available():
         return train
-    with contextlib.suppress(CheckpointError):  # verified, and refused, when it is loaded
+    with contextlib.suppress(CheckpointError):  # a damaged checkpoint is refused when it is loaded
         checkpoint = find_complete(
             checkpoints if resume == "auto" else Path(resume), lambda _: None, quiet=True
         )

@@ -45,7 +45,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
 
 @dataclass(slots=True)
 class Ending:
-    """What `ending` needs at the end of the run; filled in as the run starts.
+    """Objects that `ending` uses at the end of the run; each is set once it exists.
 
     Attributes:
         group: for the common exit; None before the process group exists.
@@ -69,7 +69,7 @@ def ending(
     in a collective.
 
     Args:
-        close: called at any end of the block, to stop what runs in the background.
+        close: called at any end of the block, to stop background work.
     """
     end = Ending()
     error: BaseException | None = None

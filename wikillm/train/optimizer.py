@@ -42,11 +42,13 @@ def parameter_groups(
         decayed: names of the parameters with weight decay.
         train: rates, momenta and decay; Muon's matrices have the same decay.
     """
+    # Mark the hidden matrices, since DeepSpeed's Muon finds them by `use_muon`.
     names = dict(model.named_parameters())
     decays = set(decayed)
     hidden = {name for name, parameter in names.items() if is_hidden_matrix(name, parameter)}
     for name, parameter in names.items():
         parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # read by DeepSpeed
+    # AdamW's groups come first: the logged learning rate is the first group's.
     adam = {
         "lr": train.learning_rate,
         "betas": (train.adam_beta1, train.adam_beta2),

@@ -32,6 +32,7 @@ MEMORY_BASIS = {
 
 def record_outcome(context: RunContext, tokens_per_second: float | None) -> None:
     """Write predicted and measured peak memory and speed. (all ranks)"""
+    # Measure on every rank; rank 0 writes.
     peak = context.peak
     world = context.world
     engine = context.engine
@@ -39,12 +40,13 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
     peaks: list[Any] = context.group.gather((peak.training, peak.whole))
     if not world.is_main:
         return
+    # Predict with the settings as they were trained, on this device.
     cfg = context.resolved.config
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     workload = Workload(cfg.model, plan.vocab_size, plan.sequence_length)
     strategy = None
-    with suppress(ConfigError):  # the DeepSpeed JSON may have been removed meanwhile
+    with suppress(ConfigError):  # the DeepSpeed JSON may have been removed since the start
         strategy = strategy_of(
             cfg.model,
             cfg.train,
@@ -56,6 +58,7 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
             precision=engine.precision,
             device="cuda" if on_gpu else "cpu",
         )
+    # There are no formulas for 16 bit on a CPU: the prediction is then None.
     has_formula = on_gpu or engine.precision == "fp32"
     memory = memory_per_rank(workload, strategy) if strategy and has_formula else None
     speed = _speed(workload, plan, strategy, world, device) if strategy and has_formula else None

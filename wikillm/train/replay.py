@@ -103,6 +103,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
 
     Raises CheckpointError when the ledger does not have the step, or no loss was logged since.
     """
+    # The step, and the first log at or after it, which has a loss to compare with.
     history = History.of(read_ledger(run / NAME))
     line = next((each for each in history.steps if each.step == step), None)
     logged = next((e for e in history.steps if e.step >= step and e.loss is not None), None)
@@ -115,6 +116,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     begins = [each.step for each in history.segments if each.step < step]
     before = [each.step for each in history.steps if each.step < step and each.loss is not None]
     checkpoint = _checkpoint_before(run, max([0, *before, *begins]))
+    # Train again in a folder of its own, with the settings of the run's last start.
     replay = Replay(_as_logged(run, logged.step, logged.loss))
     port = os.environ.get("MASTER_PORT", str(os.getpid()))  # the same on all ranks
     name = f"wikillm-replay-{run.resolve().name}-{step}-{port}"
@@ -134,6 +136,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     finally:
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)
+    # Compare the tokens of every computed step with the ledger, and name the step's documents.
     digests = {each.step: each.digest for each in history.steps}
     facts = history.segments[-1].order
     corpus = corpus_of_run(run, facts)
@@ -151,6 +154,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
 
 
 def _unneeded() -> list[str]:
+    """Command-line words that reset the keys which only the switched-off features use."""
     fields = TrainSection.model_fields
     names_of_keys = [name for name, other, *_ in NEEDS if other in _WITHOUT]
     return [f"train.{name}={json.dumps(fields[name].default)}" for name in names_of_keys]
@@ -193,7 +197,7 @@ def _checkpoint_before(run: Path, step: int) -> Path | None:
 
 
 def _data_words(run: Path) -> list[str]:
-    """Settings that name the store that the run has read, so that no store is built."""
+    """Command-line words that name the run's store, so that no store is built."""
     data = load(str(run / "config.resolved.yaml")).config.data
     if data.mixture or scheme_of(data.store or ""):
         return []

@@ -27,7 +27,8 @@ _SHOWN = 6  # names in an error
 
 
 def is_portable(checkpoint: Path) -> bool:
-    """Whether any number of ranks can read it: format 1, of version 0.2, has DeepSpeed's files."""
+    """Whether any number of ranks can read the checkpoint: not in format 1 (version 0.2), whose
+    state is in the files of DeepSpeed or Hugging Face."""
     return (checkpoint / RANKS).is_dir()
 
 
@@ -40,7 +41,7 @@ def restore(
     """Fill the weights and the optimizer of this rank. (all ranks)
 
     Args:
-        run_state: of the checkpoint; `run_state["engine"]` holds the optimizer's step counts.
+        run_state: the checkpoint's wikillm_state.json; "engine" holds the optimizer's step counts.
         verified: contents of files that verification has already read.
 
     Raises CheckpointError if the tensors are not those of this model and optimizer.

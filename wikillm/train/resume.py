@@ -127,10 +127,10 @@ def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) ->
 
     Args:
         checkpoints: the run's checkpoint folder.
-        resume: "never", "auto" (the last one written, if any) or the path of a checkpoint or run.
+        resume: "never", "auto" (the newest complete one) or the path of a checkpoint or run.
 
     Raises:
-        CheckpointError: the named one, or every one, is missing or damaged.
+        CheckpointError: the named checkpoint, or with "auto" every one, is missing or damaged.
     """
     if resume == "never":
         return None
@@ -245,11 +245,13 @@ def check_same_run(
         lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
+    # Going back: another version of WikiLLM cleans text differently, so its store is named.
     back = "set it back"
-    if any(line.startswith("data.cleaner:") for line in lines):  # of another version of WikiLLM
+    if any(line.startswith("data.cleaner:") for line in lines):
         store = f"data.path=null data.store=stores/{str(then['store'])[:12]}"
         back = f"continue with the store of that run: {store}"
-    # Another fix for each case: only the horizon or batch differs; the weights differ; the rest.
+    # Going on: accept the value, if only horizon or batch differ; else another run, which can begin
+    # with the checkpoint's weights if they still fit.
     weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"

@@ -2,7 +2,7 @@
 
 The order follows from dependencies: the plan needs the tokens, the DeepSpeed configuration needs
 the plan, TrainingArguments (which create the process group) need the DeepSpeed configuration, and
-the model needs TrainingArguments. Every check that can run before the process group exists does.
+the model needs TrainingArguments. Checks that need no process group run before it exists.
 """
 
 from __future__ import annotations
@@ -73,25 +73,26 @@ def pretrain(
         allow_change: accept another horizon or batch than the checkpoint's.
         trust_checkpoint: allow the code in a checkpoint's pickles to run.
         replay: the steps to compute again; training ends after the last of them.
-        signals, supervisor: those that the caller has started; None starts new ones.
+        signals, supervisor: objects that the caller has started; None starts new ones.
 
     Raises:
-        WikiLLMError: the run was refused or failed; its `exit_code` is that in RUN/exit.json.
+        WikiLLMError: the run was refused or failed; RUN/exit.json has the same `exit_code`.
     """
     options = ResumeOptions(resume, allow_change, trust_checkpoint, replay)
     world = World.from_env()
     with ExitStack() as stack:
         if signals is None:
             signals = stack.enter_context(installed())
-        # First the checks that need neither the data nor the other ranks.
+        # Run the checks that need neither the data nor the other ranks.
         cfg = resolved.config
         settings = settings_of(cfg.train, cfg.run, cfg.alerts)
         refuse_before_supervision(settings.run, cfg.data.store, world)
         read_tasks(cfg.train.eval_tasks)
         limit_threads(world, os.cpu_count() or 1)
-        section = with_precision_of(resume, settings.run / "checkpoints", cfg.train)
-        resolved = replace(resolved, config=cfg.model_copy(update={"train": section}))
+        train_section = with_precision_of(resume, settings.run / "checkpoints", cfg.train)
+        resolved = replace(resolved, config=cfg.model_copy(update={"train": train_section}))
         check_engine(resolved, world)
+        # Start the supervision, and watch for the files RUN/stop and RUN/save.
         if supervisor is None:
             watching = supervise(world, settings, lambda: facts_of_this_node(to_yaml(resolved)))
             supervisor = stack.enter_context(watching)
@@ -120,10 +121,11 @@ def _pretrain(
     supervisor: Supervisor,
     options: ResumeOptions,
 ) -> None:
+    """Start the run, then train; after a Rewind, train again. (all ranks)"""
     cfg = resolved.config
     heartbeat = supervisor.heartbeat
 
-    # Data, plan and engine: the checks that need no process group.
+    # Open the data, and run the checks on plan and engine, which need no process group.
     heartbeat.enter("store")
     corpus = open_run_corpus(cfg.data, world, in_epochs=cfg.train.num_train_epochs is not None)
     planned = _plan_run(resolved, world, corpus)
@@ -140,7 +142,7 @@ def _pretrain(
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = partial(_leave_early, run.path, world.rank, supervisor)
 
-        # The process group, then agreement on ranks, folder and checkpoint.
+        # Create the process group, then agree on the ranks and the folder.
         start_engine(world, planned.engine)
         args = to_training_arguments(planned)
         end.group = group = ControlGroup()
@@ -174,14 +176,14 @@ def _train_from(
 ) -> str | None:
     """Train from the checkpoint that `options.resume` names. (all ranks)
 
-    Returns None at the end of the run, or the next `resume` after a Rewind, when nothing refers to
-    the model any more.
+    Returns None at the end of the run. After a Rewind returns the next `resume`, and nothing refers
+    to the model any more.
     """
     cfg = start.resolved.config
     point = agree_on_resume_point(start.run.checkpoints, options.resume, start.group, start.world)
     plan = _plan_from(point, start, args)
 
-    # The model, under the DeepSpeed configuration that `args` keeps alive.
+    # Build the model, under the DeepSpeed configuration that `args` keeps alive.
     start.heartbeat.enter("model")
     eos_id = start.corpus.manifest.tokenizer.eos_id
     model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
@@ -206,7 +208,7 @@ def _plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
 def _plan_on(
     corpus: Corpus, resolved: Resolved, world: World, done: tuple[int, int] | None = None
 ) -> Plan:
-    """Make the plan. `done` holds the steps and samples that a checkpoint was trained on."""
+    """Make the plan. `done` is the number of steps and of samples that a checkpoint has trained."""
     train = resolved.config.train
     return make_plan(
         resolved,
@@ -253,7 +255,7 @@ def _patch(
 
 
 def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments) -> Plan:
-    """The plan; on resume recomputed from the checkpoint's step and samples (any batch size)."""
+    """The plan; after a resume, made again from the checkpoint's step and samples."""
     if point is None:
         return planned.plan
     done = (point.step, point.trained_samples)

@@ -158,9 +158,9 @@ class RunDir:
         return lock
 
     def _special_file(self) -> Path | None:
-        """A pipe or a device in the place of a file, which whoever opens or reads it waits for.
+        """A pipe, device or socket in the place of a file or folder, whose opening would block.
 
-        The files that are only written record by record may be one.
+        Files that are only appended to (metrics, events, ledger) may be pipes.
         """
         names = sorted({*_OWN_NAMES.split()} - {"metrics.jsonl", "events.jsonl", "ledger.jsonl"})
         paths = [*(self.path / name for name in names), *(self.path / "logs").glob("*")]
@@ -178,14 +178,14 @@ class RunDir:
         Raises MachineError.
         """
         free = shutil.disk_usage(self.path).free
-        to_come = bytes_freed_at_start(self.checkpoints, keep)
-        if free + to_come >= checkpoint:
+        removable = bytes_freed_at_start(self.checkpoints, keep)
+        if free + removable >= checkpoint:
             return
         kept = min(max(1, keep.newest - 1), len(list_checkpoints(self.checkpoints)))
         fewer = f"train.save_total_limit={kept - 1}, or " if kept > 1 else ""
         more = ""
-        if to_come:
-            more = f", and {format_size(to_come)} more when superfluous checkpoints are removed"
+        if removable:
+            more = f", and {format_size(removable)} more when superfluous checkpoints are removed"
         raise MachineError(
             f"There is no room for a checkpoint in {self.checkpoints}.",
             got=f"a checkpoint takes {format_size(checkpoint)}; {format_size(free)} are free{more}",

@@ -66,8 +66,8 @@ PIECE_BYTES = 256 << 20
 _GATHER_TIMEOUT = timedelta(hours=6)
 """Long enough for the slowest rank's disk; the supervisor watches for hangs."""
 
-Part = tuple[Extent, Fragment]
-Copied = tuple[list[Extent], memoryview]
+Part = tuple[Extent, Fragment]  # a byte range of a file, and the values for it
+Copied = tuple[list[Extent], memoryview]  # byte ranges, and their bytes one after the other
 Result = TypeVar("Result")
 
 
@@ -161,9 +161,9 @@ class CheckpointSaver:
         parts = _in_file_order(fragments, job.layout)
         size = ITEM * sum(fragment.values.numel() for _, fragment in parts)
         if self._fits(size):
-            work = [self._copied(parts, size)]
+            copied = [self._copied(parts, size)]
             self._thread = threading.Thread(
-                target=self._run, args=(job, work, began), name="saver", daemon=True
+                target=self._run, args=(job, copied, began), name="saver", daemon=True
             )
             self._thread.start()
         else:
@@ -204,25 +204,30 @@ class CheckpointSaver:
         return has_room or self._buffer.nbytes >= size
 
     def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
-        """The ranges of `parts` and their bytes, in the buffer."""
+        """Copy `parts` into the buffer; returns their byte ranges and the filled buffer."""
         if self._buffer.nbytes < size:
             self._buffer = torch.empty(0)  # free the old buffer before allocating a larger one
             on_gpu = torch.cuda.is_available()
             self._buffer = torch.empty(size // ITEM, dtype=torch.float32, pin_memory=on_gpu)
-        at = 0
+        end = 0
         for _, fragment in parts:
-            target = self._buffer[at : at + fragment.values.numel()]
-            target.copy_(fragment.values, non_blocking=True)
-            at += fragment.values.numel()
+            start = end
+            end += fragment.values.numel()
+            self._buffer[start:end].copy_(fragment.values, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return [extent for extent, _ in parts], self._buffer[:at].numpy().data.cast("B")
+        return [extent for extent, _ in parts], self._buffer[:end].numpy().data.cast("B")
 
-    def _run(self, job: _Job, work: Iterable[Copied], began: float) -> None:
-        """The background part of a save. An error is kept for `finish` to raise."""
+    def _run(self, job: _Job, pieces: Iterable[Copied], began: float) -> None:
+        """Write and publish a save. An error is kept for `finish` to raise.
+
+        Args:
+            pieces: the copied values, produced one at a time while the last one is written.
+            began: `time.monotonic()` at the start of the save.
+        """
         try:
             self._together(job, lambda: self._prepare(job))
-            entries = self._together(job, lambda: self._write(job, work))
+            entries = self._together(job, lambda: self._write(job, pieces))
             files = {name: entry for part in entries for name, entry in part.items()}
             self._together(job, lambda: self._publish(job, files))
         except Exception as error:
@@ -259,12 +264,12 @@ class CheckpointSaver:
             (staged / RANKS).mkdir(parents=True)
             job.digests |= create_files(staged, job.layout)
 
-    def _write(self, job: _Job, work: Iterable[Copied]) -> dict[str, FileEntry]:
+    def _write(self, job: _Job, pieces: Iterable[Copied]) -> dict[str, FileEntry]:
         """Write this rank's ranges, then its record: their digests and the random state."""
         staged = self.staging / checkpoint_name(job.step)
         names = [file.name for file in job.layout.files]
         _wait_for([staged / name for name in names])
-        for extents, data in work:
+        for extents, data in pieces:
             _check_finite(job.step, data)
             job.digests |= write_share(staged, job.layout, extents, data)
         record = {"random": job.random, "digests": digests_to_json(names, job.digests)}

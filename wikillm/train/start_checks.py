@@ -31,6 +31,7 @@ def check_world(
     On a CPU, HF without `use_cpu` assumes a world of one and trains every sample on every rank.
     Raises MachineError.
     """
+    # Compare what launcher, torch and HF say about this process.
     group_size = dist.get_world_size() if dist.is_initialized() else 1
     group_rank = dist.get_rank() if dist.is_initialized() else 0
     views = {
@@ -44,6 +45,7 @@ def check_world(
             got="\n".join(f"{who}: rank {rank} of {size}" for who, (rank, size) in views.items()),
             fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`",
         )
+    # Compare the ranks with each other.
     ranks = control.gather(args.process_index)
     if sorted(ranks) != list(range(world.size)):  # type: ignore[type-var]
         raise MachineError(
@@ -74,6 +76,7 @@ def check_shared_folder(run: RunDir, world: World, control: ControlGroup) -> dic
 
     Raises MachineError, which names the ranks without access.
     """
+    # Rank 0 makes a new file; every rank looks for it, and for rank 0's identity of the run.
     name: Any = control.gather(f"start-{uuid.uuid4().hex}")[0]
     mark = run.staging / name
     if world.is_main:
@@ -86,6 +89,7 @@ def check_shared_folder(run: RunDir, world: World, control: ControlGroup) -> dic
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
+    # Agree on the ranks that do not see them.
     found: list[Any] = control.gather((sees, platform.node()))
     if world.is_main:
         mark.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ from wikillm.train.context import PlannedRun
 from wikillm.train.engine import Engine
 
 
-def _reason(train: TrainSection, engine: Engine) -> str:
-    """The reason, for the log, why a CPU trains in bf16; "" elsewhere."""
+def _why_bf16(train: TrainSection, engine: Engine) -> str:
+    """Why a CPU trains in bf16 under precision=auto, as text for the log; "" in other cases."""
     if train.precision != "auto" or engine.precision != "bf16" or torch.cuda.is_available():
         return ""
     return f" ({bf16_gain():.1f} times float32's products here; train.precision=fp32 overrides)"
@@ -33,7 +33,7 @@ def log_start_summary(planned: PlannedRun) -> None:
         f"({plan.parameters:,}), vocabulary {plan.vocab_size:,}"
     )
     ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
-    say(f"engine     {engine.name}, {ranks}, {engine.precision}{_reason(cfg.train, engine)}")
+    say(f"engine     {engine.name}, {ranks}, {engine.precision}{_why_bf16(cfg.train, engine)}")
     chosen = " (auto)" if cfg.train.per_device_train_batch_size == "auto" else ""
     say(
         f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences{chosen}"

@@ -37,7 +37,6 @@ from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.layout import undo_first_step
 from wikillm.train.fragments.state import TrainingState
 from wikillm.train.optimizer import build_muon, parameter_groups
-from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
 from wikillm.train.restore import (
     check_loaded_weights,
@@ -98,7 +97,6 @@ class WikiTrainer(Trainer):
         # The losses that the next one is compared with (callbacks.spikes); saved in checkpoints.
         self.recent_losses: Iterable[float] = ()
         self.data_seconds = 0.0
-        self._norm_copy = PinnedCopy()
         self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=LOSSES_KEPT)
         self.average: WeightAverage | None = None
         self.grad_norm: Any = None
@@ -272,24 +270,24 @@ class WikiTrainer(Trainer):
         return step_losses.sum()
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """HF's count, summed over all micro-batches of a step."""
+        """HF's count of FLOPs, summed over all micro-batches of a step."""
         return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Let HF clip, unless DeepSpeed has clipped: accelerate would wait for its norm."""
+        """Let HF clip, but only without DeepSpeed, whose norm accelerate would wait for."""
         if self.is_deepspeed_enabled:
             return model.get_global_grad_norm()
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm to log, not waited for: it has reached the host once the loss is read."""
+        """The norm to log, copied without waiting: the copy is complete once HF reads the loss."""
         if grad_norm is None and self.is_deepspeed_enabled:
             grad_norm = model.get_global_grad_norm()
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
         self.grad_norm = grad_norm
         is_tensor = isinstance(grad_norm, torch.Tensor)
-        return self._norm_copy.start(grad_norm) if is_tensor else grad_norm
+        return grad_norm.to("cpu", non_blocking=True) if is_tensor else grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Copy the training state; the saver writes it during the next steps. (all ranks)
@@ -299,20 +297,21 @@ class WikiTrainer(Trainer):
         self.ledger.flush(durable=True)
         self.store_flos()
         state = self.training_state()
-        small = None
+        small_files = None
         if self.context.world.is_main:
             run_state = self.run_state(self.state.global_step) | {"engine": state.counters()}
             trainer_state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
-            small = SmallFiles(run_state, trainer_state, self.model)
+            small_files = SmallFiles(run_state, trainer_state, self.model)
         specs = state.specs()
         fragments = state.fragments()
         if self.average is not None and self.average.has_begun:
             specs += self.average.specs()
             fragments += self.average.parts
-        self.saver.save(self.state.global_step, specs, fragments, small)
+        self.saver.save(self.state.global_step, specs, fragments, small_files)
 
     def store_flos(self) -> None:
-        """Multiply the count by the ranks, as all have the same; HF would sum with a collective."""
+        """Add this rank's FLOPs times the number of ranks: all have the same, so HF's sum over the
+        ranks by a collective is not needed."""
         self.state.total_flos += self.current_flos * self.accelerator.num_processes
         self.current_flos = 0
 
@@ -343,6 +342,7 @@ class WikiTrainer(Trainer):
         return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
 
     def should_stop_evaluating(self) -> bool:
-        """Before every batch, where the evaluation also reports progress. (all ranks)"""
+        """Whether any rank was asked to stop. Called before every batch: it also marks progress for
+        the supervisor. (all ranks)"""
         self.context.heartbeat.progress()
         return self.context.group.any(self.context.signals.received is not None)[0]

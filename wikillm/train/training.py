@@ -107,7 +107,7 @@ def train(
                 context.write_data_record()  # again, since the store may have grown
         if isinstance(error, Rewind):
             error.resume = _where_to_resume(context, sequence)
-            _leave(trainer, end)
+            _free(trainer, end)
     record_outcome(context, report.mean_tokens_per_second)
     report.log_end(time.monotonic() - start)
 
@@ -164,15 +164,15 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
     return data
 
 
-def _leave(trainer: WikiTrainer, end: Ending) -> None:
+def _free(trainer: WikiTrainer, end: Ending) -> None:
     """Free this trainer's engine and memory before the next trainer is made. (all ranks)"""
     step = trainer.state.global_step
-    end.step = lambda: step  # without the trainer
+    end.step = lambda: step  # a value, since the old function refers to the trainer
     release(trainer)
 
 
 def _where_to_resume(context: RunContext, sequence: int) -> str:
-    """`resume` for the next trainer: this start's latest save, else its own origin. (rank 0)"""
+    """The next trainer's `resume`: this start's latest save, else its own origin. (rank 0)"""
     if _next_sequence(context) > sequence:
         return "auto"
     return str(context.point.checkpoint) if context.point else "never"

@@ -32,7 +32,7 @@ class DiskSpaceCallback(TrainerCallback):
         if not control.should_save:
             return
         self.saver.finish()  # the saver writes and removes checkpoints in the background
-        reported = self._what_is_missing() if self.context.world.is_main else None
+        reported = self._missing_space() if self.context.world.is_main else None
         missing: Any = self.context.group.gather(reported)[0]
         if missing is None:
             return
@@ -43,7 +43,7 @@ class DiskSpaceCallback(TrainerCallback):
         warn(f"{what} It is left out, and training goes on.\n  {missing}")
         control.should_save = False
 
-    def _what_is_missing(self) -> str | None:
+    def _missing_space(self) -> str | None:
         """The missing space as text; None if the checkpoint fits. (rank 0)"""
         folder = self.context.run.checkpoints
         size = self.context.checkpoint_bytes

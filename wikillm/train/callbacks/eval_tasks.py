@@ -38,7 +38,6 @@ class EvalTasksCallback(TrainerCallback):
         self.encoded = [
             encode_task(tokenizer, task, shots=task.shots, limit=self.limit) for task in self.tasks
         ]
-        self._scored_at = -1
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0:
@@ -49,9 +48,6 @@ class EvalTasksCallback(TrainerCallback):
             self._score(state.global_step)
 
     def _score(self, step: int) -> None:
-        if step == self._scored_at:
-            return
-        self._scored_at = step
         context = self.trainer.context
         context.heartbeat.enter("evaluate")
         found: list[ChoiceScore] = []

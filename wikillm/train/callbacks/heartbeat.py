@@ -10,7 +10,10 @@ from wikillm.supervise.heartbeat import Heartbeat
 
 
 class HeartbeatCallback(TrainerCallback):
-    """Must be the last callback. HF calls step end, evaluation, save; the trainer marks reading."""
+    """Must be the last callback: it marks the phase that follows, once the others have decided it.
+
+    The trainer itself marks the reading of data.
+    """
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat

@@ -32,7 +32,6 @@ class SampleCallback(TrainerCallback):
         self.takes_part = bool(self.observe.sample_prompts) and takes_part
         folder = context.corpus.tokenizer_dir
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._sampled_at = -1
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         every = self.observe.sample_steps
@@ -44,13 +43,11 @@ class SampleCallback(TrainerCallback):
             self._sample(state.global_step)
 
     def _sample(self, step: int) -> None:
-        if not self.takes_part or step == self._sampled_at:
-            return
-        self._sampled_at = step
+        """Complete every prompt and report the texts."""
+        if not self.takes_part:
+            return  # this rank waits for rank 0 in the next step
         prompts = self.observe.sample_prompts
-        self.trainer.context.heartbeat.enter(
-            "evaluate"
-        )  # the others wait for this rank in the next step
+        self.trainer.context.heartbeat.enter("evaluate")
         try:
             with self.report.meter.pause():
                 texts = complete(

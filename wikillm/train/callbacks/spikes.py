@@ -20,7 +20,6 @@ from wikillm.supervise.alerts import Alerts
 from wikillm.supervise.settings import alerts_of, settings_of
 from wikillm.train.bad_batch import BadMicroBatch, describe_micro_batch
 from wikillm.train.callbacks.report import ReportCallback
-from wikillm.train.pinned import PinnedCopy
 from wikillm.train.rewind import Rewind
 from wikillm.train.spikes import LossSpike, SpikeDetector, write_skips
 from wikillm.train.trainer import LOSSES_KEPT, WikiTrainer
@@ -48,7 +47,6 @@ class SpikeCallback(TrainerCallback):
         trainer.recent_losses = self.detector.recent
         self._next = trainer.first_step  # the first step that was not judged
         self._last_spike = -1
-        self._copy = PinnedCopy()
         self._arriving: torch.Tensor | None = None
 
     def on_step_end(
@@ -58,7 +56,7 @@ class SpikeCallback(TrainerCallback):
         if control.should_save or state.global_step >= state.max_steps or pending >= LOSSES_KEPT:
             self._judge(self._sums())
         elif control.should_log:
-            self._arriving = self._copy.start(self._sums())
+            self._arriving = self._sums().to("cpu", non_blocking=True)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Judge the copied losses: HF has waited for its loss, so the copy has arrived."""

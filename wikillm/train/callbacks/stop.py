@@ -23,11 +23,37 @@ from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
 from wikillm.supervise.requests import SAVE
 from wikillm.train.bad_batch import SHOWN, BadMicroBatch, not_finite
-from wikillm.train.pinned import DeferredFlag
 from wikillm.train.trainer import WikiTrainer
 
 DIVERGED = "diverged.json"
 """File in the run directory that lists the micro-batches whose loss was not finite."""
+
+
+class DeferredFlag:
+    """A boolean computed on the device and read without waiting: on a GPU, one step late."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def push(self, flag: torch.Tensor) -> bool:
+        """Start copying this step's flag; returns the last step's (on a CPU, this step's)."""
+        if not flag.is_cuda:
+            return bool(flag)
+        arrived = self.flush()
+        host = flag.to("cpu", non_blocking=True)  # into pinned memory
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = (host, event)
+        return arrived
+
+    def flush(self) -> bool:
+        """Wait for the pending flag and return it; False if there is none."""
+        if self._pending is None:
+            return False
+        host, event = self._pending
+        self._pending = None
+        event.synchronize()
+        return bool(host)
 
 
 class SkipCounter:

@@ -111,10 +111,8 @@ def replicated_layout(names: Mapping[int, str], optimizer: Any) -> Layout:
     Args:
         optimizer: torch's optimizer, or DeepSpeed's wrapper of one for 16-bit weights.
     """
-    if hasattr(optimizer, "fp32_groups"):
+    if _has_copies(optimizer):
         return _of_copies(names, optimizer)
-    if hasattr(optimizer, "fp32_groups_flat"):
-        return _of_flat_copies(names, optimizer)
     slots = {
         names[id(parameter)]: Slot(parameter, 0, 0, parameter.numel(), group)
         for group in optimizer.param_groups
@@ -130,47 +128,38 @@ def undo_first_step(optimizer: Any) -> None:
     begin with step 2.
     """
     wrapper = getattr(optimizer, "optimizer", optimizer)
-    if hasattr(wrapper, "fp32_groups") or hasattr(wrapper, "fp32_groups_flat"):
+    if _has_copies(wrapper):
         wrapper.optimizer.state.clear()
         wrapper.refresh_fp32_params()
 
 
+def _has_copies(optimizer: Any) -> bool:
+    return hasattr(optimizer, "fp32_groups") or hasattr(optimizer, "fp32_groups_flat")
+
+
 def _of_copies(names: Mapping[int, str], wrapper: Any) -> Layout:
-    """FP16_UnfusedOptimizer, also for bf16: a float32 copy of each parameter."""
-    groups = list(
-        zip(wrapper.optimizer.param_groups, wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
-    )
-    slots = {
-        names[id(parameter)]: Slot(copy, 0, 0, copy.numel(), group)
-        for group, parameters, copies in groups
-        for parameter, copy in zip(parameters, copies, strict=True)
-    }
+    """ZeRO 0 with 16-bit weights: DeepSpeed's wrapper gives the optimizer float32 copies of them.
 
-    def publish() -> None:
-        for _, parameters, copies in groups:
-            for parameter, copy in zip(parameters, copies, strict=True):
-                parameter.data.copy_(copy.data)
-
-    return Layout(wrapper.optimizer, slots, is_replicated=True, publish=publish)
-
-
-def _of_flat_copies(names: Mapping[int, str], wrapper: Any) -> Layout:
-    """FP16_Optimizer, with FusedAdam on a GPU: one flat float32 copy of each group."""
+    FP16_UnfusedOptimizer, also for bf16, makes a copy of each parameter. FP16_Optimizer, with
+    FusedAdam on a GPU, makes one flat copy of each group.
+    """
+    is_flat = hasattr(wrapper, "fp32_groups_flat")
     slots = {}
-    groups = zip(
-        wrapper.optimizer.param_groups, wrapper.fp16_groups, wrapper.fp32_groups_flat, strict=True
-    )
-    for group, parameters, flat in groups:
+    parameters = {}
+    for group, members in zip(wrapper.optimizer.param_groups, wrapper.fp16_groups, strict=True):
         offset = 0
-        for parameter in parameters:
-            slots[names[id(parameter)]] = Slot(flat, offset, 0, parameter.numel(), group)
-            offset += parameter.numel()
+        for index, parameter in enumerate(members):
+            copy = group["params"][0 if is_flat else index]
+            name = names[id(parameter)]
+            parameters[name] = parameter
+            slots[name] = Slot(copy, offset, 0, parameter.numel(), group)
+            if is_flat:
+                offset += parameter.numel()
 
     def publish() -> None:
-        for parameters, flat in zip(wrapper.fp16_groups, wrapper.fp32_groups_flat, strict=True):
-            sizes = [parameter.numel() for parameter in parameters]
-            for parameter, values in zip(parameters, torch.split(flat.data, sizes), strict=True):
-                parameter.data.copy_(values.view_as(parameter))
+        for name, slot in slots.items():
+            values = slot.tensor.data.view(-1)[slot.offset : slot.offset + slot.count]
+            parameters[name].data.copy_(values.view_as(parameters[name]))
 
     return Layout(wrapper.optimizer, slots, is_replicated=True, publish=publish)
 
