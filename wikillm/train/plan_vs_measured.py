@@ -63,20 +63,7 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
     memory = memory_per_rank(workload, strategy) if strategy and has_formula else None
     speed = _speed(workload, plan, strategy, world, device) if strategy and has_formula else None
     outcome = {
-        "setup": {
-            "device": device,
-            "engine": engine.name.replace("DeepSpeed ", "").replace("data parallel", "DDP"),
-            "ranks": world.size,
-            "parameters": plan.parameters,
-            "precision": engine.precision,
-            "per_device_train_batch_size": plan.micro_batch,
-            "gradient_accumulation_steps": plan.accumulation,
-            "sequence_length": plan.sequence_length,
-            "vocab_size": plan.vocab_size,
-            "mlp_kernel": cfg.train.mlp_kernel,
-            "sequence_parallel_size": plan.sequence_parallel_size,
-            "gradient_checkpointing": cfg.train.gradient_checkpointing,
-        },
+        "setup": _setup(context, device),
         "predicted": {
             "memory_bytes": comparable_bytes(memory, on_gpu=on_gpu) if memory else None,
             "memory_parts": memory.parts() if memory else None,
@@ -92,6 +79,27 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
     }
     with suppress(OSError):
         write_json(context.run.path / FILE_NAME, outcome)
+
+
+def _setup(context: RunContext, device: str) -> dict[str, Any]:
+    """The settings that memory and speed depend on."""
+    plan = context.plan
+    engine = context.engine
+    train = context.resolved.config.train
+    return {
+        "device": device,
+        "engine": engine.name.replace("DeepSpeed ", "").replace("data parallel", "DDP"),
+        "ranks": context.world.size,
+        "parameters": plan.parameters,
+        "precision": engine.precision,
+        "per_device_train_batch_size": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "sequence_length": plan.sequence_length,
+        "vocab_size": plan.vocab_size,
+        "mlp_kernel": train.mlp_kernel,
+        "sequence_parallel_size": plan.sequence_parallel_size,
+        "gradient_checkpointing": train.gradient_checkpointing,
+    }
 
 
 def comparable_bytes(memory: Memory, *, on_gpu: bool) -> int:

@@ -85,7 +85,7 @@ def test_small_probabilities_of_a_large_vocabulary_reach_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(bad: float) -> None:
+def test_an_element_that_is_not_finite_makes_the_result_not_finite(bad: float) -> None:
     hidden, weight, labels = inputs()
     hidden[3, 3] = bad
     loss, *gradients = outcome(

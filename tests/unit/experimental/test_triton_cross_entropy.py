@@ -80,7 +80,7 @@ def test_error_against_float64(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_it_is_the_same_bit_by_bit_on_repeating() -> None:
+def test_a_repetition_gives_the_same_bits() -> None:
     from wikillm.experimental.registry import LOSSES
     from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 

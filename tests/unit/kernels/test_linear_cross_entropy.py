@@ -54,7 +54,7 @@ def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
     upstream=st.sampled_from([1.0, 0.37, 4.0]),
 )
-def test_any_shape_gives_the_reference(
+def test_loss_and_gradients_equal_the_reference_for_any_shape(
     n: int, h: int, v: int, chunk: int, ignored: float, upstream: float
 ) -> None:
     hidden, weight, labels = inputs(n, h, v, seed=n * 53 + v, ignored=ignored)

@@ -36,7 +36,7 @@ def outcome(function: object, tensors: list[torch.Tensor], **options: int) -> li
 @pytest.mark.parametrize(
     ("shape", "rows"), [((37,), 8), ((3, 37), 64), ((3, 37), 1), ((3, 37), 500), ((1, 1), 16)]
 )
-def test_output_and_gradients_are_the_references(
+def test_output_and_gradients_equal_the_reference(
     dtype: torch.dtype, bound: float, shape: tuple[int, ...], rows: int
 ) -> None:
     truth = outcome(reference.swiglu, inputs(*shape))
@@ -46,7 +46,7 @@ def test_output_and_gradients_are_the_references(
         assert float((got.double() - wanted).norm() / wanted.norm()) < bound
 
 
-def test_under_autocast_weights_keep_their_type() -> None:
+def test_gradients_keep_the_weights_type_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = outcome(tiled_swiglu, inputs(3, 37, dtype=torch.float32), chunk_rows=16)
     assert found[0].dtype == torch.bfloat16 and {grad.dtype for grad in found[1:]} == {
@@ -57,7 +57,7 @@ def test_under_autocast_weights_keep_their_type() -> None:
 
 
 def kept_bytes(function: object, **options: int) -> int:
-    """Of tensors that wait for the backward and are not an input."""
+    """Bytes of the tensors that are kept for the backward, inputs excluded."""
     kept: dict[int, int] = {}
     tensors = inputs(3, 37)
     own = {tensor.data_ptr() for tensor in tensors}
@@ -72,6 +72,6 @@ def kept_bytes(function: object, **options: int) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in own)
 
 
-def test_nothing_as_wide_as_the_intermediate_waits_for_the_backward() -> None:
+def test_no_intermediate_activation_is_kept_for_the_backward() -> None:
     assert kept_bytes(reference.swiglu) >= 4 * 3 * 37 * WIDTH * 8
     assert kept_bytes(tiled_swiglu, chunk_rows=16) == 0

@@ -65,7 +65,7 @@ def packed_batch(lengths: list[int], seed: int = 0, shuffle: bool = True) -> dic
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
 @torch.no_grad()
-def test_packed_documents_have_the_logits_they_have_alone(kind: str, attention: str) -> None:
+def test_a_packed_document_has_the_same_logits_as_alone(kind: str, attention: str) -> None:
     model = model_of(kind, attention)
     batch = packed_batch([5, 2, 30, 1, 1, 9, 60, 3, 17])
     packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
@@ -118,7 +118,7 @@ def test_positions_count_from_the_beginning_of_each_document(
     assert batch["max_length_q"] == batch["max_length_k"] == lengths_of_blocks.max()
 
 
-def test_the_setting_decides_and_evaluation_follows_it() -> None:
+def test_document_mask_applies_to_training_and_evaluation() -> None:
     assert document_mask("off", "sdpa", EOS) is None
     assert document_mask("on", "sdpa", EOS) == DocumentMask(EOS)
     flash = document_mask("on", "flash_attention_2", EOS)
@@ -130,7 +130,7 @@ def test_the_setting_decides_and_evaluation_follows_it() -> None:
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "autocast"])
 @pytest.mark.parametrize("kind", list(ARCHITECTURES))
-def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) -> None:
+def test_a_mask_shared_by_all_layers_gives_the_same_bits(kind: str, precision: str) -> None:
     batch, model = packed_batch([5, 2, 30, 1, 9, 40]), model_of(kind, "sdpa").train()
     model = model.double() if precision == "float64" else model
     found = []
@@ -150,8 +150,8 @@ def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) 
     assert "forward" not in model.model.__dict__
 
 
-def test_a_layer_more_keeps_no_mask_more() -> None:
-    """Hugging Face's way keeps T x T floats more per layer, of each of four sequences."""
+def test_a_further_layer_keeps_no_further_mask() -> None:
+    """Stock Hugging Face keeps a T x T mask per layer for each of the four sequences."""
     ids = torch.ones(4, 256, dtype=torch.long)
     positions = torch.cat([torch.arange(100), torch.arange(156)]).expand(4, -1)
 
@@ -176,7 +176,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("documents", [False, True])
-def test_no_value_of_a_batch_is_looked_at(documents: bool) -> None:
+def test_no_value_of_a_batch_is_read_on_the_host(documents: bool) -> None:
     batch, model = packed_batch([5, 2, 30, 1, 9, 40]), model_of("qwen2", "sdpa").train()
     inputs = (
         batch
@@ -197,7 +197,7 @@ def test_no_value_of_a_batch_is_looked_at(documents: bool) -> None:
 
 
 @torch.no_grad()
-def test_what_has_no_documents_or_a_mask_of_its_own_is_left_alone() -> None:
+def test_inputs_without_documents_or_with_a_mask_give_the_stock_results() -> None:
     model = model_of("qwen2", "sdpa")
     ids = torch.arange(1, 13).view(2, 6)
     plain = model(input_ids=ids).logits
@@ -210,7 +210,7 @@ def test_what_has_no_documents_or_a_mask_of_its_own_is_left_alone() -> None:
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True), text)
 
 
-def test_another_attention_and_a_second_time_are_refused() -> None:
+def test_other_attention_and_a_second_patch_are_refused() -> None:
     with pytest.raises(WikiLLMError, match="eager"):
         prepare_masks(model_of("qwen2", "eager"))
     model = model_of("qwen2", "sdpa")

@@ -76,14 +76,16 @@ def test_fresh_weights(architecture: str, args: TrainingArguments) -> None:
     assert not torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
 
 
-def test_padded_rows_start_like_the_others(args: TrainingArguments) -> None:
+def test_padding_rows_of_the_vocabulary_are_initialised_as_the_others(
+    args: TrainingArguments,
+) -> None:
     rows = build_model(ModelSection(**SMALL), 640, args, eos_id=639, seed=1).get_input_embeddings()
     assert rows.padding_idx is None, "the end-of-text row would never be trained"
     assert rows.weight[600:].std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_continuing_another_architecture(
+def test_init_from_keeps_the_architecture_and_the_weights(
     architecture: str, tmp_path: Path, args: TrainingArguments
 ) -> None:
     section = ModelSection(architecture=architecture, **SMALL)
@@ -138,7 +140,7 @@ def test_a_folder_that_changed_after_the_plan_is_refused(
     assert "vocab_size: 128, planned 64" in (refused.value.got or "")
 
 
-def test_the_model_must_follow_its_own_arguments(tmp_path: Path) -> None:
+def test_a_model_built_under_a_foreign_deepspeed_configuration_is_refused(tmp_path: Path) -> None:
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")

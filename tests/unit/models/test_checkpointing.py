@@ -73,7 +73,7 @@ def count_calls(model: Any) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", [(), ("tiled",)])
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
-def test_the_same_losses_and_gradients(
+def test_checkpointing_changes_no_loss_and_no_gradient(
     architecture: str, kernels: tuple[str, ...], kind: Checkpointing
 ) -> None:
     model = build(architecture).double()
@@ -86,7 +86,7 @@ def test_the_same_losses_and_gradients(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_under_autocast(kind: Checkpointing) -> None:
+def test_checkpointing_changes_nothing_under_autocast(kind: Checkpointing) -> None:
     model = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         wanted = outcome(model)
@@ -95,14 +95,14 @@ def test_under_autocast(kind: Checkpointing) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropout_draws_the_same_twice(kind: Checkpointing) -> None:
+def test_the_recomputation_draws_the_same_dropout(kind: Checkpointing) -> None:
     model = build(attention_dropout=0.5).double()
     wanted = outcome(model)
     checkpoint_layers(model, kind)
     assert_equal_outcomes(outcome(model), wanted, rtol=1e-12, atol=1e-14)
 
 
-def test_what_is_computed_twice() -> None:
+def test_each_kind_recomputes_only_its_operators() -> None:
     counted = {}
     for kind in ("none", *KINDS):
         model = build()
@@ -186,7 +186,7 @@ def test_compiled_layers_keep_less_and_do_no_product_twice() -> None:
     assert attention == [4, 4, 4, 8]
 
 
-def test_evaluation_and_generation_are_left_alone() -> None:
+def test_evaluation_and_generation_recompute_nothing() -> None:
     model = build()
     checkpoint_layers(model, "selective")
     plain = count_calls(model)
@@ -197,7 +197,7 @@ def test_evaluation_and_generation_are_left_alone() -> None:
     ).shape == (1, 5)
 
 
-def test_twice_is_refused_and_a_copy_is_its_own() -> None:
+def test_a_second_checkpointing_is_refused_and_a_copy_uses_its_own_weights() -> None:
     model = build()
     checkpoint_layers(model, "full")
     with pytest.raises(WikiLLMError, match="checkpointed"):

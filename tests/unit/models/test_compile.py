@@ -101,7 +101,7 @@ def test_a_graph_break_is_an_error() -> None:
         model(input_ids=ids(), use_cache=False)
 
 
-def test_what_is_saved_keeps_its_names_and_the_code_comes_back() -> None:
+def test_saved_weights_keep_their_names_and_the_patch_is_reversible() -> None:
     model = build("qwen2")
     names = list(model.state_dict())
     compile_layers(model, {(2, 8)}, backend="eager")

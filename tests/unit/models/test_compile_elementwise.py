@@ -55,7 +55,7 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
         pytest.param("qwen3", ("tiled", "selective"), "aot_eager", marks=pytest.mark.deep),
     ],
 )
-def test_the_same_losses_and_gradients(
+def test_compiled_functions_give_the_same_losses_and_gradients(
     architecture: str, kernels: tuple[str, ...], backend: str
 ) -> None:
     stock = build(architecture)
@@ -81,7 +81,7 @@ def test_the_same_losses_and_gradients(
 @pytest.mark.parametrize(
     "precision", ["bfloat16", pytest.param("autocast", marks=pytest.mark.deep)]
 )
-def test_in_16_bit_it_is_as_near_to_float32_as_the_stock_model(precision: str) -> None:
+def test_16_bit_gradients_are_as_near_to_float32_as_the_stock_models(precision: str) -> None:
     truth = outcome(build())[1]
     found = []
     for is_compiled in (False, True):
@@ -120,7 +120,7 @@ def test_evaluation_and_generation_run_the_stock_code() -> None:
     assert compiled_graphs() == 0
 
 
-def test_it_is_put_back_and_refused_where_it_is_not_known() -> None:
+def test_the_patch_is_reversible_and_refused_for_an_unknown_model() -> None:
     model = build()
     compile_elementwise(model)
     with pytest.raises(WikiLLMError, match="train.compile=elementwise does not know"):

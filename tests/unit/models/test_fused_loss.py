@@ -39,7 +39,7 @@ def step(model: Any, **inputs: Any) -> tuple[float, dict[str, torch.Tensor], Any
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("count", [None, 17, torch.tensor(29)])
 @pytest.mark.parametrize("shifted", [True, False])
-def test_loss_and_gradients_are_hugging_faces(
+def test_loss_and_gradients_equal_hugging_faces(
     architecture: str, tied: bool, count: Any, shifted: bool
 ) -> None:
     stock = build(architecture, tie_word_embeddings=tied)
@@ -80,7 +80,7 @@ def test_evaluation_keeps_no_logits(model: Any) -> None:
         lambda m: m.lm_head(torch.ones(2, 32)),
     ],
 )
-def test_all_that_needs_logits_is_unchanged(
+def test_calls_that_return_logits_are_unchanged(
     model: Any, call: Callable[[Any], torch.Tensor]
 ) -> None:
     model.eval()
@@ -90,13 +90,13 @@ def test_all_that_needs_logits_is_unchanged(
         assert torch.equal(call(model), before)
 
 
-def test_twice_is_refused(model: Any) -> None:
+def test_a_second_patch_is_refused(model: Any) -> None:
     patch_loss(model, rows=36, device_type="cpu")
     with pytest.raises(WikiLLMError, match="chunked"):
         patch_loss(model, rows=36, device_type="cpu")
 
 
-def test_unknown_models_are_refused_when_patched_and_left_alone_when_evaluated() -> None:
+def test_an_unknown_model_is_refused_by_the_patch_and_unchanged_in_evaluation() -> None:
     other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(WikiLLMError, match="train.loss_kernel=stock"):
         patch_loss(other, rows=36, device_type="cpu")
@@ -105,8 +105,8 @@ def test_unknown_models_are_refused_when_patched_and_left_alone_when_evaluated()
 
 
 @torch.no_grad()
-def test_fused_for_a_while(model: Any) -> None:
-    """The inner block leaves what it found; after the outer one the model has logits again."""
+def test_the_fused_loss_lasts_until_the_end_of_the_outer_block(model: Any) -> None:
+    """An inner block changes nothing; after the outer block the model returns logits again."""
     with fused_loss(model, rows=36):
         with fused_loss(model, rows=36):
             assert model(**batch()).logits is None
@@ -115,7 +115,7 @@ def test_fused_for_a_while(model: Any) -> None:
     assert "forward" not in {**model.__dict__, **model.lm_head.__dict__}
 
 
-def test_in_8_bit_only_the_training_loss_is() -> None:
+def test_only_the_training_loss_is_computed_in_8_bit() -> None:
     stock, ours = build(vocab_size=96), build(vocab_size=96)
     inputs = {key: value.clamp(max=95) for key, value in batch().items()}
     assert patch_loss(ours, "fp8", rows=36, device_type="cpu").name == "fp8"

@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], type[WikiLLMError], str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_that_is_no_whole_model_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_incomplete_model_folder_is_refused(kind: str, tmp_path: Path) -> None:
     act, error, said = KINDS[kind]
     tiny_model().save_pretrained(tmp_path)
     act(tmp_path)
@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(kind: str, tmp_path: Path) -
     assert said in str(caught.value) and "copy it again" in str(caught.value), str(caught.value)
 
 
-def test_a_whole_folder_is_loaded_and_extra_weights_are_refused_where_all_must_be_taken(
+def test_a_complete_folder_loads_and_extra_weights_are_refused_with_takes_all(
     tmp_path: Path,
 ) -> None:
     tiny_model().save_pretrained(tmp_path)
@@ -78,7 +78,7 @@ def test_a_whole_folder_is_loaded_and_extra_weights_are_refused_where_all_must_b
         load_weights(tmp_path, advice="", takes_all=True)
 
 
-def test_a_disk_that_fails_is_not_the_folders_fault(tmp_path: Path) -> None:
+def test_a_failing_disk_is_a_machine_error(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError(5, "Input/output error")
 

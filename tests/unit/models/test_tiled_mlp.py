@@ -33,7 +33,7 @@ def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_losses_and_gradients_are_those_of_the_stock_layers(
+def test_losses_and_gradients_equal_the_stock_layers(
     architecture: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(chunks.MLP_CHUNKS, "cpu", (1, 24, 24))
@@ -58,12 +58,12 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
     assert outcome(model)[0] == wanted
 
 
-def test_a_model_whose_mlp_is_not_known_is_refused() -> None:
+def test_a_model_with_an_unknown_mlp_is_refused() -> None:
     with pytest.raises(WikiLLMError, match="MistralForCausalLM"):
         tile_mlp(MistralForCausalLM(MistralConfig(**SHAPE)), rows=74, device_type="cpu")
 
 
-def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks() -> None:
+def test_the_plan_counts_chunks_instead_of_the_intermediate_activations() -> None:
     words = [
         "train.sequence_length=32768",
         "train.global_batch_tokens=4194304",

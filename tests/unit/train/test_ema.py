@@ -1,4 +1,4 @@
-"""The moving average: its arithmetic, where it starts, and how it goes on after a load.
+"""The moving average: its arithmetic, its start, and its continuation after a load.
 
 tests/dist/test_training_state.py has it on other ranks and engines, test_recipes.py in real runs.
 """
@@ -48,7 +48,7 @@ def whole(average: WeightAverage) -> dict[str, torch.Tensor]:
     return {part.spec.name: part.values.reshape(part.spec.shape) for part in average.parts}
 
 
-def test_it_is_the_recursion_and_fits_a_model() -> None:
+def test_the_average_follows_the_recursion_and_fits_a_model() -> None:
     model: Any = tiny_model()
     average = average_of(model)
     seen = drive(model, EmaCallback(trainer_of(average), 0.75, 3), 1, 5)
@@ -59,7 +59,7 @@ def test_it_is_the_recursion_and_fits_a_model() -> None:
     assert sum(map(torch.numel, fitted.values())) == sum(map(torch.numel, model.parameters()))
 
 
-def test_before_its_start_there_is_none_and_export_says_so(tmp_path: Path) -> None:
+def test_no_average_exists_before_ema_start_and_export_reports_that(tmp_path: Path) -> None:
     model: Any = tiny_model()
     average = average_of(model)
     drive(model, EmaCallback(trainer_of(average), 0.9, 9), 1, 2)
@@ -68,8 +68,8 @@ def test_before_its_start_there_is_none_and_export_says_so(tmp_path: Path) -> No
         read_average(tmp_path / "checkpoint-2")
 
 
-def test_the_shares_of_earlier_versions_go_on_bit_by_bit(tmp_path: Path) -> None:
-    """They are whole tensors, in one file for each rank."""
+def test_an_average_of_format_1_continues_bit_by_bit(tmp_path: Path) -> None:
+    """Format 1 has whole tensors, in one file for each rank."""
     straight: Any = tiny_model()
     uninterrupted = average_of(straight)
     drive(straight, EmaCallback(trainer_of(uninterrupted), 0.9, 2), 1, 4)

@@ -69,7 +69,7 @@ def train(model: nn.Module, *, under_deepspeed: bool, steps: int = 4) -> dict[st
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_matrices_of_layers_and_nothing_else_get_muon(model: Tiny) -> None:
+def test_muon_trains_the_matrices_of_layers_and_nothing_else(model: Tiny) -> None:
     groups = parameter_groups(model, DECAYED, SETTINGS)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [sorted(names[id(parameter)] for parameter in group["params"]) for group in groups]
@@ -93,7 +93,7 @@ def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("under_deepspeed", [False, True])
-def test_the_rule_is_the_published_one(under_deepspeed: bool, model: Tiny) -> None:
+def test_the_update_follows_the_published_rule(under_deepspeed: bool, model: Tiny) -> None:
     """Against float64; bf16's rounding inside Newton-Schulz remains (1 to 4 %)."""
     weights = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}

@@ -232,7 +232,7 @@ def test_changes_inside_a_deepspeed_file_are_logged(shape: dict[str, Any], tmp_p
     assert changed_settings(earlier, now) == [], "an earlier version did not record the content"
 
 
-def test_the_loss_scaler_has_the_rules_of_this_start_and_the_state_of_the_checkpoint() -> None:
+def test_the_loss_scaler_has_this_starts_settings_and_the_checkpoints_state() -> None:
     def dynamic(scale: float, window: int) -> Any:
         return DynamicLossScaler(
             scale, window, min_scale=1, delayed_shift=2, consecutive_hysteresis=False

@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         (ZeroDivisionError("oops"), 1, "bug"),
     ],
 )
-def test_every_end_is_recorded(
+def test_exit_json_records_how_a_run_ended(
     tmp_path: Path, error: Exception | None, code: int, meaning: str
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -129,7 +129,9 @@ def test_a_folder_with_other_files_is_refused_untouched(kind: str, tmp_path: Pat
         ("corpus.jsonl/run", "cannot be a run directory(.|\n)*corpus.jsonl is not a folder"),
     ],
 )
-def test_a_root_and_a_file_are_refused(name: str, message: str, tmp_path: Path) -> None:
+def test_the_root_folder_and_a_file_are_refused_as_run_directory(
+    name: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "corpus.jsonl").touch()
     with pytest.raises(ConfigError, match=message):
         RunDir(tmp_path / name).refuse_foreign()
@@ -172,7 +174,7 @@ def test_a_damaged_identity_is_named(text: str, tmp_path: Path) -> None:
         run.identify()
 
 
-def test_room_counts_what_the_start_clears(tmp_path: Path) -> None:
+def test_files_that_the_start_removes_count_as_free_space(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     (run.staging / "checkpoint-3").mkdir(parents=True)
     free = shutil.disk_usage(tmp_path).free

@@ -42,7 +42,7 @@ def test_a_spike_is_found_in_every_step(at: int, size: float, length: int) -> No
     assert spikes(losses) == list(range(at, at + length))
 
 
-def test_a_fall_is_no_spike() -> None:
+def test_a_falling_loss_is_no_spike() -> None:
     losses = curve(1000, 1)
     assert not spikes([loss if step < 500 else loss / 10 for step, loss in enumerate(losses)])
 
@@ -52,7 +52,7 @@ def test_a_new_level_is_accepted_after_a_window() -> None:
     assert spikes(losses, window=32) == list(range(100, 132))
 
 
-def test_a_checkpoint_continues_the_judgment() -> None:
+def test_recent_losses_from_a_checkpoint_give_the_same_spikes() -> None:
     losses = curve(600, 3)
     losses[400] += 2
     whole = SpikeDetector(64, 8.0)

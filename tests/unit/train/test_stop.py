@@ -1,4 +1,4 @@
-"""What ends a run: overflow in a row, numbers that are not finite."""
+"""Steps that fp16 skips: only a series of them ends the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wikillm.core.errors import DivergedError
 from wikillm.train.callbacks.stop import SkipCounter
 
 
-def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:
+def test_only_a_series_of_skipped_steps_ends_the_run() -> None:
     counter = SkipCounter(limit=3)
     assert [counter.step(total) for total in (0, 1, 2, 2, 3, 4)] == [
         False,

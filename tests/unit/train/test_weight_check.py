@@ -12,7 +12,7 @@ KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 3, 8, 33])
-def test_every_bit_counts(kind: torch.dtype, size: int) -> None:
+def test_one_flipped_bit_changes_the_checksum(kind: torch.dtype, size: int) -> None:
     tensor = torch.arange(1, size + 1).to(kind)
     before = int(checksum(tensor))
     octets = tensor.view(torch.uint8)
@@ -25,7 +25,7 @@ def test_every_bit_counts(kind: torch.dtype, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_place_in_memory_does_not_count(kind: torch.dtype) -> None:
+def test_the_checksum_does_not_depend_on_the_place_in_memory(kind: torch.dtype) -> None:
     values = torch.arange(100).to(kind)
     buffer = torch.zeros(120, dtype=kind)
     for start in range(9):
@@ -35,7 +35,7 @@ def test_the_place_in_memory_does_not_count(kind: torch.dtype) -> None:
             assert int(checksum(part)) == int(checksum(values[:size].clone()))
 
 
-def test_the_majority_is_right_and_without_one_all_are_named() -> None:
+def test_ranks_outside_the_majority_are_named_and_all_ranks_without_a_majority() -> None:
     good = RankSums("a", (1, 2))
     bad = RankSums("b", (1, 3))
     worse = RankSums("c", (0, 0))
