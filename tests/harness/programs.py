@@ -87,6 +87,7 @@ def start_and_sum(ops: str) -> tuple[float, list[str]]:
     from wikillm.core.world import World
     from wikillm.train.engine import Engine, start_engine
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = True  # as in a fresh process
     world = World.from_env()
     start_engine(world, Engine("fp32", {"zero_optimization": {"stage": 2}}, ()))
     value = torch.tensor([float(world.rank + 1)] * 64)

@@ -16,10 +16,12 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 import wikillm.train.trainer
 
 # DeepSpeed imports Muon with its first optimizer, and Muon imports torch's compiler (2 s a rank).
-import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  # isort: skip
+import deepspeed.runtime.zero.muon.original_muon  # isort: skip
 import torch.utils.cpp_extension  # noqa: F401  # isort: skip
 import wikillm.train.run  # noqa: F401  # isort: skip
 
+# Tests that start DeepSpeed by hand leave its shared-memory op out too (see `train.engine`).
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # transformers compiles several hundred regular expressions at the first save of a model.
 get_checkpoint_conversion_mapping("qwen2")
 # Without this, each garbage collection of a rank visits, and therefore copies, the server's pages.

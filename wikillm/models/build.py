@@ -71,16 +71,11 @@ def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTr
     # Hugging Face's initial weights depend on the order of modules and on ZeRO-3: they are skipped
     # where that is possible, and overwritten in any case.
     with no_init_weights():
-        model = _from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32, attn_implementation=section.attn_implementation
         )
     model.tie_weights()
     initialise_weights(model, seed, section.initializer_range)
-    return model
-
-
-def _from_config(config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **kwargs)  # type: ignore[no-untyped-call]
     return model
 
 
