@@ -130,12 +130,14 @@ def _loss_and_gradients(
     if wanted[1]:
         grad_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device)
     buffer_CV = hidden_NH.new_empty(chunk_rows, weight_VH.shape[0])
+    # Take the experiment's products and loss, or the plain ones.
     make_products: Any = (experiment and experiment.products) or _PlainProducts
     chunk_loss: Any = experiment and experiment.chunk_loss
     if chunk_loss is None:
         wide_CV = buffer_CV if buffer_CV.dtype == wide else torch.empty_like(buffer_CV, dtype=wide)
         chunk_loss = partial(_chunk_loss, wide_CV)
     with torch.autocast(device_type, enabled=False):
+        # For each chunk: logits, loss and its gradient, then the two products with the gradient.
         products = make_products(hidden_NH, weight_VH)
         for first in range(0, n_rows, chunk_rows):
             rows = slice(first, min(first + chunk_rows, n_rows))

@@ -27,8 +27,10 @@ _SHOWN = 6  # names in an error
 
 
 def is_portable(checkpoint: Path) -> bool:
-    """Whether any number of ranks can read the checkpoint: not in format 1 (version 0.2), whose
-    state is in the files of DeepSpeed or Hugging Face."""
+    """Whether the checkpoint loads on any number of ranks and any engine.
+
+    Checkpoints of format 1 (version 0.2) do not: DeepSpeed or Hugging Face wrote their state.
+    """
     return (checkpoint / RANKS).is_dir()
 
 

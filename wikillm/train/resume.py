@@ -65,11 +65,12 @@ CHANGEABLE = ("max_steps", "global_batch_sequences")
 """Facts whose change --allow-change accepts. With any other change the state would not load, or
 would mean something else."""
 _LAYOUT = ("zero_stage", "world_size")
-"""Facts that matter only for checkpoints of format 1: later formats hold global tensors."""
+"""Facts that must be equal for checkpoints of format 1 only, which are not portable."""
 
 
 class Computed(NamedTuple):
-    """What was logged after a step. `loss` is the mean since the previous log."""
+    """Loss and gradient norm that were logged after a step. `loss` is the mean since the log before
+    it."""
 
     step: int
     loss: float
@@ -78,7 +79,7 @@ class Computed(NamedTuple):
 
 @dataclass(slots=True)
 class Replay:
-    """Train up to the step of `logged`; `passes` collects the result of each pass."""
+    """A request to train up to the step of `logged`; `passes` collects each pass's result."""
 
     logged: Computed
     passes: list[Computed] = field(default_factory=list)
@@ -96,9 +97,10 @@ class ResumeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A verified checkpoint and its run state.
+    """A verified checkpoint.
 
     Attributes:
+        state: content of its wikillm_state.json.
         origin: ancestry of the checkpoint; None for another run's checkpoint.
         verified: bytes that this rank has verified, kept until they are loaded.
     """

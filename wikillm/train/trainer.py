@@ -83,7 +83,7 @@ class WikiTrainer(Trainer):
         self.data = data
         self.context = context
         self.saver = saver
-        # Returns the content of wikillm_state.json; set before training begins.
+        # (step) -> the content of wikillm_state.json; set before training begins.
         self.run_state: Callable[[int], dict[str, Any]] = lambda step: {}
         point = context.point
         self.first_step = point.step if point else 0
@@ -169,21 +169,21 @@ class WikiTrainer(Trainer):
         self.state.compute_steps(self.args, self.args.max_steps)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Let HF load weights of format 1; `_prepare_for_training` restores other formats."""
+        """Let HF load weights of format 1 only; see `_prepare_for_training`."""
         if not is_portable(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
-        """Let HF prepare, then restore a checkpoint with global tensors, written by any engine."""
+        """Let HF prepare, and load a checkpoint of format 1; then restore a portable checkpoint."""
         point = self.context.point
-        is_global = point is not None and is_portable(point.checkpoint)
-        hf_loads = None if is_global else resume_from_checkpoint
+        restores = point is not None and is_portable(point.checkpoint)
+        hf_loads = None if restores else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, hf_loads)
-        if point is None or is_global:
+        if point is None or restores:
             undo_first_step(self.optimizer)
-        if point is not None and is_global:
+        if point is not None and restores:
             restore(point.checkpoint, self.training_state(), point.state, point.verified)
             self._reapply_settings()
         if self.context.resolved.config.train.ema_decay:

@@ -109,6 +109,7 @@ class StopCallback(TrainerCallback):
         group = self.trainer.context.group
         signals = self.trainer.context.signals
         requests = self.trainer.context.requests
+        # This rank's votes. Before a save the check for NaN is read at once.
         bad = self._flag.push(self._not_finite(fp16=args.fp16))
         if control.should_save or state.global_step >= state.max_steps:
             bad = self._flag.flush() or bad
@@ -117,6 +118,7 @@ class StopCallback(TrainerCallback):
         saver = self.trainer.saver
         stop, diverged, save, unsaved = group.any(is_asked, bad, wants_save, saver.has_failed)
         signals.polled()
+        # What any rank voted for, in order of urgency.
         if unsaved:
             saver.finish()  # raises the background save's error on every rank
         if diverged:
