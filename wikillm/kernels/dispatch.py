@@ -71,5 +71,5 @@ def check_loss_kernel(wanted: str, *, hidden: int, vocab: int, device_type: str)
 
 
 def loss_function(name: str) -> Loss:
-    """`linear_cross_entropy`, with the parts that experiment `name` replaces, if it is one."""
+    """`linear_cross_entropy`; if `name` is an experiment, with the parts that it replaces."""
     return functools.partial(linear_cross_entropy, experiment=LOSSES.get(name))

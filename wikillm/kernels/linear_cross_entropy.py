@@ -119,7 +119,7 @@ def _loss_and_gradients(
         weight_VH = weight_VH.to(narrow)
     if device_type == "cpu" and hidden_NH.element_size() < 4:
         chunk_rows = max(1, int(chunk_rows * _NARROW_CHUNK))
-    # Allocate sums, gradients, and buffers that all chunks share: new ones would cost page faults.
+    # Allocate sums, gradients and buffers once for all chunks: new buffers would cost page faults.
     wide = torch.promote_types(hidden_NH.dtype, torch.float32)
     n_rows = hidden_NH.shape[0]
     chunk_rows = max(1, min(chunk_rows, n_rows))

@@ -36,7 +36,7 @@ def saving(staging: Path, step: int) -> Iterator[None]:
         refusal = as_refusal(error)
         if not isinstance(refusal, MachineError) or isinstance(error, MachineError):
             raise
-        # Other ranks may still write there, but no checkpoint can come of it any more.
+        # Other ranks may still write there, but this checkpoint cannot become complete any more.
         shutil.rmtree(staging, ignore_errors=True)
         newest = next(iter(arrange(staging.parent).branch), None)
         earlier = "there is no earlier checkpoint"

@@ -25,7 +25,7 @@ from wikillm.train.collectives import ControlGroup
 
 
 def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: int | None) -> None:
-    """Write exit.json: rank 0 always, another rank only if there is none yet. Never raises."""
+    """Write exit.json: rank 0 always, other ranks only if the file is missing. Never raises."""
     path = run_dir / "exit.json"
     if rank != 0:
         if error is None or is_common(error):

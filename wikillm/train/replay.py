@@ -1,6 +1,6 @@
 """Computes steps of a run again, from the checkpoint before them, in a separate directory.
 
-A replay shows whether a step (for instance one with a strange loss) follows from its data. The run
+A replay shows whether the result of a step, such as a strange loss, follows from its data. The run
 directory is only read. The settings are those of the run's last start. Loss and gradient norm must
 be bit-identical on the same number of ranks and the same software; otherwise the loss must agree
 within 1e-3 and the norm within 1e-2. This compares the forward pass, the backward pass and the

@@ -247,13 +247,13 @@ def check_same_run(
         lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
-    # Going back: another version of WikiLLM cleans text differently, so its store is named.
+    # The way back. Another version of WikiLLM cleans text differently, so its store is named.
     back = "set it back"
     if any(line.startswith("data.cleaner:") for line in lines):
         store = f"data.path=null data.store=stores/{str(then['store'])[:12]}"
         back = f"continue with the store of that run: {store}"
-    # Going on: accept the value, if only horizon or batch differ; else another run, which can begin
-    # with the checkpoint's weights if they still fit.
+    # The way forward. If only horizon or batch differ, the new value may be accepted. Otherwise
+    # another run is needed, which can begin with the checkpoint's weights if they fit its model.
     weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"

@@ -1,4 +1,4 @@
-"""The table of what a resume does with each configuration key.
+"""The table that says how a resume treats each configuration key.
 
 A value that differs from the checkpoint's is either applied or refused, and named in the log or the
 error. Tests check that every key of the schema is in the table, that changes of refused keys are

@@ -51,7 +51,7 @@ def log_start_summary(planned: PlannedRun) -> None:
 
 
 def log_new_horizon(plan: Plan) -> None:
-    """Log the horizon again: the checkpoint was trained with another batch, so it has changed."""
+    """Log the horizon that has changed, as the checkpoint was trained with another batch size."""
     say(f"{_horizon(plan)}, from the checkpoint on")
 
 

@@ -179,7 +179,7 @@ def _where_to_resume(context: RunContext, sequence: int) -> str:
 
 
 def _next_sequence(context: RunContext) -> int:
-    """Sequence number of the next checkpoint; each published checkpoint raises it by one."""
+    """Sequence number of the next checkpoint: one more than that of the last published one."""
     return next_ancestry(context.run.checkpoints, 0, None).position.sequence
 
 

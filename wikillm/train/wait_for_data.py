@@ -112,6 +112,6 @@ class DataWaiter:
             self._on_complete()
 
     def _first_error(self, failure: WikiLLMError | None) -> WikiLLMError:
-        """The error of the lowest rank that has one. (all ranks)"""
+        """The error of the lowest rank whose build failed. (all ranks)"""
         found = self._group.gather(failure)
         return next(error for error in found if isinstance(error, WikiLLMError))

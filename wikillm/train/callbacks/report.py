@@ -141,7 +141,7 @@ class ReportCallback(TrainerCallback):
         self._show({**values, names.STEP: state.global_step})
 
     def _show(self, values: dict[str, float]) -> None:
-        """Show in the live view if there is one, else as a line. The log file always has it."""
+        """Show a log entry in the live view, else as a line. The log file always gets the line."""
         log: Callable[[str], None] = say
         if self._view is not None and self._view.is_shown:
             log = log_only

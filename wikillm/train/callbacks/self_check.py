@@ -27,7 +27,7 @@ _ROWS = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}  # the same for losses, by pr
 
 
 class SelfCheckCallback(TrainerCallback):
-    """Raises for what is certainly wrong, warns about what is only unusual. (all ranks)"""
+    """Raises for a certain fault, warns about an unusual value. (all ranks)"""
 
     def __init__(self, trainer: WikiTrainer) -> None:
         context = trainer.context

@@ -85,7 +85,7 @@ class SpikeCallback(TrainerCallback):
             self._act(spikes)
 
     def _act(self, spikes: list[LossSpike]) -> None:
-        """Report the spikes of one check together; with train.spikes=skip, skip them."""
+        """Report the spikes of one check together; with train.spikes=skip, skip their samples."""
         worst = max(spikes, key=lambda spike: spike.loss)
         first = spikes[0].step
         last = spikes[-1].step

@@ -100,7 +100,7 @@ class StopCallback(TrainerCallback):
         self._skips = SkipCounter(trainer.context.resolved.config.train.max_skipped_steps)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """From here on there is something to save: a signal is read at the end of each step."""
+        """From now on a signal is handled at the end of a step, which can then be saved."""
         self.trainer.context.signals.defer()
 
     def on_step_end(
@@ -152,7 +152,7 @@ class StopCallback(TrainerCallback):
     def _stop(self, state: TrainerState, control: TrainerControl, *, saved: bool = False) -> None:
         if self.stopped_by is not None:
             return
-        # Every rank reports the reason of the lowest rank that has one, or its own.
+        # Every rank reports its own reason, or else that of the lowest rank with a reason.
         own_reason = self.trainer.context.signals.received
         reasons = dict(enumerate(self.trainer.context.group.gather(own_reason)))
         first = min((rank for rank, reason in reasons.items() if reason), default=0)

@@ -33,7 +33,7 @@ class SaveTimes(Protocol):
 
 
 class TimeLimitCallback(TrainerCallback):
-    """Measures steps and saves, and requests a stop when the next ones no longer fit.
+    """Measures steps and saves, and requests a stop when a further step and save no longer fit.
 
     Args:
         hours: the limit in hours; None sets no limit.

@@ -44,7 +44,7 @@ class WeightAverage:
         return tuple(replace(spec, kind="average") for spec in weights)
 
     def load(self, read: Read) -> None:
-        """Continue a stored average, which may be of other ranks or another engine."""
+        """Continue a stored average, written by any number of ranks and any engine."""
         self.parts = []
         for weight in self._state.fragments("weight"):
             part = self._average_of(weight, torch.empty_like(weight.values))
