@@ -73,7 +73,7 @@ def partitions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.usefixtures("warm_proofs")
 @pytest.mark.parametrize("kind", ["optim_states", "model_states"])
-def test_no_command_runs_it(
+def test_no_command_runs_a_planted_pickle(
     partitions: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Path
 ) -> None:
     run = tmp_path / "run"
@@ -128,7 +128,7 @@ def saved(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     [("alone", "optimizer.pt"), ("alone", "rng_state*.pth"), ("alone", "scheduler.pt"),
      ("zero2", "*_optim_states.pt"), ("zero2", "*_model_states.pt")],
 )  # fmt: skip
-def test_no_resume_runs_it(
+def test_no_resume_runs_a_planted_pickle(
     saved: Callable[[str], Path], words: Words, kind: str, pattern: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -159,7 +159,9 @@ def test_no_resume_runs_it(
         b"",
     ],
 )
-def test_whatever_a_file_holds_the_refusal_is_a_checkpoints(held: bytes, tmp_path: Path) -> None:
+def test_any_content_of_a_file_is_refused_with_a_checkpoint_error(
+    held: bytes, tmp_path: Path
+) -> None:
     file = tmp_path / "x.pt"
     file.write_bytes(held)
     with pytest.raises((CheckpointError, EOFError)), only_known_classes(tmp_path):

@@ -85,7 +85,7 @@ def assert_chain(cases: list[Case], steps: int, tolerance: float) -> None:
         np.testing.assert_allclose(saved[0][key], whole[key], atol=tolerance * 50)
 
 
-def test_other_ranks_and_stages() -> None:
+def test_a_state_loads_on_other_ranks_and_stages() -> None:
     cases = [Case(1, None), Case(2, 1), Case(2, 3), Case(1, 2), Case(2, None)]
     assert_chain(cases, 2, LIKE_ONE_RUN)
 
@@ -98,7 +98,7 @@ def test_zero0_in_bf16_begins_as_the_other_stages_do() -> None:
 
 
 @pytest.mark.deep
-def test_muon_on_other_ranks_and_stages() -> None:
+def test_a_state_of_muon_loads_on_other_ranks_and_stages() -> None:
     """Newton-Schulz rounds in bf16, so losses are less equal than AdamW's."""
     order = [(2, 3), (4, 1), (2, None), (4, 2), (1, 0), (4, 3), (2, 2), (1, None), (2, 1), (4, 0)]
     assert_chain([Case(world, stage, "muon") for world, stage in order], 2, 1e-3)

@@ -163,7 +163,7 @@ def test_a_step_that_follows_from_its_data_is_computed_again_bit_for_bit(
 
 
 @pytest.mark.parametrize("what", [pytest.param("loss", marks=pytest.mark.deep), "grad_norm"])
-def test_a_step_that_does_not_come_out_again_is_no_matter_of_data(
+def test_a_step_that_its_replay_does_not_reproduce_is_not_blamed_on_the_data(
     references: References, tmp_path: Path, what: str
 ) -> None:
     """What was logged of step 6 is what a machine had computed wrongly."""

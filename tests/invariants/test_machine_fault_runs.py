@@ -112,7 +112,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_training_state_that_does_not_load_is_the_checkpoints_fault(
+def test_a_training_state_that_does_not_load_is_a_checkpoint_error(
     kind: str, trained: Path, words: Any, tmp_path: Path
 ) -> None:
     """Also if the manifest matches the damage. The run does not silently start from scratch."""
@@ -135,7 +135,7 @@ def test_training_state_that_does_not_load_is_the_checkpoints_fault(
     )
 
 
-def test_nan_before_any_checkpoint_does_not_send_to_one(words: Any, tmp_path: Path) -> None:
+def test_nan_before_the_first_checkpoint_suggests_a_new_run(words: Any, tmp_path: Path) -> None:
     found = run(1, words(tmp_path / "run"), poison_at=1)
     assert found["code"] == 5 and "--resume" not in found["message"], found["message"]
     assert f"train.learning_rate=0.005 run.dir={tmp_path}/run-2" in found["message"]
@@ -143,7 +143,7 @@ def test_nan_before_any_checkpoint_does_not_send_to_one(words: Any, tmp_path: Pa
     assert after["code"] == 5 and "--resume auto train.learning_rate=0.005" in after["message"]
 
 
-def test_a_taken_port_is_the_machines_fault(words: Any, tmp_path: Path) -> None:
+def test_a_port_in_use_is_a_machine_error(words: Any, tmp_path: Path) -> None:
     from wikillm.core.faults import as_refusal
 
     with socket.socket() as taken:

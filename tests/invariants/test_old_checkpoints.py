@@ -17,7 +17,7 @@ from wikillm.checkpoints.latest import find_complete
     "recipe",
     [None, "zero2", pytest.param("zero3", marks=pytest.mark.deep)],
 )
-def test_it_resumes_bit_for_bit_and_nowhere_else(
+def test_format_1_resumes_bit_for_bit_and_only_on_its_own_ranks_and_stage(
     recipe: str | None, words: Any, references: Any, tmp_path: Path
 ) -> None:
     """The next checkpoint is of the present format, and so fits any number of ranks."""

@@ -60,14 +60,14 @@ KERNELS = {
     "model.max_position_embeddings": 64,
 }
 ELSEWHERE = {
-    # a schedule other than the one above: test_any_schedule_holds_from_the_first_step
+    # a schedule other than the one above: test_every_type_of_schedule_applies_from_the_first_step
     "train.min_lr_ratio",
-    "train.max_micro_batch_tokens",  # test_the_derived_micro_batch_is_this_starts
+    "train.max_micro_batch_tokens",  # test_the_derived_micro_batch_follows_this_start
     "train.sequence_parallel_size",  # several ranks: test_sequence_parallel_runs
     "train.compile",  # compiles for a minute before it opens the checkpoint: test_equal_runs
     # test_eval_task_runs
     *("train.eval_tasks", "train.eval_tasks_steps", "train.eval_tasks_budget"),
-    "deepspeed.config",  # test_another_deepspeed_file_of_the_same_stage
+    "deepspeed.config",  # test_another_deepspeed_file_of_the_same_stage_applies
 }
 
 
@@ -126,7 +126,7 @@ def test_every_applied_key_has_a_run_that_shows_it() -> None:
         ("zero2", "muon"),
     ],
 )
-def test_optimizer_and_schedule_hold_from_the_first_step(
+def test_new_optimizer_and_schedule_settings_apply_from_the_first_step(
     recipe: str | None, optimizer: str, stopped: Any, words: Any, tmp_path: Path
 ) -> None:
     more = MUON if optimizer == "muon" else CLIPPING
@@ -162,7 +162,7 @@ def test_optimizer_and_schedule_hold_from_the_first_step(
         assert f"changed on resume: {line}\n" in found["output"]
 
 
-def test_intervals_and_kernels_hold(stopped: Any, words: Any, tmp_path: Path) -> None:
+def test_new_intervals_and_kernels_apply(stopped: Any, words: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     changes = TIMES | KERNELS
     found = resume(stopped, words, folder, changes)
@@ -187,7 +187,7 @@ def test_intervals_and_kernels_hold(stopped: Any, words: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("schedule", "more"), [("cosine_with_min_lr", {"train.min_lr_ratio": 0.5}), ("constant", {})]
 )
-def test_any_schedule_holds_from_the_first_step(
+def test_every_type_of_schedule_applies_from_the_first_step(
     schedule: str, more: dict[str, Any], stopped: Any, words: Any, tmp_path: Path
 ) -> None:
     changes = {"train.lr_scheduler_type": schedule, "train.warmup_steps": 0, **more}
@@ -201,7 +201,9 @@ def test_any_schedule_holds_from_the_first_step(
     assert f"changed on resume: lr_scheduler_type cosine -> {schedule}" in found["output"]
 
 
-def test_the_derived_micro_batch_is_this_starts(stopped: Any, words: Any, tmp_path: Path) -> None:
+def test_the_derived_micro_batch_follows_this_start(
+    stopped: Any, words: Any, tmp_path: Path
+) -> None:
     changes = {"train.per_device_train_batch_size": "auto", "train.max_micro_batch_tokens": 64}
     found = resume(stopped, words, tmp_path / "run", changes)
     assert found["code"] == 0, found["message"]
@@ -209,7 +211,7 @@ def test_the_derived_micro_batch_is_this_starts(stopped: Any, words: Any, tmp_pa
     assert "changed on resume: max_micro_batch_tokens 16384 -> 64" in found["output"]
 
 
-def test_another_deepspeed_file_of_the_same_stage(
+def test_another_deepspeed_file_of_the_same_stage_applies(
     stopped: Any, words: Any, repo: Path, tmp_path: Path
 ) -> None:
     text = (repo / "ds_configs" / "zero2.json").read_text()
@@ -226,7 +228,9 @@ def test_another_deepspeed_file_of_the_same_stage(
 
 
 @pytest.mark.parametrize("recipe", [None, "zero2"])
-def test_random_draws_go_on_where_they_were(recipe: str | None, words: Any, tmp_path: Path) -> None:
+def test_random_draws_continue_from_the_checkpoint(
+    recipe: str | None, words: Any, tmp_path: Path
+) -> None:
     """Dropout draws match after a resume: the random state is loaded after the loader is seeded."""
     whole = run(1, words(tmp_path / "whole"), train_noting_settings, deepspeed=recipe)
     first = run(1, words(tmp_path / "parts"), train_noting_settings, deepspeed=recipe, signal_at=1)

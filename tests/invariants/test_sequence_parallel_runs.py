@@ -78,7 +78,7 @@ def documents(
 @pytest.mark.parametrize(
     ("world", "recipe"), [pytest.param(2, "zero3", marks=pytest.mark.deep), (4, "zero2")]
 )
-def test_with_documents_repeated_keys_and_all_that_saves_memory(
+def test_shared_sequences_work_with_documents_repeated_keys_and_recomputation(
     world: int, recipe: str, words: Any, documents: dict[str, Any], tmp_path: Path
 ) -> None:
     """Qwen3 with one key head. Four ranks form two groups that read different sequences."""
@@ -90,7 +90,9 @@ def test_with_documents_repeated_keys_and_all_that_saves_memory(
     assert_proven(tmp_path / "run", 8)
 
 
-def test_in_bf16_without_deepspeed(words: Any, documents: dict[str, Any], tmp_path: Path) -> None:
+def test_shared_sequences_in_bf16_without_deepspeed(
+    words: Any, documents: dict[str, Any], tmp_path: Path
+) -> None:
     """Under autocast, Qwen3's queries and keys are float32 and its values are not."""
     found = run(2, words(tmp_path / "run", SHARED, "train.precision=bf16", *KEYS_REPEATED))
     assert found["losses"] == pytest.approx(documents["losses"], rel=5e-3)

@@ -44,7 +44,7 @@ def spikes_of(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "recipe", [None, *(pytest.param(f"zero{n}", marks=pytest.mark.deep) for n in range(4))]
 )
-def test_a_spike_is_left_out_and_what_follows_is_as_planned(
+def test_a_spike_is_skipped_and_the_next_samples_are_as_planned(
     recipe: str | None, words: Any, shared: Path, tmp_path: Path
 ) -> None:
     """Step 15 reads bad samples: ten times the loss. Back at 12, those of steps 14 and 15 go."""
@@ -85,9 +85,7 @@ def test_a_spike_is_left_out_and_what_follows_is_as_planned(
 
 
 @pytest.mark.deep
-def test_a_spent_budget_ends_the_run_and_a_larger_one_continues_it(
-    words: Any, tmp_path: Path
-) -> None:
+def test_max_skips_ends_the_run_and_a_larger_value_continues_it(words: Any, tmp_path: Path) -> None:
     """Steps 14 and 19 read bad samples, and one skip is allowed. Then a new start allows two."""
     command = words(tmp_path / "run", *LONG, "train.spikes=skip", "train.max_skips=1")
     bad = [(13 * BATCH, 14 * BATCH), (20 * BATCH, 21 * BATCH)]
@@ -112,7 +110,7 @@ def test_a_spent_budget_ends_the_run_and_a_larger_one_continues_it(
 
 
 @pytest.mark.deep
-def test_a_spike_before_the_first_checkpoint_begins_again(words: Any, tmp_path: Path) -> None:
+def test_a_spike_before_the_first_checkpoint_restarts_at_step_0(words: Any, tmp_path: Path) -> None:
     command = words(tmp_path / "run", *LONG, "train.spikes=skip", "train.save_steps=99")
     bad = [(13 * BATCH, 14 * BATCH)]
     options = {"deepspeed": "zero1"}
