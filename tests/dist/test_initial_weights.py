@@ -36,6 +36,7 @@ def test_in_bf16_zero3_holds_the_same_weights_rounded(alone: dict[str, Any]) -> 
     std = ModelSection().initializer_range
     rounded = initial_values(name, torch.Size([48, 32]), 1, std).bfloat16()
     assert found[0][name] == _digest(rounded)
+    assert found[0]["model.norm.weight"] == _digest(torch.full((32,), 0.25))
     assert found[0]["inv_freq"] == alone["inv_freq"], "rotary frequencies must stay float32 values"
 
 

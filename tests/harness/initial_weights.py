@@ -13,6 +13,7 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
+    "final_norm_init": 0.25,
 }
 
 

@@ -224,12 +224,12 @@ class _Engine:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             return DeepSpeedCPUAdam(model.parameters(), lr=1e-2, weight_decay=0.1)
-        decayed = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
         if self.case.optimizer == "muon":
             train = TrainSection(optimizer="muon", learning_rate=1e-2, weight_decay=0.1)
-            groups = parameter_groups(model, decayed, train)
+            groups = parameter_groups(model, train)
             return build_muon(groups, under_deepspeed=self.case.stage is not None)
         named = list(model.named_parameters())
+        decayed = [name for name, parameter in named if parameter.dim() == 2]
         groups = [
             {"params": [p for n, p in named if n in decayed], "weight_decay": 0.1},
             {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},

@@ -7,8 +7,10 @@ them. If the user sets `train.max_tokens`, batch and rates follow from it. With 
     feed-forward   8/3 of the width, rounded up to a multiple of 128
     horizon        D = 20 tokens per parameter in a matrix product (Hoffmann et al., 2203.15556)
     batch          0.58 D^0.571 tokens (Li et al., 2503.04715), as a power of two of sequences
-    AdamW's rate   1.79 N^-0.713 D^0.307, N without the embedding (also Li et al.)
     Muon's rate    constant: its update has the same spectral norm at every width
+    AdamW's rate   beside Muon constant, with the last norm's initial weight 64 / width, so that a
+                   step changes the logits alike at every width (muP, Yang et al., 2203.03466);
+                   without Muon 1.79 N^-0.713 D^0.307, N without the embedding (also Li et al.)
     schedule       2 % of the steps as warm-up, constant, linear to 0 over the last half
 
 docs/measurements/2026-11-28-speedrun.md has the measurements of these laws, and their sizes.
@@ -38,6 +40,10 @@ KEY_HEAD_SHARE = 4
 TOKENS_PER_PARAMETER = 20
 DEEPEST = 128
 MUON_RATE = 0.01
+RATE_BESIDE_MUON = 0.062
+"""AdamW's rate for what Muon does not train: embedding, head, norms, biases."""
+FULL_LOGITS_WIDTH = 64
+"""Up to this width, the last norm starts with weights of 1."""
 DECAY_SHARE = 0.5
 WARMUP_SHARE = 0.02
 WEIGHT_DECAY = 0.1
@@ -87,8 +93,13 @@ def batch_tokens(tokens: int, sequence_length: int) -> int:
 
 
 def adamw_rate(parameters: int, tokens: int) -> float:
-    """AdamW's peak rate, to two digits. `parameters` excludes the embedding."""
+    """Peak rate of AdamW alone, to two digits. `parameters` excludes the embedding."""
     return float(f"{1.79 * parameters**-0.713 * tokens**0.307:.1e}")
+
+
+def final_norm_init(width: int) -> float:
+    """Initial weight of the last norm of a model that Muon trains, to three digits."""
+    return float(f"{min(1.0, FULL_LOGITS_WIDTH / width):.2e}")
 
 
 def depth_of(parameters: int, rows: int) -> int:
@@ -146,11 +157,12 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
         tokens = _horizon(user) or horizon(depth, rows)
         length = int(_value(highest, "train.sequence_length") or 512)
         batch = batch_tokens(tokens, length)
-        rate = adamw_rate(body(depth), tokens)
+        optimizer = _value(user, "train.optimizer") or "muon"
+        found = shape(depth)
+        rate = RATE_BESIDE_MUON if optimizer == "muon" else adamw_rate(body(depth), tokens)
     except (ValueError, TypeError, ArithmeticError, ConfigError):
         return []  # the schema reports the value
-    optimizer = _value(user, "train.optimizer") or "muon"
-    values = {f"model.{key}": value for key, value in shape(depth).items()}
+    values = {f"model.{key}": value for key, value in found.items()}
     values |= {
         "train.max_tokens": tokens,
         "train.global_batch_tokens": batch,
@@ -163,7 +175,11 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
         "train.optimizer": optimizer,
     }
     if optimizer == "muon":
-        values |= {"train.muon_learning_rate": MUON_RATE, "train.max_grad_norm": 0}
+        values |= {
+            "model.final_norm_init": final_norm_init(found["hidden_size"]),
+            "train.muon_learning_rate": MUON_RATE,
+            "train.max_grad_norm": 0,
+        }
     origin = Origin("preset", f"laws of {turned[0].key}={turned[0].value}")
     return [Setting(key, value, origin) for key, value in values.items()]
 

@@ -75,7 +75,7 @@ def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTr
             config, dtype=torch.float32, attn_implementation=section.attn_implementation
         )
     model.tie_weights()
-    initialise_weights(model, seed, section.initializer_range)
+    initialise_weights(model, seed, section.initializer_range, section.final_norm_init)
     return model
 
 

@@ -3,7 +3,7 @@
 Every parameter is drawn in float32 on the CPU from its own generator, then copied to its
 device and dtype. So all ZeRO stages, numbers of ranks and devices start from the same weights, and
 no global random state is read or changed. Matrices are normal(0, initializer_range), biases 0,
-norms 1, as in Hugging Face's Qwen2.
+norms 1, as in Hugging Face's Qwen2; only the last norm may start with another value.
 
 Under ZeRO-3 one parameter at a time is gathered, drawn by rank 0 and broadcast: the peak memory is
 that of the largest parameter, not of the model. One core draws about 10^8 weights per second.
@@ -17,8 +17,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+FINAL_NORM = "model.norm.weight"
+"""The norm before the output head, in every supported architecture."""
 
-def initialise_weights(model: nn.Module, seed: int, std: float) -> None:
+
+def initialise_weights(model: nn.Module, seed: int, std: float, final_norm: float = 1.0) -> None:
     """Set every parameter of `model` in place; a tied parameter by its first name. (all ranks)
 
     Raises ValueError for a parameter whose name has no rule.
@@ -28,7 +31,8 @@ def initialise_weights(model: nn.Module, seed: int, std: float) -> None:
             is_partitioned = hasattr(parameter, "ds_id")
             with _whole(parameter) if is_partitioned else nullcontext():
                 if not is_partitioned or torch.distributed.get_rank() == 0:
-                    parameter.copy_(initial_values(name, parameter.shape, seed, std))
+                    values = initial_values(name, parameter.shape, seed, std)
+                    parameter.copy_(values * final_norm if name == FINAL_NORM else values)
 
 
 def initial_values(name: str, shape: torch.Size, seed: int, std: float) -> torch.Tensor:

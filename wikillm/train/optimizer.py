@@ -2,9 +2,10 @@
 
 Muon (https://kellerjordan.github.io/posts/muon/): momentum m = b m + (1 - b) g, Nesterov
 g + b (m - g), its nearest orthogonal matrix by five Newton-Schulz steps in bf16, times
-sqrt(max(1, rows / columns)), decoupled weight decay. Without DeepSpeed, torch's Muon is used; under
-ZeRO 0 to 3, DeepSpeed's with `ns_method="standard"`, which is the same rule. Roundings inside
-Newton-Schulz differ (addmm against separate products, both in bf16): losses agree to about 1e-3.
+sqrt(max(1, rows / columns)), decoupled weight decay. AdamW's parameters have no weight decay.
+Without DeepSpeed, torch's Muon is used; under ZeRO 0 to 3, DeepSpeed's with
+`ns_method="standard"`, which is the same rule. Roundings inside Newton-Schulz differ (addmm
+against separate products, both in bf16): losses agree to about 1e-3.
 
 DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON. With such a block,
 DeepSpeed has one flat list of parameters, and weight decay would reach norms and biases. DeepSpeed
@@ -14,7 +15,7 @@ first, so the logged learning rate is AdamW's; the schedule scales both rates al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,26 +27,29 @@ _NOT_HIDDEN = ("embed_tokens", "lm_head")
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether the parameter is a matrix of a layer, which Muon trains. ZeRO-3: by `ds_shape`."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return len(shape) == 2 and not any(part in name for part in _NOT_HIDDEN)
+    """Whether the parameter is a matrix of a layer, which Muon trains."""
+    return _is_matrix(parameter) and not any(part in name for part in _NOT_HIDDEN)
 
 
-def parameter_groups(
-    model: nn.Module, decayed: Iterable[str], train: TrainSection
-) -> list[dict[str, Any]]:
-    """Groups for AdamW with decay (embeddings, head), AdamW without (norms, biases), and Muon.
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Under ZeRO-3, a parameter is empty and `ds_shape` is its shape."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) == 2
 
-    Empty groups are left out.
+
+def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
+    """Groups for AdamW (first embeddings and head, then norms and biases), and for Muon.
+
+    Empty groups are left out. AdamW's groups have equal settings; they stay separate because
+    checkpoints store them so.
 
     Args:
-        decayed: names of the parameters with weight decay.
-        train: rates, momenta and decay; Muon's matrices have the same decay.
+        train: rates, momenta and weight decay. Only Muon's matrices decay: at AdamW's rate beside
+            Muon, decay would halve a rare token's embedding within some hundred steps.
     """
     # Mark the hidden matrices, since DeepSpeed's Muon finds them by `use_muon`.
     names = dict(model.named_parameters())
-    decays = set(decayed)
     hidden = {name for name, parameter in names.items() if is_hidden_matrix(name, parameter)}
+    tables = {name for name, parameter in names.items() if _is_matrix(parameter)} - hidden
     for name, parameter in names.items():
         parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # read by DeepSpeed
     # AdamW's groups come first: the logged learning rate is the first group's.
@@ -53,14 +57,16 @@ def parameter_groups(
         "lr": train.learning_rate,
         "betas": (train.adam_beta1, train.adam_beta2),
         "eps": train.adam_epsilon,
+        "weight_decay": 0.0,
         "use_muon": False,
     }
-    muon = {"lr": train.muon_learning_rate, "momentum": train.muon_momentum, "use_muon": True}
-    chosen: list[tuple[set[str], dict[str, Any]]] = [
-        ((set(names) - hidden) & decays, adam | {"weight_decay": train.weight_decay}),
-        (set(names) - hidden - decays, adam | {"weight_decay": 0.0}),
-        (hidden, muon | {"weight_decay": train.weight_decay}),
-    ]
+    muon = {
+        "lr": train.muon_learning_rate,
+        "momentum": train.muon_momentum,
+        "weight_decay": train.weight_decay,
+        "use_muon": True,
+    }
+    chosen = [(tables, adam), (set(names) - hidden - tables, adam), (hidden, muon)]
     return [
         {"params": [names[name] for name in names if name in members], **options}
         for members, options in chosen

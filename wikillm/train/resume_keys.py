@@ -84,7 +84,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             model.tie_word_embeddings model.rope_theta model.rms_norm_eps model.vocab_size
         """),
         # The weights of step 0.
-        *_keys("model.initializer_range model.init_from"),
+        *_keys("model.initializer_range model.final_norm_init model.init_from"),
     ),
     IRRELEVANT: _keys("""
         run.name run.dir data.preset data.licence model.preset model.depth model.size

@@ -143,7 +143,7 @@ class WikiTrainer(Trainer):
                 return created
             case "muon":
                 target: Any = self.model if model is None else model
-                groups = parameter_groups(target, self.get_decay_parameter_names(target), train)
+                groups = parameter_groups(target, train)
                 self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
                 return self.optimizer
             case _:

@@ -8,9 +8,8 @@ import pytest
 from wikillm.config.keys import all_keys
 from wikillm.config.load import load
 from wikillm.config.presets import AXES, Axis, load_preset, preset_names
-from wikillm.config.size_laws import adamw_rate
+from wikillm.config.size_laws import RATE_BESIDE_MUON, final_norm_init
 from wikillm.core.errors import ConfigError
-from wikillm.plan.params import count_parameters
 
 EVERY = [(axis, name) for axis in AXES for name in preset_names(axis)]
 SET_BY_DEPTH = (
@@ -75,9 +74,8 @@ def test_presets_with_muon_follow_the_laws_of_size() -> None:
     assert not {"wiki-zh-120m", "pretrain-14b", "pretrain-32b", "pretrain-72b"} & with_muon
     for name in with_muon:
         model, train = load(name).config.model, load(name).config.train
-        counted = count_parameters(model, 151_936)
-        tokens = train.max_tokens or 500_000_000  # an epoch of the Chinese Wikipedia
-        assert train.learning_rate == adamw_rate(counted.matmul - counted.embedding, tokens), name
+        assert train.learning_rate == RATE_BESIDE_MUON, name
+        assert model.final_norm_init == final_norm_init(model.hidden_size), name
         by_depth = load("demo", ["model.depth=3"]).config.train
         for key in SET_BY_DEPTH:
             assert getattr(train, key) == getattr(by_depth, key), (name, key)

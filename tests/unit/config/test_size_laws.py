@@ -6,7 +6,15 @@ import pytest
 
 from wikillm.config.load import load
 from wikillm.config.resolved import to_yaml
-from wikillm.config.size_laws import adamw_rate, batch_tokens, body, depth_of, horizon
+from wikillm.config.size_laws import (
+    RATE_BESIDE_MUON,
+    adamw_rate,
+    batch_tokens,
+    body,
+    depth_of,
+    final_norm_init,
+    horizon,
+)
 from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
 
@@ -25,6 +33,7 @@ def test_every_depth_is_a_valid_model_and_its_parameters_are_counted(depth: int)
 def test_the_laws_at_a_billion_parameters() -> None:
     tokens = 100_000_000_000
     assert adamw_rate(1_000_000_000, tokens) == 1.6e-3
+    assert [final_norm_init(width) for width in (32, 64, 512, 3584)] == [1, 1, 0.125, 0.0179]
     assert batch_tokens(tokens, 2048) == 512 * 2048  # 1.11M by the law
     assert horizon(12, 50_000) == 20 * (body(12) + 50_000 * 768)
 
@@ -39,17 +48,21 @@ def test_a_size_takes_the_nearest_depth() -> None:
     assert run.model.label == f"depth {run.model.num_hidden_layers}"
 
 
-def test_each_value_can_be_overridden_and_the_rates_follow_the_horizon() -> None:
+def test_each_value_can_be_overridden_and_adamws_rate_alone_follows_the_horizon() -> None:
     plain = load("demo", ["model.depth=3"])
     assert plain.origin("train.learning_rate").where == "laws of model.depth=3"
     assert plain.config.train.num_train_epochs is plain.config.train.max_steps is None
     longer = load("demo", ["model.depth=3", "train.max_tokens=1B"]).config.train
     assert longer.max_tokens == 1_000_000_000
-    assert longer.learning_rate == adamw_rate(body(3), 1_000_000_000)
+    assert longer.learning_rate == RATE_BESIDE_MUON
+    assert load("demo", ["model.depth=3"]).config.model.final_norm_init == final_norm_init(192)
     own = load("demo", ["model.depth=3", "train.learning_rate=1e-3", "--max_steps", "7"]).config
     assert (own.train.learning_rate, own.train.max_steps, own.train.max_tokens) == (1e-3, 7, None)
-    adamw = load("demo", ["model.depth=3", "train.optimizer=adamw"]).config.train
+    words = ["model.depth=3", "train.optimizer=adamw", "train.max_tokens=1B"]
+    adamw = load("demo", words).config.train
+    assert load("demo", words).config.model.final_norm_init == 1
     assert (adamw.optimizer, adamw.max_grad_norm) == ("adamw", 1.0)
+    assert adamw.learning_rate == adamw_rate(body(3), 1_000_000_000)
     wide = load("demo", ["model.depth=3", "model.hidden_size=256", "model.head_dim=null",
                          "model.num_attention_heads=4"])  # fmt: skip
     assert wide.config.model.hidden_size == 256
