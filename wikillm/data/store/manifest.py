@@ -246,7 +246,7 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"backend: it has {names} instead of name and version")
     # Shards are numbered without gaps, and their counts agree with their funnels.
     if not manifest.shards:
-        raise ValueError("shards: a finished store has at least one shard, the manifest has none")
+        raise ValueError("shards: a finished store has at least one, the manifest lists none")
     for number, shard in enumerate(manifest.shards):
         if shard.number != number:
             raise ValueError(f"shards[{number}].number: it is {shard.number}")
