@@ -45,7 +45,7 @@ from wikillm.plan.gpus import (
     planned_precision,
     with_memory,
 )
-from wikillm.plan.outcome import FILE_NAME, find_outcomes, table, to_rows
+from wikillm.plan.outcome import FILE_NAME, find_outcomes, table
 from wikillm.plan.report import ESTIMATE, lines, to_json
 from wikillm.plan.workload import describe_workload
 
@@ -142,7 +142,7 @@ def _report(args: argparse.Namespace) -> int:
             got=f"looked for {FILE_NAME} in {', '.join(map(str, places))}, and one level below",
             fix=f"wikillm plan --report RUN; a run writes {FILE_NAME} when it reaches its horizon",
         )
-    print(json.dumps(to_rows(outcomes), indent=2) if args.json else "\n".join(table(outcomes)))
+    print(json.dumps(outcomes, indent=2) if args.json else "\n".join(table(outcomes)))
     return 0
 
 
@@ -160,12 +160,9 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
         resolved.config.train,
         workload,
         machine,
-        choose(resolved, workload, machine, args.mfu),
-        mfu=args.mfu,
-        price=args.price,
+        choose(resolved, workload, machine),
         calibration=_calibration_used(machine),
         window_shards=resolved.config.data.window_shards,
-        storage_rate=args.storage * 1e9,
     )
 
 
@@ -313,7 +310,7 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
             found = describe_gpu(args.gpu, args.gpu_memory, args.tflops)
         gpu = apply_calibration(found, read_calibration())
     host = args.host_memory or HOST_MEMORY_PER_GPU * gpus_per_node
-    return Machine(gpu, nodes, gpus_per_node, host)
+    return Machine(gpu, nodes, gpus_per_node, host, args.mfu, args.price, args.storage * 1e9)
 
 
 def _read_gpu_flags(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
+from typing import Any
 
 from wikillm.config.compatibility import Case, add_conflicts
 from wikillm.config.keys import all_keys
@@ -24,37 +25,34 @@ GROUPS = (HORIZON, BATCH, TEXT, SIZE)
 """Groups of keys that exclude each other: a key set with higher precedence (command line over file
 over preset) clears the others of its group."""
 
-NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
-    ("ema_start", "ema_decay", lambda t: t.ema_decay > 0, "train.ema_decay=0.999"),
-    ("max_skips", "spikes", lambda t: t.spikes == "skip", "train.spikes=skip"),
-    *(
-        (name, "spikes", lambda t: t.spikes != "off", "train.spikes=report")
-        for name in ("spike_window", "spike_threshold")
-    ),
-    *(
-        (name, "eval_tasks", lambda t: bool(t.eval_tasks), "train.eval_tasks=ceval:FOLDER")
-        for name in ("eval_tasks_steps", "eval_tasks_budget")
-    ),
-    ("muon_learning_rate", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
-    ("muon_momentum", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
-    *(
-        (
-            name,
-            "lr_scheduler_type",
-            lambda t: t.lr_scheduler_type == "warmup_stable_decay",
-            "train.lr_scheduler_type=warmup_stable_decay",
-        )
-        for name in ("lr_decay_share", "lr_decay_type")
-    ),
-    (
-        "min_lr_ratio",
-        "lr_scheduler_type",
-        lambda t: t.lr_scheduler_type == "cosine_with_min_lr",
-        "train.lr_scheduler_type=cosine_with_min_lr",
-    ),
+_Need = tuple[str, Callable[[Any], bool], str]
+_SPIKES: _Need = ("spikes", lambda action: action != "off", "report")
+_TASKS: _Need = ("eval_tasks", bool, "ceval:FOLDER")
+_MUON: _Need = ("optimizer", lambda name: name == "muon", "muon")
+_STABLE: _Need = (
+    "lr_scheduler_type",
+    lambda name: name == "warmup_stable_decay",
+    "warmup_stable_decay",
 )
-"""Keys of `train` without effect unless another key has a certain value: (key, other key,
-condition, fix)."""
+NEEDS: dict[str, _Need] = {
+    "ema_start": ("ema_decay", lambda decay: decay > 0, "0.999"),
+    "max_skips": ("spikes", lambda action: action == "skip", "skip"),
+    "spike_window": _SPIKES,
+    "spike_threshold": _SPIKES,
+    "eval_tasks_steps": _TASKS,
+    "eval_tasks_budget": _TASKS,
+    "muon_learning_rate": _MUON,
+    "muon_momentum": _MUON,
+    "lr_decay_share": _STABLE,
+    "lr_decay_type": _STABLE,
+    "min_lr_ratio": (
+        "lr_scheduler_type",
+        lambda name: name == "cosine_with_min_lr",
+        "cosine_with_min_lr",
+    ),
+}
+"""Keys of `train` that have an effect only at certain values of another key: {key: (other key,
+condition on its value, a value that meets the condition)}."""
 
 
 def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
@@ -110,11 +108,13 @@ def _is_changed(key: str, value: object, origins: Mapping[str, Origin]) -> bool:
 
 def _check_effects(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
     """Add a problem for each setting that would have no effect."""
-    for name, other, has_effect, fix in NEEDS:
+    for name, (other, has_effect, value) in NEEDS.items():
         key = f"train.{name}"
-        if _is_changed(key, getattr(train, name), origins) and not has_effect(train):
-            what = f"{name} has no effect with {other}={getattr(train, other)}."
-            problems.add(what, got=where_of(origins, key, f"train.{other}"), fix=fix)
+        current = getattr(train, other)
+        if _is_changed(key, getattr(train, name), origins) and not has_effect(current):
+            what = f"{name} has no effect with {other}={current}."
+            places = where_of(origins, key, f"train.{other}")
+            problems.add(what, got=places, fix=f"train.{other}={value}")
     limit = "train.max_micro_batch_tokens"
     micro = "train.per_device_train_batch_size"
     size = train.per_device_train_batch_size

@@ -25,7 +25,7 @@ ZERO = "zero_optimization."
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """The features of a DeepSpeed JSON that some settings of a run do not work with."""
+    """The features of a DeepSpeed JSON that exclude some settings of a run."""
 
     stage: int = 0
     offload_optimizer: bool = False
@@ -34,8 +34,8 @@ class Zero:
 
     @classmethod
     def of(cls, json: Mapping[str, Any]) -> Zero:
-        """Read them from a JSON that is not checked yet; invalid values count as DeepSpeed's
-        defaults."""
+        """Read the features from a JSON that may be invalid: DeepSpeed's default replaces an
+        invalid value."""
 
         def offloads(name: str) -> bool:
             return str(lookup(json, f"{ZERO}{name}.device", "none")) != "none"
@@ -60,6 +60,18 @@ class Case:
     precision: Precision | None = None
     has_gpu: bool | None = None
 
+    @property
+    def lacks_gpu(self) -> bool:
+        return self.has_gpu is False
+
+    @property
+    def is_muon(self) -> bool:
+        return self.train.optimizer == "muon"
+
+    @property
+    def uses_flash(self) -> bool:
+        return self.model.attn_implementation == "flash_attention_2"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -71,20 +83,12 @@ class Rule:
     fix: str
 
 
-def _is_muon(case: Case) -> bool:
-    return case.train.optimizer == "muon"
-
-
-def _uses_flash(case: Case) -> bool:
-    return case.model.attn_implementation == "flash_attention_2"
-
-
-def _excludes_muon(key: str) -> Rule:
-    """The rule that Muon does not work with this key of zero_optimization."""
+def _excludes_muon(feature: str) -> Rule:
+    """The rule that Muon does not work with this feature of zero_optimization."""
     return Rule(
-        ("train.optimizer", f"{ZERO}{key}"),
-        lambda case: _is_muon(case) and getattr(case.zero or Zero(), key),
-        f"Muon does not work with {key}.",
+        ("train.optimizer", f"{ZERO}{feature}"),
+        lambda case: case.is_muon and getattr(case.zero, feature, False),
+        f"Muon does not work with {feature}.",
         "--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw train.max_grad_norm=1",
     )
 
@@ -94,14 +98,14 @@ _SDPA = "model.attn_implementation=sdpa"
 RULES: tuple[Rule, ...] = (
     Rule(
         ("train.optimizer", "train.max_grad_norm"),
-        lambda case: _is_muon(case) and case.train.max_grad_norm > 0,
+        lambda case: case.is_muon and case.train.max_grad_norm > 0,
         "Muon does not work with gradient clipping: DeepSpeed would clip Muon's orthogonal update, "
         "whose norm depends on its shape and not on outliers.",
         "train.max_grad_norm=0",
     ),
     Rule(
         ("train.optimizer", "train.precision"),
-        lambda case: _is_muon(case) and case.precision == "fp16",
+        lambda case: case.is_muon and case.precision == "fp16",
         "Muon is not supported in fp16: its momentum would also be fp16, which was never tested.",
         "train.precision=bf16 (or fp32), or train.optimizer=adamw",
     ),
@@ -109,9 +113,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.optimizer", "train.compile", NO_GPU),
         lambda case: (
-            _is_muon(case)
+            case.is_muon
             and case.zero is not None
-            and case.has_gpu is False
+            and case.lacks_gpu
             and case.train.compile != "off"
         ),
         "train.compile={1} does not work with DeepSpeed's Muon on a CPU, "
@@ -120,28 +124,28 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("train.compile", f"{ZERO}stage"),
-        lambda case: case.train.compile == "layers" and (case.zero or Zero()).stage == 3,
+        lambda case: (
+            case.train.compile == "layers" and case.zero is not None and case.zero.stage == 3
+        ),
         "train.compile=layers does not work with ZeRO-3, which gathers weights inside the layers.",
         "train.compile=elementwise, or --deepspeed zero2 where the weights fit",
     ),
     Rule(
         ("train.precision", NO_GPU),
-        lambda case: case.precision == "fp16" and case.has_gpu is False,
+        lambda case: case.precision == "fp16" and case.lacks_gpu,
         "fp16 does not train on a CPU.",
         "train.precision=fp32, or train.precision=bf16",
     ),
     Rule(
         ("model.attn_implementation", NO_GPU),
-        lambda case: _uses_flash(case) and case.has_gpu is False,
+        lambda case: case.uses_flash and case.lacks_gpu,
         "{0} does not train on a CPU.",
         _SDPA,
     ),
     Rule(
         ("train.document_mask", "model.attn_implementation", "train.compile"),
         lambda case: (
-            case.train.document_mask == "on"
-            and case.train.compile == "layers"
-            and _uses_flash(case)
+            case.train.document_mask == "on" and case.train.compile == "layers" and case.uses_flash
         ),
         "With a document mask, each new number of documents in a batch would recompile the layers "
         "under flash attention.",

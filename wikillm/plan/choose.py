@@ -23,7 +23,7 @@ from wikillm.plan.communication import Communication, communication_per_step
 from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu, planned_precision
 from wikillm.plan.memory import KEPT_FREE, Memory, host_bytes_per_rank, memory_per_rank
 from wikillm.plan.roofline import default_mfu
-from wikillm.plan.strategy import Strategy, strategy_of, with_recipe
+from wikillm.plan.strategy import Strategy, read_recipe, strategy_of, with_recipe
 from wikillm.plan.time import StepTime, step_time
 from wikillm.plan.workload import Workload, describe_workload
 
@@ -48,12 +48,23 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`nodes` x `gpus_per_node` equal GPUs. `host_memory`: bytes per node, for offload."""
+    """`nodes` x `gpus_per_node` equal GPUs.
+
+    Attributes:
+        host_memory: bytes per node, for offload.
+        mfu: the MFU that the user assumes; None for `default_mfu`.
+        price: cost of a GPU-hour; None if no cost is computed.
+        storage_rate: bytes/s of a node. 16 Gbit/s to a shared file system is usual; a local NVMe
+            disk is faster.
+    """
 
     gpu: Gpu
     nodes: int
     gpus_per_node: int
     host_memory: int
+    mfu: float | None = None
+    price: float | None = None
+    storage_rate: float = 2e9
 
     @property
     def ranks(self) -> int:
@@ -67,6 +78,10 @@ class Machine:
     @property
     def flags(self) -> str:
         return f"{self.gpu.flags} --nodes {self.nodes} --gpus-per-node {self.gpus_per_node}"
+
+    def assumed_mfu(self, workload: Workload, strategy: Strategy) -> float:
+        """The MFU without recomputation that a plan assumes."""
+        return default_mfu(workload, strategy, self.gpu) if self.mfu is None else self.mfu
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +105,7 @@ class Candidate:
         return self.misfit is None
 
 
-def choose(
-    resolved: Resolved, workload: Workload, machine: Machine, mfu: float | None = None
-) -> list[Candidate]:
+def choose(resolved: Resolved, workload: Workload, machine: Machine) -> list[Candidate]:
     """`rank_candidates` for the user's settings. Raises ConfigError if no candidate fits."""
     train = resolved.config.train
     origins = resolved.origins
@@ -104,7 +117,7 @@ def choose(
     if origins["train.gradient_checkpointing"].is_user:
         pinned = replace(pinned, checkpointing=train.gradient_checkpointing)
     switches = _switches(workload, train, origins, machine)
-    candidates = rank_candidates(train, workload, machine, switches, pinned, mfu)
+    candidates = rank_candidates(train, workload, machine, switches, pinned)
     if candidates[0].fits:
         return candidates
 
@@ -115,7 +128,7 @@ def choose(
         adamw = train.model_copy(update={"optimizer": "adamw", "max_grad_norm": 1.0})
         variants.append((adamw, replace(switches, muon=False)))
     here = [
-        rank_candidates(section, workload, machine, strategy, free, mfu)[0]
+        rank_candidates(section, workload, machine, strategy, free)[0]
         for section, strategy in variants
     ]
 
@@ -125,7 +138,7 @@ def choose(
             switches = _switches(again, train, origins, other)
         except ConfigError:
             return False
-        return rank_candidates(train, again, other, switches, pinned, mfu)[0].fits
+        return rank_candidates(train, again, other, switches, pinned)[0].fits
 
     fixes = list(_proposals(machine, here, fits))
     least = candidates[0]
@@ -146,7 +159,6 @@ def rank_candidates(
     machine: Machine,
     switches: Strategy,
     pinned: Pinned,
-    mfu: float | None = None,
 ) -> list[Candidate]:
     """Candidates that fit, the best first, then candidates that do not fit, the smallest first.
 
@@ -155,7 +167,7 @@ def rank_candidates(
         switches: the run's strategy without a recipe.
     """
     candidates = [
-        _best_micro(workload, machine, strategy, pinned.micro, mfu)
+        _best_micro(workload, machine, strategy, pinned.micro)
         for strategy in _strategies(train, workload.model, machine, switches, pinned)
     ]
     fitting = [candidate for candidate in candidates if candidate.fits]
@@ -213,9 +225,8 @@ def _strategies(
     kinds = CHECKPOINTING if pinned.checkpointing is None else (pinned.checkpointing,)
     for recipe in recipes:
         strategy = with_recipe(switches, recipe, model.hidden_size)
-        offloads = (strategy.offload_optimizer, strategy.offload_param)
-        zero = Zero(strategy.stage, *offloads, strategy.quantized)
         # `check_recipe` refuses a recipe that the user has set, with a more detailed error.
+        zero = Zero.of(read_recipe(recipe).json)
         if pinned.recipe is None and conflicts(Case(train, zero=zero)):
             continue
         for checkpointing in kinds:
@@ -223,11 +234,7 @@ def _strategies(
 
 
 def _best_micro(
-    workload: Workload,
-    machine: Machine,
-    strategy: Strategy,
-    pinned: int | None,
-    mfu: float | None,
+    workload: Workload, machine: Machine, strategy: Strategy, pinned: int | None
 ) -> Candidate:
     """The candidate with the largest micro-batch that fits; if none fits, with the smallest."""
     groups = machine.ranks // strategy.sequence_parallel
@@ -240,20 +247,17 @@ def _best_micro(
         sizes = [size for size in range(largest, 0, -1) if per_rank % size == 0]
     for size in sizes:
         sized = replace(strategy, micro=size, accumulation=per_rank // size)
-        candidate = _evaluate(workload, machine, sized, mfu)
+        candidate = _evaluate(workload, machine, sized)
         if candidate.fits:
             break
     return candidate
 
 
-def _evaluate(
-    workload: Workload, machine: Machine, strategy: Strategy, mfu: float | None
-) -> Candidate:
+def _evaluate(workload: Workload, machine: Machine, strategy: Strategy) -> Candidate:
     memory = memory_per_rank(workload, strategy)
     traffic = communication_per_step(workload, strategy)
     host = host_bytes_per_rank(workload, strategy) * strategy.ranks_per_node
-    if mfu is None:
-        mfu = default_mfu(workload, strategy, machine.gpu)
+    mfu = machine.assumed_mfu(workload, strategy)
     time = step_time(workload, strategy, traffic, machine.gpu, mfu=mfu)
     misfit = None
     if memory.total > machine.usable:

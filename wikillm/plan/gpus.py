@@ -119,11 +119,14 @@ _LISTED = {
         driver_name,
         tflops * 1e12,
         int(gib * GIB),
-        *(rate * 1e9 for rate in rates),
+        inside * 1e9,
+        between * 1e9,
+        host * 1e9,
+        memory_rate * 1e9,
         has_bf16=name not in ("v100", "t4"),
         note=_NOTES.get(name, ""),
     )
-    for name, (driver_name, tflops, gib, *rates) in _GPUS.items()
+    for name, (driver_name, tflops, gib, inside, between, host, memory_rate) in _GPUS.items()
 }
 GPU_NAMES = tuple(_LISTED)
 _PEAKS = {driver: tflops * 1e12 for driver, tflops in _OTHER_PEAKS.items()}
@@ -142,21 +145,21 @@ def find_gpu(name: str) -> Gpu:
 
     Raises ConfigError, which suggests the nearest name.
     """
-    short_name = _short_name(name)
-    if short_name is None:
-        wanted, size = _compact(name)
-        spelled = {_compact(known)[0]: known for known in reversed(GPU_NAMES)}
-        near = did_you_mean(wanted, spelled)
-        fix = DESCRIBE.replace("NAME", shlex.quote(name))
-        if near:
-            fix = f"--gpu {spelled[near]}" + (f" --gpu-memory {size:g}GiB" if size else "")
-        raise ConfigError(
-            f"The planner knows no GPU {name!r}.",
-            got=f"known: {', '.join(GPU_NAMES)}; cpu\n"
-            f"any other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
-            fix=fix,
-        )
-    return _LISTED[short_name]
+    known = _listed_gpu(name)
+    if known is not None:
+        return known
+    wanted, size = _compact(name)
+    short_names = {_compact(short)[0]: short for short in reversed(GPU_NAMES)}
+    near = did_you_mean(wanted, short_names)
+    fix = DESCRIBE.replace("NAME", shlex.quote(name))
+    if near:
+        fix = f"--gpu {short_names[near]}" + (f" --gpu-memory {size:g}GiB" if size else "")
+    raise ConfigError(
+        f"The planner knows no GPU {name!r}.",
+        got=f"known: {', '.join(GPU_NAMES)}; cpu\n"
+        f"any other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
+        fix=fix,
+    )
 
 
 def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
@@ -164,26 +167,36 @@ def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
 
     A known name keeps its links. Raises ConfigError if the memory is neither given nor known.
     """
-    if _short_name(name) is not None:
-        known = with_memory(find_gpu(name), memory)
-        return replace(known, peak=tflops * 1e12, given=f"{known.given} --tflops {tflops:g}")
-    if memory is None:
+    known = _listed_gpu(name)
+    if known is None and memory is None:
         raise ConfigError(
             f"The planner knows no GPU {name!r}, and its memory is not given.",
             got=f"--gpu {name} --tflops {tflops:g}",
             fix=f"--gpu {shlex.quote(name)} --tflops {tflops:g} --gpu-memory 24GiB",
         )
-    links = (rate * 1e9 for rate in PLAIN_LINKS)
-    note = (
-        f"{name} is not in the planner's list: PCIe 4.0 x16 without NVLink, "
-        "100 Gbit/s per node and bf16 are assumed"
-    )
-    gpu = Gpu(name, name, tflops * 1e12, memory, *links, note=note)
-    return replace(gpu, given=f"{with_memory(gpu, memory).given} --tflops {tflops:g}")
+    if known is None:
+        inside, between, host = (rate * 1e9 for rate in PLAIN_LINKS)
+        note = (
+            f"{name} is not in the planner's list: PCIe 4.0 x16 without NVLink, "
+            "100 Gbit/s per node and bf16 are assumed"
+        )
+        known = Gpu(name, name, 0.0, 0, inside, between, host, note=note)
+    gpu = with_memory(known, memory)
+    return replace(gpu, peak=tflops * 1e12, given=f"{gpu.given} --tflops {tflops:g}")
+
+
+def with_memory(gpu: Gpu, memory: int | None) -> Gpu:
+    """The GPU with another amount of usable memory in bytes; None leaves the GPU as it is."""
+    if memory is None:
+        return gpu
+    return replace(gpu, memory=memory, given=f" --gpu-memory {memory / GIB:g}GiB")
 
 
 def _compact(name: str) -> tuple[str, float | None]:
-    """`NVIDIA A100-SXM4-40GB` -> ("a100", 40.0): without the maker's words, and the size apart."""
+    """(model, memory in GB) in a name: `NVIDIA A100-SXM4-40GB` is ("a100", 40.0).
+
+    The maker's other words are left out. The memory is None if the name does not contain it.
+    """
     text = name.lower().replace("max-q", "maxq")
     size = re.search(r"(?<![a-z0-9])([0-9]+)\s*g(?:i?b)?(?![a-z0-9])", text)
     words = re.split(r"[^a-z0-9]+", text.replace(size[0], " ") if size else text)
@@ -191,15 +204,14 @@ def _compact(name: str) -> tuple[str, float | None]:
     return model, float(size[1]) if size else None
 
 
-def _short_name(name: str) -> str | None:
-    """The list's entry for a name. A size in the name must match its memory within 10 %."""
+def _listed_gpu(name: str) -> Gpu | None:
+    """The listed GPU with this name. A size in the name must match its memory within 10 %."""
     wanted, size = _compact(name)
-    for short in GPU_NAMES:
-        known, _ = _compact(short)
-        memory = _LISTED[short].memory / GIB
+    for gpu in _LISTED.values():
+        known, _ = _compact(gpu.name)
         spellings = {known, known.removeprefix("rtx"), known.removeprefix("ascend"), f"rtx{known}"}
-        if wanted in spellings and (size is None or abs(size - memory) <= 0.1 * size):
-            return short
+        if wanted in spellings and (size is None or abs(size - gpu.memory / GIB) <= 0.1 * size):
+            return gpu
     return None
 
 
@@ -218,12 +230,6 @@ def gpu_by_driver_name(name: str) -> Gpu | None:
     same = [gpu for gpu in _LISTED.values() if gpu.peak == peak_flops(name)]
     named = [gpu for gpu in same if gpu.driver_name.lower() in name.lower()]
     return next(iter(named or same), None)
-
-
-def with_memory(gpu: Gpu, memory: int | None) -> Gpu:
-    """The same GPU with another amount of usable memory in bytes."""
-    given = "" if memory is None else f" --gpu-memory {memory / GIB:g}GiB"
-    return gpu if memory is None else replace(gpu, memory=memory, given=given)
 
 
 def planned_precision(train: TrainSection, origins: Mapping[str, Origin], gpu: Gpu) -> Precision:

@@ -9,8 +9,7 @@ predicted only for a calibrated machine or a GPU in the planner's list). Errors 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,14 @@ from wikillm.core.units import format_count, format_size
 FILE_NAME = "outcome.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A run's memory in bytes and speed in tokens/s; None if not predicted or not measured."""
+def find_outcomes(places: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Outcomes of these run directories, or of those inside these folders; and unreadable files.
 
-    run: str
-    setup: dict[str, Any]
-    memory: tuple[int | None, int | None]  # predicted, measured
-    speed: tuple[float | None, float | None]
-
-    @property
-    def memory_error(self) -> float | None:
-        return _error(*self.memory)
-
-    @property
-    def speed_error(self) -> float | None:
-        return _error(*self.speed)
-
-
-def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
-    """Outcomes of these run directories, or of those inside these folders; and unreadable files."""
-    found: list[Outcome] = []
+    An outcome has `run` (the folder's name), the keys of `setup`, and the {predicted, measured,
+    error} of `memory_bytes` and `tokens_per_second`. A value is None if it is unknown; an error of
+    0.1 means 10 %.
+    """
+    found: list[dict[str, Any]] = []
     broken: list[Path] = []
     for place in places:
         own = place / FILE_NAME
@@ -48,77 +34,54 @@ def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
         for file in files:
             try:
                 found.append(_read(file))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 broken.append(file)
     return found, broken
 
 
-def table(outcomes: Iterable[Outcome]) -> list[str]:
+def table(outcomes: Iterable[dict[str, Any]]) -> list[str]:
     """A header, one line per run, and the mean and worst error of memory and speed."""
     rows = list(outcomes)
-    width = max([len("run"), *(len(row.run) for row in rows)])
-    out = [
+    width = max([len("run"), *(len(row["run"]) for row in rows)])
+    lines = [
         f"{'run':<{width}}  {'device':<8}{'engine':<10}{'ranks':>5}{'params':>9}"
         f"{'memory: planned':>17}{'measured':>11}{'error':>8}"
         f"{'tok/s: planned':>16}{'measured':>10}{'error':>8}"
     ]
     for row in rows:
-        setup = row.setup
-        memory = [_shown(size, format_size) for size in row.memory]
-        speed = [_shown(rate, format_count) for rate in row.speed]
-        out.append(
-            f"{row.run:<{width}}  {setup['device']:<8}{setup['engine']:<10}{setup['ranks']:>5}"
-            f"{format_count(setup['parameters']):>9}"
-            f"{memory[0]:>17}{memory[1]:>11}{_shown(row.memory_error, _percent):>8}"
-            f"{speed[0]:>16}{speed[1]:>10}{_shown(row.speed_error, _percent):>8}"
+        memory = _as_text(row["memory_bytes"], format_size)
+        speed = _as_text(row["tokens_per_second"], format_count)
+        lines.append(
+            f"{row['run']:<{width}}  {row['device']:<8}{row['engine']:<10}{row['ranks']:>5}"
+            f"{format_count(row['parameters']):>9}"
+            f"{memory[0]:>17}{memory[1]:>11}{memory[2]:>8}{speed[0]:>16}{speed[1]:>10}{speed[2]:>8}"
         )
-    for name, errors in (
-        ("memory", [row.memory_error for row in rows]),
-        ("tokens/s", [row.speed_error for row in rows]),
-    ):
-        known = [error for error in errors if error is not None]
-        if known:
-            worst = max(known, key=abs)
-            mean = sum(map(abs, known)) / len(known)
-            out.append(f"{name}: {len(known)} runs, mean error {mean:.1%}, worst {worst:+.1%}")
-    return out
+    for name, key in (("memory", "memory_bytes"), ("tokens/s", "tokens_per_second")):
+        errors = [row[key]["error"] for row in rows if row[key]["error"] is not None]
+        if errors:
+            worst = max(errors, key=abs)
+            mean = sum(map(abs, errors)) / len(errors)
+            lines.append(f"{name}: {len(errors)} runs, mean error {mean:.1%}, worst {worst:+.1%}")
+    return lines
 
 
-def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """The table as plain values; an error of 0.1 means 10 %."""
-    names = ("predicted", "measured", "error")
-    return [
-        {
-            "run": row.run,
-            **row.setup,
-            "memory_bytes": dict(zip(names, (*row.memory, row.memory_error), strict=True)),
-            "tokens_per_second": dict(zip(names, (*row.speed, row.speed_error), strict=True)),
-        }
-        for row in outcomes
-    ]
-
-
-def _read(file: Path) -> Outcome:
+def _read(file: Path) -> dict[str, Any]:
     raw = json.loads(read_regular(file))
-    setup = raw["setup"]
+    outcome = {"run": file.parent.name, **raw["setup"]}
     for name, kind in (("device", str), ("engine", str), ("ranks", int), ("parameters", int)):
-        kind(setup[name])  # raises if a field that the table shows is missing
-    predicted, measured = (raw[name] for name in ("predicted", "measured"))
-    return Outcome(
-        file.parent.name,
-        setup,
-        (predicted["memory_bytes"], measured["memory_bytes"]),
-        (predicted.get("tokens_per_second"), measured.get("tokens_per_second")),
-    )
+        kind(outcome[name])  # raises if a field that the table shows is missing
+    for name in ("memory_bytes", "tokens_per_second"):
+        predicted = raw["predicted"].get(name)
+        measured = raw["measured"].get(name)
+        is_known = predicted is not None and measured
+        error = predicted / measured - 1 if is_known else None
+        outcome[name] = {"predicted": predicted, "measured": measured, "error": error}
+    return outcome
 
 
-def _error(predicted: float | None, measured: float | None) -> float | None:
-    return None if predicted is None or not measured else predicted / measured - 1
-
-
-def _percent(error: float) -> str:
-    return f"{error:+.0%}"
-
-
-def _shown(value: Any, as_text: Callable[[Any], str]) -> str:
-    return "-" if value is None else as_text(value)
+def _as_text(values: Mapping[str, Any], form: Callable[[Any], str]) -> list[str]:
+    """The predicted value, the measured value and the error, with "-" for an unknown one."""
+    texts = [
+        "-" if values[name] is None else form(values[name]) for name in ("predicted", "measured")
+    ]
+    return [*texts, "-" if values["error"] is None else f"{values['error']:+.0%}"]

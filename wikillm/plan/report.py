@@ -10,9 +10,8 @@ from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.checkpoint import checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.choose import Candidate, Machine, settings_of
-from wikillm.plan.roofline import default_mfu
 from wikillm.plan.schedule import five_points
-from wikillm.plan.storage import USUAL_RATE, storage_time
+from wikillm.plan.storage import storage_time
 from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import Workload
 
@@ -20,9 +19,7 @@ ESTIMATE = "estimates by formula: no figure here was measured on a GPU"
 STORE_BYTES = 4  # per token
 
 
-def figures(
-    candidate: Candidate, workload: Workload, machine: Machine, price: float | None
-) -> dict[str, Any]:
+def figures(candidate: Candidate, workload: Workload, machine: Machine) -> dict[str, Any]:
     """One candidate as plain numbers: bytes, seconds, hours; costs in the price's currency."""
     strategy = candidate.strategy
     step = candidate.time.total
@@ -47,7 +44,7 @@ def figures(
         "mfu": per_gpu * workload.flops_per_token / machine.gpu.peak,
         "hours": hours,
         "gpu_hours": hours * machine.ranks,
-        "cost": None if price is None else hours * machine.ranks * price,
+        "cost": None if machine.price is None else hours * machine.ranks * machine.price,
     }
 
 
@@ -57,16 +54,11 @@ def to_json(
     machine: Machine,
     candidates: list[Candidate],
     *,
-    mfu: float | None,
-    price: float | None,
     calibration: str | None = None,
     window_shards: int = 8,
-    storage_rate: float = USUAL_RATE,
 ) -> dict[str, Any]:
     """The whole plan as JSON values. The first of `candidates` is the planner's choice."""
     strategy = candidates[0].strategy
-    if mfu is None:
-        mfu = default_mfu(workload, strategy, machine.gpu)
     disk = _disk(train, workload, strategy)
     rates = five_points(train, max_steps=workload.max_steps, warmup_steps=workload.warmup_steps)
     return {
@@ -85,7 +77,7 @@ def to_json(
         "gpus_per_node": machine.gpus_per_node,
         "gpu_memory_bytes": machine.gpu.memory,
         "host_memory_bytes": machine.host_memory,
-        "assumed_mfu": mfu,
+        "assumed_mfu": machine.assumed_mfu(workload, strategy),
         "global_batch_sequences": workload.sequences,
         "global_batch_tokens": workload.tokens,
         "max_steps": workload.max_steps,
@@ -94,7 +86,7 @@ def to_json(
         "corpus_tokens": workload.train_tokens,
         "learning_rate": {str(step): rate for step, rate in rates.items()},
         "disk_bytes": disk,
-        "storage_seconds": storage_time(disk["checkpoint"], machine, window_shards, storage_rate),
+        "storage_seconds": storage_time(disk["checkpoint"], machine, window_shards),
         "save_steps": train.save_steps,
         "links_bytes_per_second": {
             "inside_node": machine.gpu.inside_node,
@@ -102,7 +94,7 @@ def to_json(
             "host": machine.gpu.host_link,
         },
         "notes": [*workload.notes, *([machine.gpu.note] if machine.gpu.note else [])],
-        "choices": [figures(candidate, workload, machine, price) for candidate in candidates],
+        "choices": [figures(candidate, workload, machine) for candidate in candidates],
         "arguments": settings_of(strategy),
     }
 

@@ -12,25 +12,26 @@ from __future__ import annotations
 
 from wikillm.plan.choose import Machine
 
-USUAL_RATE = 2e9
-"""Bytes/s of a node: 16 Gbit/s to a shared file system; a local NVMe disk is faster."""
 SHARD_BYTES = 75_000_000
 SHA256_RATE = 1.5e9
 """Bytes/s of one core (docs/measurements/2026-11-28-ledger.md)."""
 
 
-def storage_time(checkpoint: int, machine: Machine, window: int, rate: float) -> dict[str, float]:
-    """Seconds that training waits for (`copy`), that pass during training (`write`), and before it.
+def storage_time(checkpoint: int, machine: Machine, window_shards: int) -> dict[str, float]:
+    """Seconds that training waits (`copy`), that pass during training (`write`), or before it.
 
-    `checkpoint` is in bytes, `rate` in bytes/s of a node, `window` in shards of the store.
+    Args:
+        checkpoint: bytes of a checkpoint.
+        window_shards: shards of the store that are read before the first step.
     """
-    of_node = checkpoint / machine.nodes / rate
-    first_window = window * SHARD_BYTES
+    rate = machine.storage_rate
+    one_pass = checkpoint / machine.nodes / rate  # over a node's share of the checkpoint
+    first_window = window_shards * SHARD_BYTES
     return {
-        "bytes_per_second": rate,  # of a node
+        "bytes_per_second": rate,
         "copy": checkpoint / machine.ranks / machine.gpu.host_link,
-        "write": of_node,
-        "verify": of_node,
-        "load": of_node,
+        "write": one_pass,
+        "verify": one_pass,
+        "load": one_pass,
         "data_start": first_window / rate + first_window / SHA256_RATE,
     }

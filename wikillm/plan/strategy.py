@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
 
+from wikillm.config.compatibility import Zero
 from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
 from wikillm.config.precision import Precision
 from wikillm.config.schema import Checkpointing, ModelSection, TrainSection
@@ -125,10 +126,8 @@ def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
     "auto" buckets have hidden_size squared elements, as with Hugging Face. Raises ConfigError for a
     JSON that cannot be read.
     """
-    file = _read(recipe)
-
-    def offloads(name: str) -> bool:
-        return str(file.get(f"zero_optimization.{name}.device", "none")) != "none"
+    file = read_recipe(recipe)
+    zero = Zero.of(file.json)
 
     def size(name: str, default: int, auto: int) -> int:
         value: Any = file.get(f"zero_optimization.{name}", default)
@@ -148,8 +147,8 @@ def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
         strategy,
         recipe=recipe,
         stage=stage,
-        offload_optimizer=offloads("offload_optimizer"),
-        offload_param=offloads("offload_param"),
+        offload_optimizer=zero.offload_optimizer,
+        offload_param=zero.offload_param,
         quantized=bool(file.get("zero_optimization.zero_quantized_weights", False)),
         reduce_bucket=size("reduce_bucket_size", 500_000_000, square),
         overlap=bool(file.get("zero_optimization.overlap_comm", False)),
@@ -158,5 +157,6 @@ def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
 
 
 @functools.cache
-def _read(recipe: str) -> DeepSpeedFile:
+def read_recipe(recipe: str) -> DeepSpeedFile:
+    """Like `read_deepspeed`, but reads each recipe once."""
     return read_deepspeed(recipe)

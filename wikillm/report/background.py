@@ -1,4 +1,4 @@
-"""Write RUN/report.html during training, in a separate process. (rank 0)
+"""Write RUN/report.html during training, in a separate process of low priority. (rank 0)
 
 The training process does not wait for it, because reading the records of a long run takes seconds.
 The first failure is a warning; later ones are silent.
@@ -17,6 +17,7 @@ from wikillm.core.log import warn
 REFRESH_SECONDS = 60.0
 """Shortest time between two refreshes; checkpoints in between start none."""
 _SOURCE = Path(__file__).resolve().parents[2]
+_LOW_PRIORITY = ("nice", "-n", "10")
 
 
 class PageRefresh:
@@ -41,7 +42,7 @@ class PageRefresh:
         path = os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "wikillm.report", str(self._run)],
+                [*_LOW_PRIORITY, sys.executable, "-m", "wikillm", "report", str(self._run)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from wikillm.ledger.record import History
 from wikillm.observe import names
 from wikillm.report.ledger_section import digest_of, read_history
 from wikillm.report.run_files import RunFiles, labels, number
-from wikillm.report.sections import cut, hours, last_evaluation
+from wikillm.report.sections import cut, hours
 from wikillm.report.starts import effort_of, starts_of
 
 _OWN = frozenset({"run.name", "run.dir"})
@@ -33,8 +33,8 @@ def comparison(runs: Sequence[RunFiles], price: float | None) -> dict[str, Any]:
 
 
 def _row(label: str, run: RunFiles, price: float | None) -> list[str]:
-    last = run.metrics[-1] if run.metrics else {}
-    evaluation = last_evaluation(run)
+    last = run.last
+    evaluation = run.evaluations[-1] if run.evaluations else {}
     history = read_history(run.path)
     effort = effort_of(run, starts_of(run), price)
     losses = [

@@ -5,7 +5,6 @@ Points are (tokens, value). A value that is not finite makes a gap in the curve.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,21 +50,8 @@ def series(run: RunFiles, name: str) -> list[Point]:
 
 def evaluations(run: RunFiles, name: str) -> list[Point]:
     """The values with this name in evaluations, over tokens, which follow from the steps."""
-    steps = [record[names.STEP] for record in run.metrics]
-    tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
     found = [event for event in run.current if event[names.KIND] == names.EVAL and name in event]
-    return [(tokens_at(event[names.STEP], steps, tokens), number(event, name)) for event in found]
-
-
-def tokens_at(step: int, steps: Sequence[int], tokens: Sequence[float]) -> float:
-    """Tokens trained on at `step`, interpolated between logging steps."""
-    after = bisect_left(steps, step)
-    if after == len(steps):
-        return tokens[-1] if tokens else 0.0
-    before_step = steps[after - 1] if after else 0
-    before = tokens[after - 1] if after else 0.0
-    share = (step - before_step) / max(1, steps[after] - before_step)
-    return before + share * (tokens[after] - before)
+    return [(run.tokens_at(event[names.STEP]), number(event, name)) for event in found]
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
@@ -100,8 +86,6 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 def spikes(run: RunFiles) -> list[Spike]:
     """All loss spikes that the run detected (see `train.spikes`), including those after which it
     went back to a checkpoint."""
-    steps = [record[names.STEP] for record in run.metrics]
-    tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
     kept = {id(event) for event in run.current}
     out: list[Spike] = []
     for event in run.events:
@@ -117,7 +101,7 @@ def spikes(run: RunFiles) -> list[Spike]:
         out.append(
             Spike(
                 step=step,
-                tokens=tokens_at(step, steps, tokens),
+                tokens=run.tokens_at(step),
                 loss=loss,
                 usual=number(event, "median"),
                 action=str(event.get("action")),

@@ -20,7 +20,7 @@ def data_section(run: RunFiles) -> dict[str, Any]:
         "data": _store(data),
         "splits": [_split(name, split) for name, split in as_dict(data.get("splits")).items()],
         "mixture": list(_mixture(run)),
-        "funnel": _funnel(as_dict(data.get("funnel"))),
+        "funnel": list(_funnel(as_dict(data.get("funnel")))),
         "sources": [
             (
                 without_queries(str(source.get("url") or source.get("path"))),
@@ -61,44 +61,33 @@ def _split(name: str, split: Any) -> tuple[str, ...]:
 
 def _mixture(run: RunFiles) -> Any:
     """(source, share, tokens used, epochs) of each source of a mixture."""
-    last = run.metrics[-1] if run.metrics else {}
     sources = as_dicts(run.data.get("mixture"))
     total = sum(number(source, "count") or 0 for source in sources)
     for source in sources:
         name = str(source.get("name"))
-        tokens = number(last, names.of_source(names.SOURCE_TOKENS, name))
-        epochs = number(last, names.of_source(names.SOURCE_EPOCHS, name))
+        tokens = number(run.last, names.of_source(names.SOURCE_TOKENS, name))
+        epochs = number(run.last, names.of_source(names.SOURCE_EPOCHS, name))
         share = (number(source, "count") or 0) / total if total else 0.0
         used = "-" if tokens is None else format_count(tokens)
         yield name, f"{share:.2%}", used, "-" if epochs is None else f"{epochs:.2f}"
 
 
-def _funnel(funnel: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows for the records read, dropped (one row per reason) and kept, as shares of those read."""
+def _funnel(funnel: dict[str, Any]) -> Any:
+    """(name, class of the bar, records, share of the records read, characters) of a bar.
+
+    The bars are the records read, dropped (one bar per reason) and kept.
+    """
     if not funnel:
-        return []
-    lines = as_dicts(funnel.get("dropped"))
-    lines.sort(key=lambda line: -(number(line, "records") or 0))
+        return
+    reasons = as_dicts(funnel.get("dropped"))
+    reasons.sort(key=lambda reason: -(number(reason, "records") or 0))
     kept = number(funnel, "kept_records") or 0
-    total = kept + sum(number(line, "records") or 0 for line in lines)
-    characters = number(funnel, "kept_characters") or 0
-    rows = [_bar("read", total, total, None, "")]
-    for line in lines:
-        name = f"{line.get('reason')}" + (" (cannot be read)" if line.get("is_bad") else "")
-        dropped = number(line, "records") or 0
-        rows.append(_bar(name, dropped, total, number(line, "characters"), "bad"))
-    return [*rows, _bar("kept", kept, total, characters, "")]
-
-
-def _bar(
-    name: str, records: float, total: float, characters: float | None, kind: str
-) -> dict[str, Any]:
-    share = records / total if total else 0.0
-    return {
-        "name": name,
-        "kind": kind,
-        "width": f"{100 * share:.2f}",
-        "records": f"{records:,.0f} records",
-        "share": f"{share:.1%}",
-        "characters": "" if characters is None else f"{characters:,.0f} characters",
-    }
+    total = kept + sum(number(reason, "records") or 0 for reason in reasons)
+    yield "read", "", total, 1.0 if total else 0.0, None
+    for reason in reasons:
+        name = f"{reason.get('reason')}" + (" (cannot be read)" if reason.get("is_bad") else "")
+        dropped = number(reason, "records") or 0
+        share = dropped / total if total else 0.0
+        yield name, "bad", dropped, share, number(reason, "characters")
+    share = kept / total if total else 0.0
+    yield "kept", "", kept, share, number(funnel, "kept_characters") or 0

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,29 @@ class RunFiles:
     def name(self) -> str:
         setting = self.settings.get("run.name")
         return plain(setting.value) if setting else self.path.name
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The record of the last logged step; {} if no step was logged."""
+        return self.metrics[-1] if self.metrics else {}
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations on all held-out text, oldest first."""
+        evaluated = [event for event in self.current if event[names.KIND] == names.EVAL]
+        return [event for event in evaluated if names.EVAL_LOSS in event]
+
+    def tokens_at(self, step: int) -> float:
+        """Tokens trained on at `step`, interpolated between logging steps."""
+        after = bisect_left(self.metrics, step, key=itemgetter(names.STEP))
+        before = self.metrics[after - 1] if after else {names.STEP: 0}
+        tokens_before = number(before, names.TOKENS) or 0.0
+        if after == len(self.metrics):
+            return tokens_before
+        following = self.metrics[after]
+        steps = max(1, following[names.STEP] - before[names.STEP])
+        tokens = (number(following, names.TOKENS) or 0.0) - tokens_before
+        return tokens_before + tokens * (step - before[names.STEP]) / steps
 
 
 def read_run(path: Path) -> RunFiles:

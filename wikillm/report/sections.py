@@ -10,7 +10,7 @@ from typing import Any
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, read_results, task_rows, text_rows
 from wikillm.observe import names
-from wikillm.report.curves import spikes, tokens_at
+from wikillm.report.curves import spikes
 from wikillm.report.data_section import data_section
 from wikillm.report.ledger_section import ledger_section
 from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number, plain
@@ -91,7 +91,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _state(run: RunFiles) -> dict[str, Any]:
-    step = run.metrics[-1][names.STEP] if run.metrics else 0
+    step = run.last.get(names.STEP, 0)
     of = run.plan.get("max_steps")
     done = f"step {step:,}" + (f" of {of:,}" if isinstance(of, int) else "")
     if run.exit:
@@ -99,21 +99,14 @@ def _state(run: RunFiles) -> dict[str, Any]:
         reason = str(run.exit.get("reason", "")).splitlines()[:1]
         text = f"{meaning}, {done}" + (f": {reason[0]}" if reason else "")
         return {"state": text, "failed": run.exit.get("code") not in (0, 75)}
-    at = number(run.metrics[-1], names.TIME) if run.metrics else None
+    at = number(run.last, names.TIME)
     seen = f", last record {as_time(at)}" if at is not None else ""
     return {"state": f"no end recorded: running or killed; {done}{seen}", "failed": False}
 
 
-def last_evaluation(run: RunFiles) -> dict[str, Any]:
-    """The newest evaluation on all held-out text; {} if there is none."""
-    found = [e for e in run.current if e[names.KIND] == names.EVAL and names.EVAL_LOSS in e]
-    return found[-1] if found else {}
-
-
 def _facts(run: RunFiles, effort: Effort) -> Any:
     """(label, value, note) of the main results."""
-    last = run.metrics[-1] if run.metrics else {}
-    evaluation = last_evaluation(run)
+    last = run.last
     parameters = number(run.plan, "parameters")
     if parameters is not None:
         yield "parameters", format_count(parameters), f"{int(parameters):,}"
@@ -121,7 +114,8 @@ def _facts(run: RunFiles, effort: Effort) -> Any:
     note = "" if epoch is None else f"{epoch:.2f} epochs"
     yield "tokens trained on", format_count(number(last, names.TOKENS) or 0), note
     yield "training loss", _shown(number(last, names.LOSS), ".4f"), "nats/token, last record"
-    if evaluation:
+    if run.evaluations:
+        evaluation = run.evaluations[-1]
         at = f"nats/token at step {evaluation[names.STEP]:,}"
         yield "validation loss", _shown(number(evaluation, names.EVAL_LOSS), ".4f"), at
         yield "bits per byte", _shown(number(evaluation, names.BITS_PER_BYTE), ".4f"), "validation"
@@ -170,31 +164,26 @@ def _model(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def _environment(found: dict[str, Any]) -> list[tuple[str, str]]:
-    packages = found.get("packages")
     words = found.get("command")
-    rows = [(name, str(found[name])) for name in ("python", "platform", "host", "cpus", "git")
-            if found.get(name) is not None]  # fmt: skip
-    if isinstance(words, list):
-        rows.insert(0, ("command", cut(shlex.join(map(str, words)))))
-    if isinstance(packages, dict):
-        rows += [(str(name), str(version)) for name, version in packages.items() if version]
-    return rows
+    rows = [("command", cut(shlex.join(map(str, words))))] if isinstance(words, list) else []
+    for name in ("python", "platform", "host", "cpus", "git"):
+        if found.get(name) is not None:
+            rows.append((name, str(found[name])))
+    packages = as_dict(found.get("packages"))
+    return rows + [(name, str(version)) for name, version in packages.items() if version]
 
 
 def _evaluations(run: RunFiles) -> dict[str, Any]:
-    found = [e for e in run.current if e[names.KIND] == names.EVAL and names.EVAL_LOSS in e]
+    found = run.evaluations
     prefix = names.of_source(names.EVAL_LOSS, "")
     sources = sorted({key for event in found for key in event if key.startswith(prefix)})[:16]
-    steps = [record[names.STEP] for record in run.metrics]
-    tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
     rows = []
     for event in spread(found):
         loss = number(event, names.EVAL_LOSS)
-        at = tokens_at(event[names.STEP], steps, tokens)
         rows.append(
             (
                 f"{event[names.STEP]:,}",
-                format_count(at),
+                format_count(run.tokens_at(event[names.STEP])),
                 _shown(loss, ".4f"),
                 _shown(None if loss is None or loss > 700 else math.exp(loss), ",.2f"),
                 _shown(number(event, names.BITS_PER_BYTE), ".4f"),
@@ -271,26 +260,16 @@ def _diverged(run: RunFiles) -> Any:
 
 def _planned(run: RunFiles) -> Any:
     """(quantity, planned, measured, difference)."""
-    last = run.metrics[-1] if run.metrics else {}
     predicted = as_dict(run.outcome.get("predicted"))
     measured = as_dict(run.outcome.get("measured"))
-    pairs = (
-        ("steps", number(run.plan, "max_steps"), number(last, names.STEP), format_count),
-        ("tokens", number(run.plan, "total_tokens"), number(last, names.TOKENS), format_count),
-        (
-            "peak memory",
-            number(predicted, "memory_bytes"),
-            number(measured, "memory_bytes"),
-            format_size,
-        ),
-        (
-            "tokens/s",
-            number(predicted, "tokens_per_second"),
-            number(measured, "tokens_per_second"),
-            format_count,
-        ),
-    )
-    for label, plan, got, write in pairs:
-        off = "-" if plan is None or not got else f"{plan / got - 1:+.1%}"
-        shown = ["-" if value is None else write(value) for value in (plan, got)]
+    size = "memory_bytes"
+    rate = "tokens_per_second"
+    for label, plan_value, run_value, as_text in (
+        ("steps", number(run.plan, "max_steps"), number(run.last, names.STEP), format_count),
+        ("tokens", number(run.plan, "total_tokens"), number(run.last, names.TOKENS), format_count),
+        ("peak memory", number(predicted, size), number(measured, size), format_size),
+        ("tokens/s", number(predicted, rate), number(measured, rate), format_count),
+    ):
+        off = "-" if plan_value is None or not run_value else f"{plan_value / run_value - 1:+.1%}"
+        shown = ["-" if value is None else as_text(value) for value in (plan_value, run_value)]
         yield label, *shown, off

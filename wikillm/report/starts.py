@@ -78,8 +78,7 @@ def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) ->
     usual = planned if type(planned) is int else 1
     seconds = sum(start.seconds for start in starts)
     device_hours = sum(start.seconds * (start.ranks or usual) for start in starts) / 3600
-    last = run.metrics[-1] if run.metrics else {}
-    trained = number(last, names.TRAIN_SECONDS)
+    trained = number(run.last, names.TRAIN_SECONDS)
     joules = sum(_joules(run, start) * (start.ranks or usual) for start in starts)
     return Effort(
         hours=seconds / 3600,

@@ -156,7 +156,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
 def _unneeded() -> list[str]:
     """Command-line words that reset the keys which only the switched-off features use."""
     fields = TrainSection.model_fields
-    names_of_keys = [name for name, other, *_ in NEEDS if other in _WITHOUT]
+    names_of_keys = [name for name, (other, *_) in NEEDS.items() if other in _WITHOUT]
     return [f"train.{name}={json.dumps(fields[name].default)}" for name in names_of_keys]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,11 +159,10 @@ def test_a_gpu_of_another_size_or_kind_is_not_taken_for_one_that_is_known(said: 
 
 
 def test_hours_and_cost_follow_from_the_step() -> None:
-    resolved, on = load("pretrain-0.5b"), machine()
+    resolved = load("pretrain-0.5b")
+    on = replace(machine(), price=2.0)
     workload = describe_workload(resolved, ranks=8)
-    plan = to_json(
-        resolved.config.train, workload, on, choose(resolved, workload, on), mfu=None, price=2.0
-    )
+    plan = to_json(resolved.config.train, workload, on, choose(resolved, workload, on))
     best = plan["choices"][0]
     assert best["hours"] == pytest.approx(plan["max_steps"] * best["step_seconds"]["total"] / 3600)
     assert best["cost"] == pytest.approx(best["hours"] * 16)

@@ -30,10 +30,8 @@ def test_errors_are_shares_of_what_was_measured(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / FILE_NAME).write_text('{"setup": {}}')
     found, broken = find_outcomes([tmp_path])
-    assert [
-        round(one.memory_error, 6) if one.memory_error is not None else None for one in found
-    ] == [0.1, None]
-    assert [one.speed_error for one in found] == [-0.5, None]
+    assert [row["memory_bytes"]["error"] for row in found] == [pytest.approx(0.1), None]
+    assert [row["tokens_per_second"]["error"] for row in found] == [-0.5, None]
     assert broken == [tmp_path / "broken" / FILE_NAME]
     assert main(["plan", "--report", str(tmp_path)]) == 0
     told = capsys.readouterr()

@@ -83,7 +83,7 @@ def test_memory_bandwidth_raises_the_share_of_a_slower_gpu(published: Any) -> No
 
 def test_a_checkpoint_of_72b_on_64_nodes() -> None:
     """864 GB: 13.5 GB a node at 2 GB/s, 1.69 GB a GPU at 50 GB/s to the host."""
-    times = storage_time(864 * 10**9, Machine(find_gpu("h100"), 64, 8, 0), 8, 2e9)
+    times = storage_time(864 * 10**9, Machine(find_gpu("h100"), 64, 8, 0), 8)
     assert times["write"] == times["verify"] == times["load"] == pytest.approx(6.75)
     assert times["copy"] == pytest.approx(0.03375)
     assert times["data_start"] == pytest.approx(0.6e9 / 2e9 + 0.6e9 / 1.5e9)

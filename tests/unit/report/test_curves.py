@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.report.curves import evaluations, smooth, spikes, thin, tokens_at
+from wikillm.report.curves import evaluations, smooth, spikes, thin
 from wikillm.report.plot import Curve, Plot, _tick, svg, svg_file, ticks
 from wikillm.report.run_files import RunFiles, read_run
 
@@ -52,9 +52,10 @@ def test_an_evaluation_between_two_records_is_drawn_between_them(tmp_path: Path)
     ]
     run = run_of(tmp_path, [3.0, 2.0, 1.0], events)
     assert evaluations(run, "eval_loss") == [(100.0, 2.0), (300.0, 2.0)]
-    assert tokens_at(15, [10, 20], [1000.0, 3000.0]) == 2000.0
-    assert tokens_at(5, [10, 20], [1000.0, 3000.0]) == 500.0
-    assert tokens_at(30, [10, 20], [1000.0, 3000.0]) == 3000.0
+    rows = [{"step": step, "tokens": 150 * step - 500} for step in (10, 20)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    between = read_run(tmp_path)
+    assert [between.tokens_at(step) for step in (5, 15, 30)] == [500.0, 1750.0, 2500.0]
 
 
 @given(st.lists(values, min_size=1, max_size=400), st.integers(4, 60))
