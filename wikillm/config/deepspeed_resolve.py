@@ -44,8 +44,7 @@ def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDee
         notes.append(f"{file.asked_for} does not exist; using the shipped {file.path}")
     _drop_nulls(config)
     _fill_linked(config, facts, notes)
-    _fill_hidden_size(config["zero_optimization"], facts, notes)
-    _fill_zero3(config["zero_optimization"], facts, notes)
+    _fill_zero(config["zero_optimization"], facts, notes)
     _place_optimizer(config, facts, notes)
     _place_muon(config["zero_optimization"], facts, notes)
     _set_quietly(config, facts, notes)
@@ -78,34 +77,31 @@ def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]
         notes.append("from the run: " + ", ".join(filled))
 
 
-def _fill_hidden_size(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Fill the sizes that follow from the hidden size, with the formulas of
-    `HfTrainerDeepSpeedConfig.trainer_config_finalize` in transformers 5.23."""
+def _fill_zero(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    """Fill the "auto" values of zero_optimization.
+
+    The formulas with the hidden size are those of transformers 5.23
+    (`HfTrainerDeepSpeedConfig.trainer_config_finalize`).
+    """
     h = facts.hidden_size
-    formulas = {
+    hpz = "zero_hpz_partition_size"
+    gather = "stage3_gather_16bit_weights_on_model_save"
+    values = {
         "reduce_bucket_size": h * h,
         "stage3_prefetch_bucket_size": int(0.9 * h * h),
         "stage3_param_persistence_threshold": 10 * h,
+        hpz: facts.local_world_size,
+        gather: zero["stage"] == 3,
     }
-    filled = {key: value for key, value in formulas.items() if zero.get(key) == "auto"}
+    filled = {key: value for key, value in values.items() if zero.get(key) == "auto"}
     zero.update(filled)
     if filled:
-        notes.append(
-            f"from hidden_size {h}: " + ", ".join(f"{key}={value}" for key, value in filled.items())
-        )
-
-
-def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    local = facts.local_world_size
-    hpz = zero.get("zero_hpz_partition_size")
-    if hpz == "auto":
-        zero["zero_hpz_partition_size"] = hpz = local
-        notes.append(f"zero_hpz_partition_size={local}: each node keeps a copy of the weights")
-    if not is_off(hpz) and facts.world_size == local:
+        texts = ", ".join(f"{key}={value}" for key, value in filled.items())
+        notes.append(f"from hidden_size {h}, ranks and stage: {texts}")
+    if hpz in filled:
+        notes.append(f"{hpz}={filled[hpz]}: each node keeps a copy of the weights")
+    if not is_off(zero.get(hpz)) and facts.world_size == facts.local_world_size:
         notes.append("hpZ costs memory, and on one node it saves no traffic between nodes")
-    gather = "stage3_gather_16bit_weights_on_model_save"
-    if zero.get(gather) == "auto":
-        zero[gather] = zero["stage"] == 3
     if zero["stage"] == 3 and not zero.get(gather):
         notes.append(
             f"{gather} is false: checkpoints have no gathered weights; export reads the ZeRO shards"

@@ -148,5 +148,3 @@ _RULES: dict[str, VariableRule] = {
         lambda value, needs: needs.has_gpu and value == "1", _TF32.does, _TF32.instead
     ),
 }
-NAMES = frozenset(_RULES)
-"""The variables that are checked."""

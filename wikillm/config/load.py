@@ -58,9 +58,9 @@ def load(
         )
     run, file, is_read = _read_config(config or DEFAULT_RUN, problems)
     chosen = [*run, *file, *typed]
-    named = [_named_preset("models", "model.preset", chosen, problems)]
-    named.append(_named_preset("data", "data.preset", chosen, problems))
-    named[1] = _without_foreign_licence(named[1], chosen)
+    model_preset = _named_preset("models", "model.preset", chosen, problems)
+    data_preset = _named_preset("data", "data.preset", chosen, problems)
+    data_preset = _without_foreign_licence(data_preset, chosen)
     laws = size_settings(chosen, problems)
     if laws and config is None:
         # The default preset's run name contains 120m, which would be wrong for this model.
@@ -69,7 +69,7 @@ def load(
     shape = _shape(chosen, problems)
     # Lowest layer first. Rules across keys are checked only if every file could be read; otherwise
     # they would report keys that the missing file sets.
-    merged = merge([*named, run, laws, shape, file, typed], GROUPS, problems)
+    merged = merge([model_preset, data_preset, run, laws, shape, file, typed], GROUPS, problems)
     resolved = _validate(merged, problems)
     if resolved is not None and is_read:
         check(resolved.config, resolved.origins, problems)

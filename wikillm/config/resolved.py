@@ -21,10 +21,6 @@ class Resolved:
     config: RunConfig
     origins: Mapping[str, Origin]
 
-    def origin(self, key: str) -> Origin:
-        """Origin of a dotted key, e.g. `train.max_steps`."""
-        return self.origins[key]
-
 
 def to_yaml(resolved: Resolved) -> str:
     """Every key with its origin as a comment; `load(FILE).config` equals `resolved.config`.

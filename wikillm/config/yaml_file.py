@@ -146,24 +146,30 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _flatten(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Entry]]:
+def _items(node: yaml.MappingNode) -> Iterator[tuple[str, int, yaml.Node]]:
+    """(key, line of the key, value) of each item of a mapping."""
     _refuse_tag(node)
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
-            raise _Refused("A key must be a word.", _line(key_node))
-        key = prefix + key_node.value
-        if isinstance(value_node, yaml.MappingNode):
-            yield key, Entry(None, _line(key_node), is_mapping=True)
-            yield from _flatten(value_node, key + ".")
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or not key.value:
+            raise _Refused("A key must be a word.", _line(key))
+        yield key.value, _line(key), value
+
+
+def _flatten(mapping: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Entry]]:
+    for name, line, node in _items(mapping):
+        key = prefix + name
+        if isinstance(node, yaml.MappingNode):
+            yield key, Entry(None, line, is_mapping=True)
+            yield from _flatten(node, key + ".")
         else:
-            yield key, Entry(_value(value_node), _line(key_node))
+            yield key, Entry(_value(node), line)
 
 
 def _value(node: yaml.Node) -> Any:
     _refuse_tag(node)
     if isinstance(node, yaml.SequenceNode):
         items = node.value
-        return [_mapping(i) if isinstance(i, yaml.MappingNode) else _value(i) for i in items]
+        return [_record(i) if isinstance(i, yaml.MappingNode) else _value(i) for i in items]
     if not isinstance(node, yaml.ScalarNode):
         raise _Refused("A mapping is not allowed here.", _line(node))
     if node.style is not None:  # quoted or block text
@@ -171,16 +177,13 @@ def _value(node: yaml.Node) -> Any:
     return _scalar(node.value)
 
 
-def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
-    """A mapping that is an item of a list: a record of plain values."""
-    _refuse_tag(node)
+def _record(mapping: yaml.MappingNode) -> dict[str, Any]:
+    """A mapping that is an item of a list."""
     found: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
-            raise _Refused("A key must be a word.", _line(key_node))
-        if key_node.value in found:
-            raise _Refused(f"{key_node.value} appears twice.", _line(key_node), "keep one")
-        found[key_node.value] = _value(value_node)
+    for name, line, node in _items(mapping):
+        if name in found:
+            raise _Refused(f"{name} appears twice.", line, "keep one")
+        found[name] = _value(node)
     return found
 
 

@@ -23,8 +23,8 @@ LENGTH = "train.sequence_length"
 class BatchSplit:
     """One optimizer step: `micro` sequences x `accumulation` micro-steps x ranks = `sequences`.
 
-    Ranks that share sequences count as one rank. `lead` is not 0 after a resume with another batch:
-    the sequences used before the resume, less those that as many steps of this batch would use.
+    Ranks that share sequences count as one rank. After a resume with another batch, `lead` is the
+    number of sequences used before the resume minus the number that this batch would have used.
     """
 
     micro: int
@@ -71,7 +71,7 @@ def split_batch(
     Without `global_batch_tokens` and `gradient_accumulation_steps` there is no accumulation.
 
     Args:
-        most: largest micro-batch that fits a rank's memory; None sets no limit. It applies only to
+        most: largest micro-batch that fits a rank's memory; None for no limit. It applies only to
             `train.per_device_train_batch_size=auto` with `global_batch_tokens`: a batch that
             follows from the micro-batch must not depend on the machine.
 
@@ -87,7 +87,7 @@ def split_batch(
         return BatchSplit(micro, accumulation, sequences, sequences * length)
     step = (given or 1) * groups * length
     if train.global_batch_tokens % step:
-        raise _refusal(train, origins, groups, step)
+        raise _indivisible(train, origins, groups, step)
     sequences = train.global_batch_tokens // length
     micro = given or _largest_divisor(train, sequences // groups, most)
     accumulation = sequences // (micro * groups)
@@ -112,7 +112,7 @@ def _largest_divisor(train: TrainSection, per_rank: int, most: int | None) -> in
     return max(size for size in range(1, limit + 1) if per_rank % size == 0)
 
 
-def _refusal(
+def _indivisible(
     train: TrainSection, origins: Mapping[str, Origin], groups: int, step: int
 ) -> ConfigError:
     """The error for a batch that is no multiple of `step` tokens.

@@ -90,7 +90,7 @@ class Candidate:
 
     Attributes:
         host_bytes: host memory per node.
-        misfit: why it does not fit; None if it fits.
+        misfit: the reason why the strategy does not fit; None if it fits.
     """
 
     strategy: Strategy
@@ -116,17 +116,17 @@ def choose(resolved: Resolved, workload: Workload, machine: Machine) -> list[Can
         pinned = replace(pinned, recipe=resolved.config.deepspeed.config)
     if origins["train.gradient_checkpointing"].is_user:
         pinned = replace(pinned, checkpointing=train.gradient_checkpointing)
-    switches = _switches(workload, train, origins, machine)
-    candidates = rank_candidates(train, workload, machine, switches, pinned)
+    base = _base_strategy(workload, train, origins, machine)
+    candidates = rank_candidates(train, workload, machine, base, pinned)
     if candidates[0].fits:
         return candidates
 
     # Try other settings on this machine, then other machines.
-    variants = [(train, leaner) for leaner in (switches, *_leaner(workload, machine, switches))]
+    variants = [(train, variant) for variant in (base, *_with_less_memory(workload, machine, base))]
     tokens = workload.train_tokens
-    if switches.muon:  # Muon excludes offload
+    if base.muon:  # Muon excludes offload
         adamw = train.model_copy(update={"optimizer": "adamw", "max_grad_norm": 1.0})
-        variants.append((adamw, replace(switches, muon=False)))
+        variants.append((adamw, replace(base, muon=False)))
     here = [
         rank_candidates(section, workload, machine, strategy, free)[0]
         for section, strategy in variants
@@ -135,19 +135,19 @@ def choose(resolved: Resolved, workload: Workload, machine: Machine) -> list[Can
     def fits(other: Machine) -> bool:
         try:
             again = describe_workload(resolved, ranks=other.ranks, train_tokens=tokens)
-            switches = _switches(again, train, origins, other)
+            base = _base_strategy(again, train, origins, other)
         except ConfigError:
             return False
-        return rank_candidates(train, again, other, switches, pinned)[0].fits
+        return rank_candidates(train, again, other, base, pinned)[0].fits
 
     fixes = list(_proposals(machine, here, fits))
-    least = candidates[0]
-    parts = sorted(least.memory.parts().items(), key=lambda part: -part[1])[:3]
+    smallest = candidates[0]
+    parts = sorted(smallest.memory.parts().items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {format_size(size)}" for name, size in parts)
     raise ConfigError(
         f"{workload.model.label} does not fit on "
         f"{machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
-        got=f"the smallest, {' '.join(settings_of(least.strategy))}: {least.misfit}\n"
+        got=f"the smallest, {' '.join(settings_of(smallest.strategy))}: {smallest.misfit}\n"
         f"largest parts: {largest}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
     )
@@ -157,18 +157,18 @@ def rank_candidates(
     train: TrainSection,
     workload: Workload,
     machine: Machine,
-    switches: Strategy,
+    base: Strategy,
     pinned: Pinned,
 ) -> list[Candidate]:
     """Candidates that fit, the best first, then candidates that do not fit, the smallest first.
 
     Args:
         train: recipes that do not work with these settings are left out.
-        switches: the run's strategy without a recipe.
+        base: the run's strategy before a recipe is applied.
     """
     candidates = [
         _best_micro(workload, machine, strategy, pinned.micro)
-        for strategy in _strategies(train, workload.model, machine, switches, pinned)
+        for strategy in _strategies(train, workload.model, machine, base, pinned)
     ]
     fitting = [candidate for candidate in candidates if candidate.fits]
     # Within a tier, times up to SAME_TIME of the best count as equal.
@@ -190,10 +190,10 @@ def rank_candidates(
     return sorted(fitting, key=rank) + sorted(misfits, key=lambda misfit: misfit.memory.total)
 
 
-def _switches(
+def _base_strategy(
     workload: Workload, train: TrainSection, origins: Mapping[str, Origin], machine: Machine
 ) -> Strategy:
-    """The run's strategy on a machine, without a recipe."""
+    """The run's strategy on a machine, before a recipe is applied."""
     return strategy_of(
         workload.model,
         train,
@@ -209,7 +209,7 @@ def _strategies(
     train: TrainSection,
     model: ModelSection,
     machine: Machine,
-    switches: Strategy,
+    base: Strategy,
     pinned: Pinned,
 ) -> Iterator[Strategy]:
     """Strategies to compare: each recipe with every kind of checkpointing, at micro-batch 1."""
@@ -224,7 +224,7 @@ def _strategies(
         recipes += ["zero3_plus"] if machine.nodes > 1 else []
     kinds = CHECKPOINTING if pinned.checkpointing is None else (pinned.checkpointing,)
     for recipe in recipes:
-        strategy = with_recipe(switches, recipe, model.hidden_size)
+        strategy = with_recipe(base, recipe, model.hidden_size)
         # `check_recipe` refuses a recipe that the user has set, with a more detailed error.
         zero = Zero.of(read_recipe(recipe).json)
         if pinned.recipe is None and conflicts(Case(train, zero=zero)):
@@ -276,8 +276,8 @@ def _tier(strategy: Strategy) -> int:
     return 2 if strategy.quantized else int(strategy.offloads)
 
 
-def _leaner(workload: Workload, machine: Machine, run: Strategy) -> Iterator[Strategy]:
-    """Variants of `run` with less memory per rank: tiled MLPs, then also shared sequences."""
+def _with_less_memory(workload: Workload, machine: Machine, run: Strategy) -> Iterator[Strategy]:
+    """Variants of `run` that need less memory per rank: tiled MLPs, then also shared sequences."""
     yield replace(run, tiled_mlp=True)
     for size in ranks_that_can_share(workload.model):
         divides = machine.gpus_per_node % size == 0 and workload.sequence_length % size == 0

@@ -48,8 +48,8 @@ def count_steps(
         # As a decimal fraction: ceil(10 * 0.1 * 3) must not become 4 by a rounding error of binary
         # floats.
         epochs = Fraction(str(train.num_train_epochs))
-        more = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
-        return batch.steps_for(math.ceil(epochs * sequences + more))
+        extra = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
+        return batch.steps_for(math.ceil(epochs * sequences + extra))
     # load() refuses this earlier.
     raise ConfigError("The length of the run is not set.", fix="--max_steps 1000")
 

@@ -81,7 +81,7 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
     spreads = np.empty(GRID)
     floors = np.linspace(0, losses.min(), GRID, endpoint=False)
     for number, floor in enumerate(floors):
-        line = _line(cost, losses, floor, flops)
+        line = _fit_line(cost, losses, floor, flops)
         errors[number], predictions[number], exponents[number], spreads[number] = line
     best = int(np.argmin(errors))
     # Two parameters of the line and E are fitted; a perfect fit of three runs has no scatter.
@@ -94,19 +94,19 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
     lows = [float((predictions - reach)[is_allowed].min())]
     highs = [float((predictions + reach)[is_allowed].max())]
     # The second form. A larger run is not expected to be worse than the best small run.
-    bent, spread = _bent(cost, losses, flops)
-    reach_bent = math.sqrt(CHI_SQUARE_95 * variance * (1 + spread**2))
+    quadratic, spread = _fit_quadratic(cost, losses, flops)
+    reach_of_quadratic = math.sqrt(CHI_SQUARE_95 * variance * (1 + spread**2))
     highest = float(losses.min()) + 1.96 * math.sqrt(variance)
     return Prediction(
         loss=float(predictions[best]),
-        low=max(0.0, min(*lows, bent - reach_bent)),
-        high=min(highest, max(*highs, bent + reach_bent)),
+        low=max(0.0, min(*lows, quadratic - reach_of_quadratic)),
+        high=min(highest, max(*highs, quadratic + reach_of_quadratic)),
         irreducible=float(floors[best]),
         exponent=float(exponents[best]),
     )
 
 
-def _line(
+def _fit_line(
     cost: Array, losses: Array, floor: float, flops: float
 ) -> tuple[float, float, float, float]:
     """(sum of squared errors in nats, predicted loss, exponent, spread) for one irreducible loss.
@@ -121,7 +121,7 @@ def _line(
     return float(((losses - fitted) ** 2).sum()), predicted, float(-slope), spread
 
 
-def _bent(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
+def _fit_quadratic(cost: Array, losses: Array, flops: float) -> tuple[float, float]:
     """(predicted loss, its spread) for log L as a quadratic in log C."""
     terms, covariance = _polynomial(cost, losses, 2)
     distance = math.log(flops) - cost.mean()

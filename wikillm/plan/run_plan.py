@@ -95,9 +95,9 @@ def make_plan(
     model = resolved.config.model
     train = resolved.config.train
     origins = resolved.origins
-    stated = origins["model.vocab_size"]
-    vocab_size, vocab_note = resolve_vocab_size(model, stated, tokenizer_length)
-    batch, memory_note = _split(resolved, vocab_size, world_size, gpu)
+    vocab_origin = origins["model.vocab_size"]
+    vocab_size, vocab_note = resolve_vocab_size(model, vocab_origin, tokenizer_length)
+    batch, memory_note = _split_to_fit(resolved, vocab_size, world_size, gpu)
     # The horizon. In epochs it needs the number of sequences of an epoch.
     sequences = None
     packing_note = None
@@ -153,10 +153,10 @@ def _repeats_note(epochs: float | None, origins: Mapping[str, Origin]) -> str | 
     )
 
 
-def _split(
+def _split_to_fit(
     resolved: Resolved, vocab_size: int, world_size: int, gpu: RankGpu | None
 ) -> tuple[BatchSplit, str | None]:
-    """The split with the largest micro-batch that fits a GPU, and a note if the GPU limits it."""
+    """The split with the largest micro-batch that fits the GPU, and a note if that is a limit."""
     train = resolved.config.train
     batch = split_batch(train, resolved.origins, world_size)
     if gpu is None or train.per_device_train_batch_size != "auto":
@@ -178,5 +178,7 @@ def _split(
     smaller = split_batch(train, resolved.origins, world_size, fitting)
     if smaller.micro == batch.micro:
         return batch, None
-    room = f"by the planner's estimate a larger one does not fit into {gpu.memory / 2**30:.3g} GiB"
-    return smaller, f"micro-batch {smaller.micro} instead of {batch.micro}: {room}"
+    reason = (
+        f"by the planner's estimate a larger one does not fit into {gpu.memory / 2**30:.3g} GiB"
+    )
+    return smaller, f"micro-batch {smaller.micro} instead of {batch.micro}: {reason}"

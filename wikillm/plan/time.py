@@ -72,25 +72,26 @@ def step_time(
     if strategy.tiled_mlp:  # gate and up again, 2 FLOPs per weight; not counted in MFU
         work += 4 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
     compute = tokens * work / reached
-    # Waiting: the traffic without computation beside it, and the rest that computation cannot hide.
+    # Training waits for the traffic that no computation accompanies, and for the part of the rest
+    # that takes longer than the computation beside it.
     links = (traffic.inside_node / gpu.inside_node, traffic.between_nodes / gpu.between_nodes)
     sent = sum(links) if strategy.quantized else max(links)
     last_only = 2 / 3 / strategy.accumulation
     hidden = {0: last_only, 1: last_only, 2: 2 / 3, 3: 1.0}[strategy.stage] * compute
-    alone = _share_alone(workload, strategy) * sent
-    alone_latency, other_latency = _latencies(workload, strategy, gpu)
-    alone += alone_latency
-    sent += alone_latency + other_latency
+    latency_alone, latency_beside = _latencies(workload, strategy, gpu)
+    share = _share_alone(workload, strategy)
+    alone = share * sent + latency_alone
+    beside = (1 - share) * sent + latency_beside
     host = traffic.host / gpu.host_link
     if strategy.offload_optimizer:
         host += 28 * (workload.parameters / strategy.ranks) / CPU_ADAM_BYTES_PER_SECOND
     is_inside = strategy.sequence_parallel <= strategy.ranks_per_node
     exchange = traffic.sequences / (gpu.inside_node if is_inside else gpu.between_nodes)
-    return StepTime(compute, alone + max(0.0, sent - alone - hidden) + exchange, host)
+    return StepTime(compute, alone + max(0.0, beside - hidden) + exchange, host)
 
 
 def _share_alone(workload: Workload, strategy: Strategy) -> float:
-    """Share of the traffic without computation beside it (see `communication` for the counts)."""
+    """Share of the traffic that no computation accompanies (`communication` has the counts)."""
     if strategy.stage == 0:
         return 0.0 if strategy.recipe == "ddp" else 1.0
     first_and_last = 2 / 3 * workload.largest_module / workload.parameters
@@ -98,7 +99,7 @@ def _share_alone(workload: Workload, strategy: Strategy) -> float:
 
 
 def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float, float]:
-    """Latency in seconds of a step's collectives: (without computation beside them, the others).
+    """Latency in seconds of a step's collectives: (those that no computation accompanies, others).
 
     ZeRO-3 has three rings per layer and micro-step (hpZ has one over all ranks), and training waits
     for the first and the last. Stages 1 and 2 have a tree per bucket of gradients and, after the

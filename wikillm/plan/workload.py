@@ -90,9 +90,9 @@ def describe_workload(
     model = resolved.config.model
     train = resolved.config.train
     origins = resolved.origins
-    of_vocab = origins["model.vocab_size"]
-    length = _tokenizer_length(resolved.config.data.tokenizer, model, of_vocab)
-    vocab_size, vocab_note = resolve_vocab_size(model, of_vocab, length)
+    vocab_origin = origins["model.vocab_size"]
+    length = _tokenizer_length(resolved.config.data.tokenizer, model, vocab_origin)
+    vocab_size, vocab_note = resolve_vocab_size(model, vocab_origin, length)
     # Assume 1 for a micro-batch that the planner may choose.
     is_pinned = origins[MICRO].is_user and given_micro_batch(train) is not None
     is_fixed = train.global_batch_tokens is None or is_pinned
@@ -120,11 +120,11 @@ def describe_workload(
     )
 
 
-def _tokenizer_length(name: str, model: ModelSection, of_vocab: Origin) -> int:
-    """8000 for `train:8000`; the rows of a vocabulary that the user chose; else Qwen2's length."""
+def _tokenizer_length(name: str, model: ModelSection, vocab_origin: Origin) -> int:
+    """8000 for `train:8000`; otherwise `vocab_size` if the user chose it, or Qwen2's length."""
     if name.startswith(PREFIX):
         return parse_train(name)
-    is_chosen = model.init_from is not None or of_vocab.is_user
+    is_chosen = model.init_from is not None or vocab_origin.is_user
     if is_chosen and isinstance(model.vocab_size, int):
         return model.vocab_size
     return QWEN2_TOKENIZER_LENGTH

@@ -1,5 +1,4 @@
-"""Every rule of the table of combinations, in the place that can decide it, and what is compatible
-beside it."""
+"""Every rule of `compatibility` refuses its case, and compatible settings break no rule."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ CASES: list[tuple[Case, str]] = [
 
 
 @pytest.mark.parametrize(("broken", "sentence"), CASES, ids=[text for _, text in CASES])
-def test_each_rule_alone(broken: Case, sentence: str) -> None:
+def test_each_rule_refuses_its_case(broken: Case, sentence: str) -> None:
     assert [sentence in rule.sentence for rule in conflicts(broken)] == [True]
     with pytest.raises(ConfigError) as caught:
         refuse_conflicts(broken)
@@ -71,7 +70,7 @@ def test_every_rule_has_a_case() -> None:
         case({}, data={"mixture": MIXTURE, "streaming": "auto"}),
     ],
 )
-def test_what_is_compatible_or_unknown(fine: Case) -> None:
+def test_compatible_or_unknown_settings_break_no_rule(fine: Case) -> None:
     assert conflicts(fine) == []
 
 

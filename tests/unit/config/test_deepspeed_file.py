@@ -1,4 +1,4 @@
-"""Finding and reading a DeepSpeed JSON, and refusing one that cannot mean what it says."""
+"""A DeepSpeed JSON is found and read, and an invalid or contradictory one is refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def refusal(tmp_path: Path, content: Any, facts: DeepSpeedFacts | None = None) -
 # Finding
 
 
-def test_shipped_recipes() -> None:
+def test_the_shipped_recipes_have_their_names() -> None:
     names = "zero0 zero1 zero2 zero2_offload zero3 zero3_offload zero3_plus"
     assert " ".join(shipped_names()) == names
 
@@ -87,7 +87,9 @@ def test_shipped_recipe_from_any_folder(
     assert file.get("zero_optimization.stage") == 2
 
 
-def test_a_file_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_takes_precedence_over_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds_configs").mkdir()
     (tmp_path / "ds_configs" / "zero2.json").write_text('{"zero_optimization": {"stage": 1}}')
@@ -128,12 +130,14 @@ def test_no_such_file_suggests_a_recipe(name: str, suggestion: str) -> None:
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", ("cannot be used",)),
     ],
 )
-def test_strict_json(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
+def test_invalid_json_is_refused_with_its_place(
+    tmp_path: Path, text: str, expected: tuple[str, ...]
+) -> None:
     message = refusal(tmp_path, text)
     assert all(part in message for part in expected), message
 
 
-def test_not_text(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -207,7 +211,9 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"checkpoint": {"tag_validation": "boo"}}, "one of ignore, warn, fail"),
     ],
 )
-def test_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+def test_a_wrong_key_or_value_is_refused(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
     message = refusal(tmp_path, minimal(**changes))
     assert expected in message, message
     assert "ds.json" in message
@@ -258,7 +264,7 @@ def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:
     assert "optimizer.params.amsgrad has no effect" in refusal(tmp_path, other, CPU)
 
 
-def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:
+def test_features_that_need_a_gpu_are_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_deepspeed(read_deepspeed("zero3_plus"), CPU)
     assert all(name in str(caught.value) for name in ("hpZ", "qwZ", "qgZ", "--deepspeed zero3"))

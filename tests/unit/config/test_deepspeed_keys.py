@@ -1,5 +1,4 @@
-"""The tables of known DeepSpeed keys against the installed DeepSpeed: what it asks for, we know,
-and the reverse."""
+"""The tables of DeepSpeed keys hold exactly the keys that the installed DeepSpeed reads."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ def recorded() -> Recorder:
     return config
 
 
-def test_top_level_is_what_deepspeed_reads(recorded: Recorder) -> None:
+def test_the_top_level_keys_are_those_that_deepspeed_reads(recorded: Recorder) -> None:
     from deepspeed.runtime import config as deepspeed_config
 
     unknown = recorded.asked - set(TOP_LEVEL)
@@ -70,7 +69,9 @@ def test_top_level_is_what_deepspeed_reads(recorded: Recorder) -> None:
 @pytest.mark.parametrize(
     "block", ["optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"]
 )
-def test_hand_parsed_blocks(recorded: Recorder, block: str) -> None:
+def test_the_keys_of_hand_parsed_blocks_are_those_that_deepspeed_reads(
+    recorded: Recorder, block: str
+) -> None:
     asked = recorded.data[block].asked
     assert asked - set(BLOCKS[block]) == set()
     unread = {"optimizer": set(), "checkpoint": {"checkpoint_serialization"}}.get(block, set())
@@ -107,7 +108,7 @@ def models() -> dict[str, Any]:
     }
 
 
-def test_pydantic_blocks_have_deepspeeds_fields() -> None:
+def test_the_keys_of_pydantic_blocks_are_the_fields_of_deepspeeds_models() -> None:
     found = models()
     by_hand = {"optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"}
     assert set(found) | by_hand | {"timers", "optimizer.params"} == set(BLOCKS)
@@ -125,7 +126,7 @@ def test_pydantic_blocks_have_deepspeeds_fields() -> None:
             assert is_bool == (kind is Kind.BOOL), f"{path}.{key}: {fields[key].annotation}"
 
 
-def test_auto_stands_only_at_known_keys() -> None:
+def test_auto_is_allowed_only_at_known_keys() -> None:
     for path in AUTO:
         block, _, key = path.rpartition(".")
         known = {

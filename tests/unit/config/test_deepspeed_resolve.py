@@ -1,5 +1,4 @@
-"""Resolved DeepSpeed JSONs: nothing left to fill, nothing Hugging Face or DeepSpeed would disagree
-with."""
+"""A resolved DeepSpeed JSON has no value left to fill, and agrees with Hugging Face and the run."""
 
 from __future__ import annotations
 
@@ -96,7 +95,7 @@ def test_hugging_face_finds_nothing_to_change(name: str, precision: str) -> None
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_filled_as_hugging_face_fills_it(name: str) -> None:
+def test_values_equal_those_that_hugging_face_fills_in(name: str) -> None:
     """Every value that Hugging Face puts into the shipped file is the one we put in."""
     file = read_deepspeed(name)
     theirs, ours = hugging_face_fills(dict(file.json), CPU), resolve_deepspeed(file, CPU).json
@@ -111,7 +110,7 @@ def test_filled_as_hugging_face_fills_it(name: str) -> None:
     compare(theirs, ours, name)
 
 
-def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
+def test_the_result_is_json_without_auto(tmp_path: Path) -> None:
     everything = nested(dict.fromkeys(AUTO, "auto"))
     everything["zero_optimization"]["stage"] = 3
     everything["optimizer"]["type"] = "AdamW"
@@ -121,7 +120,7 @@ def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
         assert '"auto"' not in json.dumps(one.json, allow_nan=False)
 
 
-def test_linked_keys_are_filled_even_where_the_file_lacks_them(tmp_path: Path) -> None:
+def test_linked_keys_are_filled_even_if_the_file_lacks_them(tmp_path: Path) -> None:
     """DeepSpeed's default clips at 1.0: a run with max_grad_norm=0 would be clipped in silence."""
     resolved = resolve(tmp_path, with_train(CPU, max_grad_norm=0.0))
     assert resolved.json["gradient_clipping"] == 0.0
@@ -163,7 +162,7 @@ def test_the_file_is_not_changed() -> None:
         ),
     ],
 )
-def test_hpz_and_offload(
+def test_hpz_and_offload_are_resolved_with_a_note(
     name: str, facts: DeepSpeedFacts, expected: dict[str, Any], note: str
 ) -> None:
     resolved = resolve_deepspeed(read_deepspeed(name), facts)
@@ -190,7 +189,7 @@ def test_nan_is_not_hidden_and_nothing_synchronises(tmp_path: Path) -> None:
     assert "skipped" in notes and "steps_per_print" in notes
 
 
-def test_null_is_the_default(tmp_path: Path) -> None:
+def test_null_means_deepspeeds_default(tmp_path: Path) -> None:
     resolved = resolve(
         tmp_path, CPU, optimizer=None, communication_data_type=None, bf16={"enabled": None}
     )

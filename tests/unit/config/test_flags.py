@@ -1,4 +1,4 @@
-"""The command line's two spellings, and an answer for each of Hugging Face's names."""
+"""The two spellings of the command line, and advice for each of Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def parsed(*words: str) -> dict[str, Any]:
         (["run.dir=a=b"], "run.dir", "a=b"),
     ],
 )
-def test_spellings(words: list[str], key: str, value: object) -> None:
+def test_each_spelling_gives_its_setting(words: list[str], key: str, value: object) -> None:
     assert parsed(*words)[key] == value
 
 
@@ -85,20 +85,22 @@ def test_spellings(words: list[str], key: str, value: object) -> None:
         (["-x"], "is a value without a key", None),
     ],
 )
-def test_refusals(words: list[str], what: str, fix: str | None) -> None:
+def test_a_wrong_argument_is_refused_with_a_fix(
+    words: list[str], what: str, fix: str | None
+) -> None:
     with pytest.raises(ConfigError) as refused:
         parsed(*words)
     assert what in refused.value.what
     assert fix is None or fix in (refused.value.fix or "")
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigError, match="3 problems") as refused:
         parsed("stray", "--max_stps", "5", "--do_train")
     assert all(name in str(refused.value) for name in ("--max_stps", "--do_train", "stray"))
 
 
-def test_aliases_lead_to_keys() -> None:
+def test_every_alias_names_a_key() -> None:
     assert set(ALIASES.values()) <= set(all_keys())
     assert not set(HUGGING_FACE) & set(ALIASES)
 
@@ -156,7 +158,7 @@ NEIGHBOURS = {
 
 
 @pytest.mark.parametrize("typed", NEIGHBOURS)
-def test_a_name_of_another_trainer_is_answered_with_the_key_that_is_meant(typed: str) -> None:
+def test_the_error_for_another_trainers_name_gives_the_key(typed: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(None, shlex.split(typed))
     assert NEIGHBOURS[typed] in (refused.value.fix or ""), refused.value
@@ -169,7 +171,7 @@ def test_refused_names_are_no_keys_and_advised_keys_exist() -> None:
             assert key in all_keys(), (name, key)
 
 
-def test_a_yaml_file_is_answered_alike(tmp_path: Path) -> None:
+def test_a_yaml_file_gets_the_same_advice(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("train:\n  batch_size: 8\n  epochs: 2\nreport_to: wandb\n")
     with pytest.raises(ConfigError) as refused:
         load(str(tmp_path / "run.yaml"))

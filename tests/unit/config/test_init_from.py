@@ -1,4 +1,4 @@
-"""The shape of a model folder: both generations of config.json, and what is refused."""
+"""The shape of a model folder: both generations of config.json, and the unsupported models."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def test_the_folder_gives_the_shape(tmp_path: Path) -> None:
     resolved = load(None, [f"model.init_from={folder}"])
     model = resolved.config.model
     assert (model.hidden_size, model.vocab_size, model.rope_theta) == (64, 512, 1e6)
-    assert str(resolved.origin("model.hidden_size")) == f"preset: {folder}/config.json"
+    assert str(resolved.origins["model.hidden_size"]) == f"preset: {folder}/config.json"
 
 
-def test_rope_is_found_where_transformers_5_writes_it(tmp_path: Path) -> None:
+def test_rope_theta_is_read_from_both_generations_of_config_json(tmp_path: Path) -> None:
     changes = {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     folder = folder_with(tmp_path / "m", **changes)
     assert load(None, [f"model.init_from={folder}"]).config.model.rope_theta == 5e5
 
 
-def test_what_the_user_sets_beside_it_must_agree(tmp_path: Path) -> None:
+def test_a_model_key_of_the_user_must_agree_with_the_folder(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "m")
     words = [f"model.init_from={folder}"]
     assert load(None, [*words, "model.hidden_size=64"]).config.model.hidden_size == 64
@@ -53,7 +53,7 @@ def test_what_the_user_sets_beside_it_must_agree(tmp_path: Path) -> None:
     assert refused.value.fix == "leave model.hidden_size out"
 
 
-def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
+def test_the_resolved_yaml_gives_the_same_shape(tmp_path: Path) -> None:
     resolved = load("demo", [f"model.init_from={folder_with(tmp_path / 'm')}"])
     (tmp_path / "resolved.yaml").write_text(to_yaml(resolved))
     assert load(str(tmp_path / "resolved.yaml")).config == resolved.config
@@ -80,13 +80,15 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
         ({"layer_types": 1}, "another kind than transformers writes"),
     ],
 )
-def test_refusals(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+def test_an_unsupported_model_is_refused(
+    tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         load(None, [f"model.init_from={folder_with(tmp_path / 'm', **changes)}"])
     assert what in refused.value.what
 
 
-def test_no_folder_and_no_json(tmp_path: Path) -> None:
+def test_a_missing_folder_or_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     for folder, what in (
         (str(tmp_path / "absent"), "not a model folder"),

@@ -62,7 +62,7 @@ def test_mistakes_are_refused(text: str) -> None:
         VALIDATOR.validate(read(text))
 
 
-def test_every_key_has_its_sentence() -> None:
+def test_every_key_has_a_description() -> None:
     schema = json_schema()
     for name, key in all_keys().items():
         node = schema

@@ -28,7 +28,7 @@ def test_own_text_does_not_get_the_licence_of_a_presets_sources() -> None:
     assert load("wiki-zh-120m", stated).config.data.licence == "mit"
 
 
-def test_without_arguments_it_is_the_tutorials_run() -> None:
+def test_without_arguments_the_run_is_the_tutorials() -> None:
     config = load().config
     train = config.train
     batch = (train.sequence_length, train.global_batch_tokens, train.per_device_train_batch_size)
@@ -40,7 +40,7 @@ def test_without_arguments_it_is_the_tutorials_run() -> None:
     assert config.model.vocab_size == 151_936
 
 
-def test_a_higher_layer_wins_and_is_named(tmp_path: Path) -> None:
+def test_a_higher_layer_wins_and_is_the_origin(tmp_path: Path) -> None:
     text = "preset: wiki-zh-120m\ntrain:\n  learning_rate: 1e-3\n  eval_steps: 7\n"
     file = written(tmp_path, text)
     resolved = load(file, ["train.learning_rate=3e-4"], deepspeed="zero2")
@@ -53,17 +53,17 @@ def test_a_higher_layer_wins_and_is_named(tmp_path: Path) -> None:
         "model.hidden_size": "preset: presets/models/120m.yaml:",
         "deepspeed.config": "command line: --deepspeed zero2",
     }.items():
-        assert str(resolved.origin(key)).startswith(origin)
+        assert str(resolved.origins[key]).startswith(origin)
 
 
-def test_a_file_without_a_base_stands_alone(tmp_path: Path) -> None:
+def test_a_file_without_a_base_gets_defaults(tmp_path: Path) -> None:
     resolved = load(written(tmp_path, "train:\n  max_steps: 3\ndata:\n  path: a.jsonl\n"))
     assert resolved.config.data.path == ("a.jsonl",)
     assert resolved.config.data.preset is None
     assert resolved.config.train.global_batch_tokens is None
 
 
-def test_a_copy_of_a_shipped_run_is_a_good_start(tmp_path: Path) -> None:
+def test_a_copy_of_a_shipped_run_preset_loads(tmp_path: Path) -> None:
     text = (resources.files("wikillm") / "presets/runs/demo.yaml").read_text()
     assert load(written(tmp_path, text)).config == load("demo").config
 
@@ -88,7 +88,7 @@ def test_a_higher_layer_replaces_an_exclusive_key() -> None:
     train = resolved.config.train
     assert (train.max_steps, train.num_train_epochs) == (5, None)
     assert (train.gradient_accumulation_steps, train.global_batch_tokens) == (4, None)
-    where = resolved.origin("train.num_train_epochs").where
+    where = resolved.origins["train.num_train_epochs"].where
     assert "--max_steps 5, which replaces train.num_train_epochs=2" in where
 
 
@@ -104,7 +104,7 @@ def test_exclusive_keys_in_one_layer_are_refused(tmp_path: Path) -> None:
         assert all(place in str(refused.value) for place in places)
 
 
-def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> None:
     file = written(
         tmp_path,
         "trian:\n  max_steps: 5\n  eval_steps: 5\n"
@@ -159,7 +159,7 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["data.preset=wiki"], "There is no data preset 'wiki'"),
     ],
 )
-def test_contradictions(words: list[str], what: str) -> None:
+def test_a_contradiction_between_keys_is_refused(words: list[str], what: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(None, words)
     assert what in str(refused.value)
@@ -183,7 +183,7 @@ def test_an_unknown_config_is_the_only_problem(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("name", preset_names("runs"))
-def test_resolved_yaml_loads_back_to_the_same(name: str, tmp_path: Path) -> None:
+def test_the_resolved_yaml_loads_to_an_equal_configuration(name: str, tmp_path: Path) -> None:
     resolved = load(name, ["run.dir=a #b", "--max_steps", "50"])
     again = load(written(tmp_path, to_yaml(resolved)))
     assert again.config == resolved.config
@@ -217,9 +217,7 @@ def test_a_resolved_run_can_be_changed_again(tmp_path: Path) -> None:
     ("spelling", "kind"),
     [("true", "full"), ("no", "none"), ("1", "full"), ("none", "none"), ("selective", "selective")],
 )
-def test_checkpointing_is_a_choice_that_may_be_written_as_a_switch(
-    spelling: str, kind: str, tmp_path: Path
-) -> None:
+def test_checkpointing_accepts_true_and_false(spelling: str, kind: str, tmp_path: Path) -> None:
     file = written(tmp_path, f"train:\n  max_steps: 5\n  gradient_checkpointing: {spelling}\n")
     assert load(file).config.train.gradient_checkpointing == kind
     train = load("demo", [f"train.gradient_checkpointing={spelling}"]).config.train
@@ -252,7 +250,7 @@ def test_a_renamed_key_is_read_by_its_former_name(tmp_path: Path) -> None:
     assert old.count("meet_seconds") >= 2
     file.write_text(old)
     assert load(str(file), []).config.train.rendezvous_seconds == 70
-    assert load(str(file), []).origin("train.rendezvous_seconds").layer == "command line"
+    assert load(str(file), []).origins["train.rendezvous_seconds"].layer == "command line"
     typed = load("demo", ["data.path=a.jsonl", "--train.meet-seconds", "80"])
     assert typed.config.train.rendezvous_seconds == 80
     file.write_text(old.replace('backend: "auto"', 'backend: "tiktoken"'))

@@ -1,5 +1,4 @@
-"""`data.mixture`: its spellings, its weights as whole numbers, and what is refused before anything
-is looked at."""
+"""`data.mixture`: its spellings, the counts of its weights, and the mixtures that are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from wikillm.core.errors import ConfigError
 STEPS = ("--max_steps", "5")
 
 
-def test_typed_and_written_in_yaml_are_the_same_and_replace_the_presets_path(
+def test_the_command_line_and_yaml_give_equal_mixtures_that_replace_the_presets_path(
     tmp_path: Path,
 ) -> None:
     typed = load(None, ["data.mixture=wiki:3:a.jsonl,web:1:s3://b/c", *STEPS])
@@ -65,7 +64,7 @@ def test_counts_sum_to_the_period_and_stay_within_one_of_the_share(weights: list
         (["data.mixture=a:1:x", "data.path=y"], "data.path and data.mixture exclude each other"),
     ],
 )
-def test_refused(words: list[str], reason: str) -> None:
+def test_an_invalid_mixture_is_refused(words: list[str], reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, [*words, *STEPS])
     assert re.search(reason, str(caught.value)), str(caught.value)

@@ -1,5 +1,4 @@
-"""What ships: every preset parses, resolves, and departs from the defaults where it says
-something."""
+"""Every shipped preset parses, resolves, and sets only values that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ SHAPE = {
 
 
 @pytest.mark.parametrize(("axis", "name"), EVERY)
-def test_a_preset_says_what_it_is_and_keeps_to_its_axis(axis: Axis, name: str) -> None:
+def test_a_preset_has_a_description_and_only_keys_of_its_axis(axis: Axis, name: str) -> None:
     preset = load_preset(axis, name)
     assert preset.about.endswith((".", ")."))
     sections = {key.split(".")[0] for key in preset.entries}
@@ -33,7 +32,7 @@ def test_a_preset_says_what_it_is_and_keeps_to_its_axis(axis: Axis, name: str) -
 
 
 @pytest.mark.parametrize(("axis", "name"), EVERY)
-def test_a_preset_writes_departures_only(axis: Axis, name: str) -> None:
+def test_a_preset_sets_only_values_that_differ_from_the_defaults(axis: Axis, name: str) -> None:
     preset = load_preset(axis, name)
     values = {key: entry.value for key, entry in preset.entries.items() if not entry.is_mapping}
     allowed = {f"model.{key}" for key in SHAPE} if axis == "models" else set()
@@ -46,7 +45,7 @@ def test_a_preset_writes_departures_only(axis: Axis, name: str) -> None:
 def test_a_run_preset_resolves(name: str) -> None:
     resolved = load(name)
     assert resolved.config.run.name == name
-    assert resolved.origin("model.vocab_size").layer == "preset"
+    assert resolved.origins["model.vocab_size"].layer == "preset"
 
 
 def test_there_is_a_run_for_every_model() -> None:
@@ -55,12 +54,12 @@ def test_there_is_a_run_for_every_model() -> None:
     assert models | {"llama-120m"} == set(preset_names("models"))
 
 
-def test_the_names_users_rely_on() -> None:
+def test_published_preset_names_exist() -> None:
     names = "tiny 120m 350m 0.5b 1.5b 3b 7b 14b 32b 72b 0.6b 1.7b 4b 8b"
     assert set(names.split()) <= set(preset_names("models"))
 
 
-def test_a_near_name_is_offered() -> None:
+def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="There is no run preset") as refused:
         load_preset("runs", "pretrain-7")
     assert refused.value.fix == "did you mean pretrain-7b?"

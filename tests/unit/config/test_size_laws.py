@@ -50,7 +50,7 @@ def test_a_size_takes_the_nearest_depth() -> None:
 
 def test_each_value_can_be_overridden_and_adamws_rate_alone_follows_the_horizon() -> None:
     plain = load("demo", ["model.depth=3"])
-    assert plain.origin("train.learning_rate").where == "laws of model.depth=3"
+    assert plain.origins["train.learning_rate"].where == "laws of model.depth=3"
     assert plain.config.train.num_train_epochs is plain.config.train.max_steps is None
     longer = load("demo", ["model.depth=3", "train.max_tokens=1B"]).config.train
     assert longer.max_tokens == 1_000_000_000

@@ -1,4 +1,4 @@
-"""PyYAML's traps, pinned: what `yaml.safe_load` would read otherwise is said beside each case."""
+"""Strict YAML 1.2; a comment beside a case has the value that `yaml.safe_load` would read."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_every_key_has_its_line_and_its_dotted_name() -> None:
         ("? [a]\n: 1\n", 1, "A key must be a word"),
     ],
 )
-def test_refusals_name_the_line(text: str, line: int, what: str) -> None:
+def test_a_refusal_names_the_line(text: str, line: int, what: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_yaml(text, "f.yaml")
     assert what in refused.value.what
     assert refused.value.got == f"f.yaml:{line}"
 
 
-def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+def test_a_large_binary_or_missing_file_is_refused(tmp_path: Path) -> None:
     large, binary = tmp_path / "large.yaml", tmp_path / "binary.yaml"
     large.write_text("a: " + "x" * 2**20)
     binary.write_bytes(b"a: \xff\xfe")

@@ -1,4 +1,4 @@
-"""The stored measurement: what is read, what is refused, and what the planner does with it."""
+"""The stored measurement is read or ignored, and the planner uses it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         json.dumps({"version": 1, **asdict(MADE), "gemm_flops": 0}),
     ],
 )
-def test_a_file_that_cannot_be_used_is_said_and_passed_over(
+def test_an_unusable_file_is_ignored_with_a_warning(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_calibration(MADE).write_text(text)
@@ -49,7 +49,7 @@ def test_a_file_that_cannot_be_used_is_said_and_passed_over(
     assert "--calibrate" in capsys.readouterr().err
 
 
-def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measured_cpu_can_be_planned_for(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", "demo", "--gpu", "cpu", "--gpus-per-node", "2"]
     assert main(words) == 2
     assert "wikillm plan --calibrate" in capsys.readouterr().err
@@ -66,7 +66,7 @@ def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture
     assert 0 < best["tokens_per_second"] <= reached * 1.001
 
 
-def test_a_gpu_takes_what_was_measured_on_its_like() -> None:
+def test_a_gpu_uses_the_measurement_of_its_kind() -> None:
     h100 = find_gpu("h100")
     made = replace(MADE, kind="cuda", device="NVIDIA H100 80GB HBM3", gemm_flops=7.98e14)
     used = apply_calibration(h100, made)

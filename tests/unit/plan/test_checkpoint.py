@@ -1,4 +1,4 @@
-"""The size of a checkpoint by formula, against written ones (fp32: tests/invariants)."""
+"""The size of a checkpoint by formula equals that of written ones (fp32: tests/invariants)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARAMETERS = 336_448
 MEASURED = 12.13  # bytes per parameter on the disk after two steps, with a vocabulary of 4,096
 
 
-def test_the_formula_gives_what_was_written() -> None:
+def test_the_formula_gives_the_size_of_written_checkpoints() -> None:
     predicted = checkpoint_bytes(load("demo", SHAPE).config.model, 4096) / PARAMETERS
     assert predicted + 0.02 >= MEASURED, "a room check must not count too little"
     assert predicted == pytest.approx(MEASURED, rel=0.025)

@@ -1,4 +1,4 @@
-"""The planner's candidates: what it keeps, prefers, refuses and proposes."""
+"""The planner's candidates: settings that it keeps, its ranking, its refusals and proposals."""
 
 from __future__ import annotations
 
@@ -58,13 +58,15 @@ def test_72b_on_one_node_is_refused_with_ways_that_fit() -> None:
         ("pretrain-72b", 8, 8, "zero3"),
     ],
 )
-def test_the_preferred_recipe(run: str, nodes: int, per_node: int, recipe: str) -> None:
+def test_the_preferred_recipe_of_each_machine(
+    run: str, nodes: int, per_node: int, recipe: str
+) -> None:
     best = chosen(run, on=machine(nodes=nodes, per_node=per_node))[0].strategy
     assert (best.recipe, best.offloads) == (recipe, False)
     assert best.checkpointing == "none" or recipe == "zero3"
 
 
-def test_offload_is_not_taken_while_something_else_fits_and_a_margin_is_kept() -> None:
+def test_offload_ranks_behind_all_that_fits_and_memory_stays_free() -> None:
     for nodes in (1, 8):
         ways = [way for way in chosen("pretrain-7b", *ADAMW, on=machine(nodes=nodes)) if way.fits]
         # zero3_plus, which changes the arithmetic, comes last.
@@ -73,7 +75,7 @@ def test_offload_is_not_taken_while_something_else_fits_and_a_margin_is_kept() -
         assert all(way.memory.total <= 0.92 * find_gpu("h100").memory for way in ways)
 
 
-def test_what_the_user_set_is_kept() -> None:
+def test_settings_of_the_user_are_kept() -> None:
     words = (
         "train.per_device_train_batch_size=2",
         "train.gradient_checkpointing=true",
@@ -87,7 +89,7 @@ def test_what_the_user_set_is_kept() -> None:
     )
 
 
-def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:
+def test_the_error_for_a_setting_that_does_not_fit_proposes_one_that_fits() -> None:
     with pytest.raises(ConfigError) as refused:
         chosen("pretrain-7b", "deepspeed.config=zero0", on=machine())
     words = (refused.value.fix or "").removeprefix("--deepspeed ").split()
@@ -95,7 +97,7 @@ def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:
     assert again.fits
 
 
-def test_what_is_proposed_fits_when_it_is_tried() -> None:
+def test_a_proposed_machine_fits() -> None:
     best = chosen("pretrain-7b", on=machine("a100"))[0]
     words = settings_of(best.strategy)
     again = load("pretrain-7b", words[2:], deepspeed=words[1])
@@ -116,7 +118,7 @@ def test_a_gpu_without_bf16_plans_fp16_and_refuses_bf16() -> None:
         chosen("wiki-zh-120m", "train.precision=bf16", on=machine("v100"))
 
 
-def test_an_unknown_gpu_names_the_nearest() -> None:
+def test_the_error_for_an_unknown_gpu_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as refused:
         find_gpu("H1000")
     assert refused.value.fix == "--gpu h100"
@@ -141,7 +143,7 @@ def test_an_unknown_gpu_names_the_nearest() -> None:
         ("Tesla V100-SXM2-32GB", "v100", 32, 125.0),
     ],
 )
-def test_a_gpu_is_known_by_what_people_and_drivers_call_it(
+def test_a_gpu_is_found_by_its_common_name_and_its_drivers_name(
     said: str, name: str, gib: int, tflops: float
 ) -> None:
     gpu = find_gpu(said)
@@ -152,7 +154,7 @@ def test_a_gpu_is_known_by_what_people_and_drivers_call_it(
 @pytest.mark.parametrize(
     "said", ["Tesla V100-SXM2-16GB", "RTX 4090 48GB", "H100 PCIe 40GB", "TITAN X", "MI250", ""]
 )
-def test_a_gpu_of_another_size_or_kind_is_not_taken_for_one_that_is_known(said: str) -> None:
+def test_a_gpu_of_another_size_or_kind_is_unknown(said: str) -> None:
     with pytest.raises(ConfigError, match="knows no GPU") as refused:
         find_gpu(said)
     assert "--gpu-memory" in (refused.value.got or "") and "--gpu" in (refused.value.fix or "")
@@ -185,7 +187,7 @@ def test_tokens_come_from_the_horizon_or_from_the_user() -> None:
 
 
 @pytest.mark.parametrize("stage", ['"two"', "4", "true", "-1"])
-def test_a_json_of_the_users_that_makes_no_sense_is_refused_with_its_line(
+def test_an_invalid_value_in_the_users_json_is_refused_with_its_line(
     stage: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.json"

@@ -1,4 +1,4 @@
-"""A large run's loss from small ones."""
+"""The loss of a large run is predicted from small runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_exact_law_is_found() -> None:
     assert found.exponent == pytest.approx(0.15, abs=0.005)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_loss_in_about_95_percent() -> None:
     generator = np.random.default_rng(7)
     costs = (1e14, 5e14, 3e15, 2e16, 1e17)
     covered = 0

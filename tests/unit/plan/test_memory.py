@@ -1,4 +1,4 @@
-"""Memory by part: the published formulas with numbers, and what each part depends on."""
+"""Memory by part: the published formulas with numbers, and the inputs of each part."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_more_tokens_never_take_less_and_more_ranks_never_more(
     assert total(checkpointing=more) < here or checkpointing == "full"
 
 
-def test_what_a_checkpointed_layer_keeps() -> None:
+def test_the_bytes_that_a_checkpointed_layer_keeps() -> None:
     """7B in bf16: h 3,584; 28 heads and 4 key heads of 128; f 18,944."""
     base = strategy("zero2")
     kinds = {kind: replace(base, checkpointing=kind) for kind in CHECKPOINTING[1:]}
@@ -148,7 +148,7 @@ def test_a_mask_of_documents_is_counted_once_and_repeats_keys_and_values() -> No
         assert choose(resolved, made, NODE)[0].strategy.masked is is_masked
 
 
-def test_what_recomputation_costs() -> None:
+def test_the_compute_that_recomputation_adds() -> None:
     """Kept, attention's share of the forward pass is not repeated."""
     long = replace(W7B, sequence_length=131_072)
     share = 12 * 28 * 28 * 128 * 131_072 / long.flops_per_token
@@ -188,7 +188,7 @@ def test_muon_lacks_one_moment_of_the_hidden_matrices(recipe: str, over: int) ->
     )
 
 
-def test_the_average_is_shared_out_over_the_ranks() -> None:
+def test_the_moving_average_is_sharded_over_the_ranks() -> None:
     plain, ema = (memory_per_rank(W7B, strategy("zero2", ema=wanted)) for wanted in (False, True))
     assert ema.optimizer - plain.optimizer == pytest.approx(4 * PSI_7B / 8, abs=8)
 

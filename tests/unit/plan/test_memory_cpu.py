@@ -1,4 +1,4 @@
-"""The CPU formulas against runs (docs/measurements/2026-11-23-cpu-memory.md), within 15 %."""
+"""The CPU formulas compared with runs (docs/measurements/2026-11-23-cpu-memory.md), within 15 %."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def memory(name: str, recipe: str, ranks: int, micro: int, length: int) -> Memor
 
 
 @pytest.mark.parametrize(("name", "recipe", "ranks", "micro", "length", "measured"), MEASURED)
-def test_within_15_percent_of_runs(
+def test_the_formula_is_within_15_percent_of_measured_runs(
     name: str, recipe: str, ranks: int, micro: int, length: int, measured: int
 ) -> None:
     assert memory(name, recipe, ranks, micro, length).total / 2**20 == pytest.approx(

@@ -1,4 +1,4 @@
-"""`wikillm plan --report`: the table of what runs left behind."""
+"""`wikillm plan --report`: the table of predicted and measured values of finished runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(folder: Path, predicted: int | None, measured: int, speed: float | Non
     (folder / FILE_NAME).write_text(json.dumps(outcome))
 
 
-def test_errors_are_shares_of_what_was_measured(
+def test_errors_are_relative_to_the_measured_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "a", 110 << 20, 100 << 20, 50.0)
@@ -41,6 +41,8 @@ def test_errors_are_shares_of_what_was_measured(
     assert row["run"] == "a" and row["tokens_per_second"]["error"] == -0.5
 
 
-def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_outcomes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", "--report", str(tmp_path)]) == 2
     assert "no finished run" in capsys.readouterr().err

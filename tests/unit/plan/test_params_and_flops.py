@@ -1,4 +1,4 @@
-"""Closed formulas against published counts and the worked example of the 120M model."""
+"""Closed formulas give the published counts and the worked example of the 120M model."""
 
 from __future__ import annotations
 

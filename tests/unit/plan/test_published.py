@@ -1,4 +1,4 @@
-"""The plan beside published throughput, and the formulas that the comparison mended."""
+"""The plan compared with published throughput, and formulas that this comparison corrected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def published(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.published")
 
 
-def test_the_plan_is_near_what_others_measured(published: Any) -> None:
+def test_the_plan_is_near_published_throughput(published: Any) -> None:
     """216 rows of A100s and H100s, 1 to 64 nodes, 125M to 70B; no constant is of a single row."""
     rows = published.published()
     short = [row for row in rows if row.length <= published.SHORT]
@@ -81,7 +81,7 @@ def test_memory_bandwidth_raises_the_share_of_a_slower_gpu(published: Any) -> No
     assert default_mfu(workload, plain, replace(h100, memory_bandwidth=1e12)) < 0.7 * reached
 
 
-def test_a_checkpoint_of_72b_on_64_nodes() -> None:
+def test_the_storage_times_of_72b_on_64_nodes() -> None:
     """864 GB: 13.5 GB a node at 2 GB/s, 1.69 GB a GPU at 50 GB/s to the host."""
     times = storage_time(864 * 10**9, Machine(find_gpu("h100"), 64, 8, 0), 8)
     assert times["write"] == times["verify"] == times["load"] == pytest.approx(6.75)
@@ -90,7 +90,9 @@ def test_a_checkpoint_of_72b_on_64_nodes() -> None:
 
 
 @pytest.mark.parametrize("page", ["docs/scaling.md", "docs/scaling.zh.md"])
-def test_the_page_has_what_the_commands_print(page: str, published: Any, repo: Path) -> None:
+def test_the_documentation_has_the_figures_that_the_commands_print(
+    page: str, published: Any, repo: Path
+) -> None:
     scaling = importlib.import_module("benchmarks.scaling")
     text = re.sub(" +", " ", (repo / page).read_text(encoding="utf-8"))  # cells are padded
     rows = published.published()

@@ -28,7 +28,7 @@ def plan(
     )
 
 
-def test_the_tutorials_run() -> None:
+def test_the_plan_of_the_tutorials_run() -> None:
     made = plan(tokens=131_072 * 1000 + 1)
     assert (made.micro_batch, made.accumulation, made.global_batch_sequences) == (32, 8, 256)
     assert (made.max_steps, made.warmup_steps, made.epochs) == (2000, 200, 2.0)
@@ -37,14 +37,14 @@ def test_the_tutorials_run() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_the_same_optimisation_on_any_world(world: int) -> None:
+def test_the_batch_is_equal_on_any_number_of_ranks(world: int) -> None:
     made, alone = plan(world=world), plan()
     assert made.micro_batch * made.accumulation * world == alone.global_batch_sequences
     assert made.global_batch_tokens == alone.global_batch_tokens
     assert made.max_steps == alone.max_steps
 
 
-def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
+def test_a_batch_that_does_not_divide_lists_the_nearest_legal_values() -> None:
     words = [
         "train.global_batch_tokens=500000",
         "--per_device_train_batch_size=8",
@@ -107,7 +107,7 @@ def test_auto_takes_the_largest_divisor_within_the_tokens(
     assert all(size * length > most for size in larger)
 
 
-def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
+def test_a_small_gpu_gets_a_smaller_micro_batch_with_a_note() -> None:
     ample, small = (plan(gpu=RankGpu(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
     assert (ample.micro_batch, ample.notes) == (32, ())
     assert 1 <= small.micro_batch < 32 and 256 % small.micro_batch == 0
@@ -119,7 +119,7 @@ def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
     assert (kept.micro_batch, kept.notes) == (32, ())  # an explicit number is the user's
 
 
-def test_the_tokens_of_a_micro_step_mean_nothing_beside_a_number() -> None:
+def test_max_micro_batch_tokens_has_no_effect_beside_a_micro_batch() -> None:
     with pytest.raises(ConfigError, match="max_micro_batch_tokens has no effect") as refused:
         load(None, ["train.max_micro_batch_tokens=4096", "--per_device_train_batch_size=4"])
     assert "train.per_device_train_batch_size=auto" in (refused.value.fix or "")
@@ -133,7 +133,7 @@ def test_the_tokens_of_a_micro_step_mean_nothing_beside_a_number() -> None:
     length=st.integers(2, 300),
     world=st.integers(1, 9),
 )
-def test_a_batch_is_exact_or_refused_with_a_repair_that_works(
+def test_a_batch_is_exact_or_refused_with_a_fix_that_works(
     wanted: int, micro: int, length: int, world: int
 ) -> None:
     words = [
@@ -200,7 +200,9 @@ def test_a_corpus_below_one_global_batch_is_refused() -> None:
         (["--max_steps", "10", "train.lr_scheduler_type=constant"], 0, False),
     ],
 )
-def test_warmup(words: list[str], warmup: int, is_noted: bool) -> None:
+def test_the_warm_up_is_a_share_or_is_shortened(
+    words: list[str], warmup: int, is_noted: bool
+) -> None:
     made = plan(*words, tokens=131_072 * 1500)
     assert made.warmup_steps == warmup
     assert bool(made.notes) == is_noted
@@ -212,14 +214,14 @@ def test_a_warmup_as_long_as_the_run_is_refused_when_the_user_set_it() -> None:
     assert "--warmup_steps=10, --max_steps=10" in (refused.value.got or "")
 
 
-def test_a_files_warmup_gives_way_to_a_horizon_from_the_command_line(tmp_path: Path) -> None:
+def test_a_files_warm_up_is_shortened_for_a_horizon_from_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("preset: wiki-zh-120m\ntrain:\n  warmup_steps: 50\n")
     assert plan("--max_steps=100", run=str(file)).warmup_steps == 10
 
 
 @pytest.mark.parametrize("words", [["--max_steps=5"], ["--max_steps=20", "--warmup_steps=3"], []])
-def test_a_resolved_file_plans_the_same(words: list[str], tmp_path: Path) -> None:
+def test_a_resolved_file_gives_the_same_plan(words: list[str], tmp_path: Path) -> None:
     resolved = load(None, words)
     (tmp_path / "again.yaml").write_text(to_yaml(resolved))
     facts = {"world_size": 2, "tokenizer_length": 8_000, "train_tokens": 10**7}

@@ -1,4 +1,4 @@
-"""The learning rate by formula equals what Hugging Face's own schedulers give."""
+"""The learning rate by formula equals that of Hugging Face's schedulers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ["cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_wa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_equals_hugging_face(kind: str, warmup: int) -> None:
+def test_the_rate_equals_hugging_faces(kind: str, warmup: int) -> None:
     train = load(None, [f"train.lr_scheduler_type={kind}", "train.learning_rate=2e-3"]).config.train
     warmup = 0 if kind == "constant" else warmup
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)

@@ -34,7 +34,7 @@ def strategy(shared: int, **changes: object) -> Strategy:
     return replace(with_recipe(plain, "zero2", 4096), **changes)  # type: ignore[arg-type]
 
 
-def test_a_group_that_is_not_full_is_refused() -> None:
+def test_ranks_that_do_not_fill_their_groups_are_refused() -> None:
     with pytest.raises(
         ConfigError, match="sequence_parallel_size=4 does not divide the 6 ranks"
     ) as refused:
@@ -60,7 +60,7 @@ def test_traffic_of_shared_sequences(checkpointing: Checkpointing, passes: int) 
     assert communication_per_step(W8B, replace(made, sequence_parallel=1)).sequences == 0
 
 
-def test_what_fits_by_sharing_only_is_proposed_and_fits() -> None:
+def test_shared_sequences_are_proposed_if_only_they_fit() -> None:
     machine = Machine(H100, 1, 8, 2**40)
     words = ["train.sequence_length=131072"]
 

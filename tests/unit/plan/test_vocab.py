@@ -34,7 +34,7 @@ def test_auto_rounds_up_and_a_presets_number_stays_for_its_tokenizer(
     assert note is None or (str(rows) in note and str(stated) in note)
 
 
-def test_the_users_number_is_kept_or_refused() -> None:
+def test_the_users_vocabulary_is_kept_or_refused() -> None:
     model = ModelSection(vocab_size=9_000)
     assert resolve_vocab_size(model, USER, 5_000) == (9_000, None)
     with pytest.raises(ConfigError, match="9000 rows, the tokenizer 9001 ids") as refused:

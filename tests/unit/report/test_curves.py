@@ -1,4 +1,4 @@
-"""What is drawn follows from the records: spikes are found, thinning keeps extremes, gaps stay."""
+"""Curves follow the records: spikes are found, thinning keeps extremes, gaps stay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_of(folder: Path, losses: list[float | None], events: list[dict] | None =
     return read_run(folder)
 
 
-def test_spikes_are_those_that_the_run_recorded(tmp_path: Path) -> None:
+def test_the_recorded_spikes_are_listed(tmp_path: Path) -> None:
     batch = {"documents": [{"source": f"{n}.jsonl", "offset": n, "document": n} for n in range(9)]}
     spike = {"kind": "spike", "segment": 0, "time": 1.0, "loss": 9.0, "median": 2.0,
              "action": "report", "worst_micro_batch": batch}  # fmt: skip
@@ -52,7 +52,9 @@ def test_an_evaluation_between_two_records_is_drawn_between_them(tmp_path: Path)
     ]
     run = run_of(tmp_path, [3.0, 2.0, 1.0], events)
     assert evaluations(run, "eval_loss") == [(100.0, 2.0), (300.0, 2.0)]
-    rows = [{"step": step, "tokens": 150 * step - 500} for step in (10, 20)]
+    rows = [
+        {"step": step, "tokens": 150 * step - 500, "segment": 0, "time": 1.0} for step in (10, 20)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     between = read_run(tmp_path)
     assert [between.tokens_at(step) for step in (5, 15, 30)] == [500.0, 1750.0, 2500.0]
@@ -71,12 +73,12 @@ def test_thinning_keeps_the_extremes_and_the_order(found: list[float | None], mo
 
 
 @given(st.floats(-100, 100), st.integers(1, 300))
-def test_a_constant_is_its_own_mean(value: float, count: int) -> None:
+def test_smoothing_keeps_a_constant(value: float, count: int) -> None:
     for _, mean in smooth([(float(i), value) for i in range(count)]):
         assert mean is not None and abs(mean - value) <= 1e-9 * max(1.0, abs(value))
 
 
-def test_the_marks_of_an_axis_fit_beside_it() -> None:
+def test_tick_labels_are_short() -> None:
     """Small values are written short, where that tells them apart."""
     shown = [
         [_tick(value, found) for value in found]

@@ -1,4 +1,4 @@
-"""Files of a run that hold other values than a run writes: a page, or a refusal, never a bug."""
+"""Files with other values than a run writes give a page or a refusal, never a traceback."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_any_value_may_stand_anywhere(copy: Path, data: st.DataObject) -> None:
+def test_any_value_at_any_place_of_a_file_gives_a_page(copy: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(FILES))
     path = copy / name
     whole = path.read_text()

@@ -48,7 +48,7 @@ def pages(survivor: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 RANGES = [(0.0, 1.0), (-12345.6, 98765.4), (7.12340, 7.12349), (-3e-10, 2.5e-10), (1e12, 9e12)]
 
 
-def test_no_label_is_cut_off_whatever_the_values(browser: Page, tmp_path: Path) -> None:
+def test_no_tick_label_is_cut_off(browser: Page, tmp_path: Path) -> None:
     plots = [Plot("plot", [Curve("curve", [(0, low), (3e9, high)])]) for low, high in RANGES]
     path = tmp_path / "plots.html"
     path.write_text(f"<style>{STYLE}</style><body>{''.join(map(svg, plots))}")
@@ -59,7 +59,7 @@ def test_no_label_is_cut_off_whatever_the_values(browser: Page, tmp_path: Path) 
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_is_readable(browser: Page, pages: list[Path], width: int, dark: bool) -> None:
+def test_the_page_is_readable(browser: Page, pages: list[Path], width: int, dark: bool) -> None:
     for path in pages:
         browser.requests.clear()
         browser.open(path, width, dark=dark)
@@ -71,7 +71,7 @@ def test_it_is_readable(browser: Page, pages: list[Path], width: int, dark: bool
         assert browser.problems == []
 
 
-def test_all_of_it_can_be_reached_by_keyboard(browser: Page, pages: list[Path]) -> None:
+def test_every_part_can_be_reached_by_keyboard(browser: Page, pages: list[Path]) -> None:
     browser.open(pages[0], 1400)
     reached = set()
     for _ in range(60):
@@ -86,7 +86,7 @@ def test_all_of_it_can_be_reached_by_keyboard(browser: Page, pages: list[Path]) 
     assert browser.value("document.activeElement.parentElement.open")
 
 
-def test_a_planted_script_does_not_run(browser: Page, pages: list[Path]) -> None:
+def test_a_script_in_a_value_does_not_run(browser: Page, pages: list[Path]) -> None:
     browser.open(pages[0], 1400)
     assert browser.value("document.querySelectorAll('script, img').length") == 0
     assert "<script>alert(1)</script>" in browser.value("document.body.innerText")

@@ -1,4 +1,4 @@
-"""The page holds what the files of a run hold, escaped, and nothing of it comes from elsewhere."""
+"""The page shows the values of a run's files, escaped, and loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_run_writes_its_own_page(survivor: Path) -> None:
     assert "train.learning_rate 0.01 command line: train.learning_rate=1e-2" in found.text
 
 
-def test_what_the_run_survived_is_listed(survivor: Path) -> None:
+def test_starts_and_faults_are_listed(survivor: Path) -> None:
     found = read_self_contained(render([read_run(survivor)]))
     assert "skipping checkpoint-8" in found.text
     rows = found.text[found.text.index("how it ended") :]
@@ -99,7 +99,7 @@ def test_what_the_run_survived_is_listed(survivor: Path) -> None:
     assert marks and "resumed before step 5 (start 2)" in found.text
 
 
-def test_the_ledger_is_summed_up(survivor: Path, tmp_path: Path) -> None:
+def test_the_ledger_is_summarized(survivor: Path, tmp_path: Path) -> None:
     run = copied(survivor, tmp_path / "run")
     text = read_self_contained(render([read_run(run)])).text
     ledger = text[text.index("digest of all steps") :]
@@ -120,7 +120,7 @@ def test_abandoned_evaluations_are_left_out(survivor: Path) -> None:
     assert [e for e in current if e["kind"] == "eval" and e["step"] == 8] == at_8[1:]
 
 
-def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
+def test_markup_in_values_is_escaped(survivor: Path, tmp_path: Path, markup: str) -> None:
     run = copied(survivor, tmp_path / markup.replace("/", ""))
     sink = JsonlSink(run)
     sink.start({})
@@ -195,7 +195,7 @@ def test_the_page_of_a_long_run_is_small(tmp_path: Path) -> None:
     read_self_contained(page)
 
 
-def test_several_runs_lie_over_one_another(
+def test_several_runs_are_overlaid(
     survivor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = copied(survivor, tmp_path / "other")
@@ -231,12 +231,14 @@ def test_the_cost_is_price_times_device_hours(tmp_path: Path) -> None:
     assert "energy 4 kWh" in found.text  # 1 kWh of rank 0, times 4
 
 
-def test_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
 
 
-def test_the_page_is_refreshed_by_a_process_of_its_own(survivor: Path, tmp_path: Path) -> None:
+def test_the_page_is_refreshed_by_a_separate_process(survivor: Path, tmp_path: Path) -> None:
     run = copied(survivor, tmp_path / "run")
     (run / "report.html").unlink()
     refresh = PageRefresh(run, every=0.0)
