@@ -1,4 +1,5 @@
-"""Checks between settings that need no hardware and no data: divisibility, lengths, no effect.
+"""Checks across keys that need no hardware and no data: divisibility, lengths, settings without
+effect.
 
 `compatibility` lists the features that do not work together.
 """

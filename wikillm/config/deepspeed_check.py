@@ -125,9 +125,9 @@ def _check_kind(problems: _FileProblems, path: str, value: Any, kind: Kind) -> N
 def _check_range(problems: _FileProblems, path: str, value: float) -> None:
     """Refuse numbers that DeepSpeed would refuse only after the model exists, or that make no
     sense."""
-    least, most = RANGES.get(path, (0, math.inf))
-    if not least <= value <= most:
-        wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+    smallest, largest = RANGES.get(path, (0, math.inf))
+    if not smallest <= value <= largest:
+        wanted = f"from {smallest} " + ("on" if largest == math.inf else f"to {largest}")
         problems.at(path, f"{path} must be {wanted}.", f"write a number {wanted}")
 
 
@@ -221,7 +221,7 @@ def _check_ineffective(problems: _FileProblems) -> None:
     if kind.lower() not in ("adam", "adamw", "muon"):
         what = f"The optimizer block names {kind}, but only Adam and AdamW can be checkpointed."
         problems.at("optimizer", what, "remove the block")
-    # A block that says what the run does is left out later; other settings would have no effect.
+    # A block that agrees with the run is left out later. Its other settings would have no effect.
     for name, value in (file.get("optimizer.params") or {}).items():
         path = f"optimizer.params.{name}"
         if path not in LINKED and not is_off(value) and (name, value) not in ADAMW:
@@ -229,8 +229,9 @@ def _check_ineffective(problems: _FileProblems) -> None:
 
 
 LINKED = frozenset(f"optimizer.params.{name}" for name in ("lr", "betas", "eps", "weight_decay"))
+"""Parameters of the optimizer block that `linked_values` compares with the run."""
 ADAMW = (("adam_w_mode", True), ("bias_correction", True), ("torch_adam", True))
-"""What the run's AdamW does anyway."""
+"""(parameter, value) that the run's AdamW has in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +280,14 @@ def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
 
 def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
     file = problems.file
+    # Values that the run sets.
     for path, linked in linked_values(facts).items():
         found = file.get(path)
         if found not in (None, "auto") and linked.value is not None and found != linked.value:
             run = f"the run has {_show(linked.value)}{linked.because}: {linked.setting}"
             fix = f'"auto" in the JSON (the run decides), or change {linked.setting}'
             problems.at(path, f"{path} contradicts the run.", fix, f", but {run}")
+    # Muon, which no block may replace.
     kind = file.get("optimizer.type")
     optimizer = facts.train.optimizer
     if str(kind).lower() == "muon" or (kind is not None and optimizer == "muon"):
@@ -295,6 +298,7 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
             "remove the block; train.optimizer=muon train.max_grad_norm=0",
             f", train.optimizer={optimizer}",
         )
+    # hpZ's groups of ranks.
     path = "zero_optimization.zero_hpz_partition_size"
     hpz = file.get(path, 1)
     if isinstance(hpz, int) and hpz > 1 and facts.world_size is not None and facts.world_size % hpz:
@@ -304,6 +308,7 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
             f'"auto", which is the number of ranks per node ({facts.local_world_size})',
             f", {facts.world_size} ranks",
         )
+    # Features that need a GPU.
     if facts.has_gpu is False:
         for path, feature in ZERO3_CUDA_FEATURES.items():
             if not is_off(file.get(path)):

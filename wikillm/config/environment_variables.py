@@ -20,7 +20,7 @@ HARMLESS = frozenset(
     for name in ("CPU_AFFINITY", "DEBUG_MODE", "DISABLE_RICH", "ENABLE_RICH", "LOG_LEVEL")
 )
 """Variables that only concern messages and the placement of processes; they stay."""
-# "1": an accumulation of 1 micro-step, or one process, is none.
+# "1" is off too: one micro-step is no accumulation.
 _OFF = frozenset({"", "0", "1", "no", "none", "false", "off", "auto"})
 _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 

@@ -30,7 +30,8 @@ _NULL = ("null", "Null", "NULL", "None", "none", "~")
 def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
     """Settings in the order of the words; if a key is given twice, the last value wins.
 
-    Two values of data.path are refused: a shell makes them of `data.path={a,b}.jsonl`.
+    Two values of data.path are refused, because a shell expands `data.path={a,b}.jsonl` to two
+    arguments.
     """
     settings: list[Setting] = []
     switches: dict[str, tuple[bool, str]] = {}

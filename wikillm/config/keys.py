@@ -33,7 +33,10 @@ WAS_REMOVED = "leave it out: it was removed because no measurement showed a gain
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One leaf of the schema, e.g. `train.max_steps`; `kinds` are the types of its annotation."""
+    """A key of the schema that has a value, e.g. `train.max_steps`.
+
+    `kinds` are the types of its annotation, `choices` the strings that it allows.
+    """
 
     name: str
     default: Any

@@ -4,9 +4,8 @@
              < file < command line
 
 `--config` names a run preset or a YAML file; a file may name a run preset as its base (`preset:
-NAME`). All problems are collected and raised as one ConfigError, each with its place. From each
-group of keys that exclude each other (such as the three keys of the horizon) the result has at
-most one set.
+NAME`). All problems are collected and raised as one ConfigError, each with its place. Some keys
+exclude each other, such as the three keys of the horizon: the result sets at most one of them.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ _SUM_TOLERANCE = Fraction(1, 10**6)
 
 
 def counts_of(sources: Sequence[MixtureSource]) -> tuple[int, ...]:
-    """Samples of each source in `PERIOD` consecutive samples. On equal remainders the earlier
-    source is rounded up."""
+    """Samples of each source in `PERIOD` consecutive samples. Of equal remainders, the earlier
+    source's is rounded up."""
     weights = [Fraction(repr(source.weight)) for source in sources]
     exact = [weight * PERIOD / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]

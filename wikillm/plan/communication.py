@@ -62,11 +62,11 @@ def communication_per_step(workload: Workload, strategy: Strategy) -> Communicat
         int(inside),
         int(between),
         host=_host_bytes(parameters, strategy),
-        sequences=_of_sequences(workload, strategy),
+        sequences=_sequence_bytes(workload, strategy),
     )
 
 
-def _of_sequences(workload: Workload, strategy: Strategy) -> int:
+def _sequence_bytes(workload: Workload, strategy: Strategy) -> int:
     ranks = strategy.sequence_parallel
     model = workload.model
     if ranks == 1:

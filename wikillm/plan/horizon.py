@@ -1,4 +1,4 @@
-"""Computes the number of optimizer steps of a run, and of those that warm the learning rate up.
+"""Computes the number of optimizer steps of a run, and the number of its warm-up steps.
 
 A corpus of n training tokens holds n - 1 targets (each token except the first is predicted), in
 ceil((n - 1) / T) sequences; an epoch is one pass over them. Steps are rounded up, so that the

@@ -254,7 +254,7 @@ def _saved_by_muon(workload: Workload, strategy: Strategy) -> int:
 
 
 def _buckets(workload: Workload, strategy: Strategy) -> int:
-    """Bytes of communication buffers; for ZeRO-3 gathered layers, and the gradient of one layer."""
+    """Bytes of communication buffers. ZeRO-3 gathers layers and a layer's gradient in them."""
     psi = workload.parameters
     width = strategy.bytes_per_weight
     if strategy.stage == 3:

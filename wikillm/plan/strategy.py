@@ -26,8 +26,8 @@ Device = Literal["cuda", "cpu"]
 class Strategy:
     """`ranks` in nodes of `ranks_per_node`; a step is `accumulation` x `micro` sequences per rank.
 
-    `sequence_parallel` ranks share sequences, and each holds that part of every sequence. Buckets
-    and `max_live` (ZeRO-3: gathered weights that may stay) are in elements.
+    `sequence_parallel` ranks share sequences, and each of them holds its part of every sequence.
+    Buckets and `max_live` (ZeRO-3: gathered weights that may stay) are in elements.
     """
 
     recipe: str

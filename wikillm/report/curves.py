@@ -24,7 +24,7 @@ class Spike:
     """A loss spike.
 
     Attributes:
-        usual: median of the losses before it.
+        median: median of the losses before it.
         action: what the run did about it.
         documents: documents of its worst micro-batch.
         is_current: False if the step was trained again later.
@@ -33,7 +33,7 @@ class Spike:
     step: int
     tokens: float
     loss: float
-    usual: float | None
+    median: float | None
     action: str
     documents: tuple[str, ...]
     is_current: bool
@@ -103,7 +103,7 @@ def spikes(run: RunFiles) -> list[Spike]:
                 step=step,
                 tokens=run.tokens_at(step),
                 loss=loss,
-                usual=number(event, "median"),
+                median=number(event, "median"),
                 action=str(event.get("action")),
                 documents=tuple(documents),
                 is_current=id(event) in kept,

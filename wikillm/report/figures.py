@@ -31,7 +31,7 @@ def plots_of(runs: Sequence[RunFiles]) -> list[Plot]:
         plots.append(Plot("Validation loss", _evaluated(runs, names.EVAL_LOSS), "nats/token"))
     plots.append(Plot("Bits per byte", _evaluated(runs, names.BITS_PER_BYTE), "validation"))
     if is_one:
-        plots.append(Plot("Validation loss by source", _of_sources(runs[0]), "nats/token"))
+        plots.append(Plot("Validation loss by source", _losses_by_source(runs[0]), "nats/token"))
     for title, name, unit, scale, is_noisy in _MEASURED:
         curves: list[Curve] = []
         for i, run in enumerate(runs):
@@ -57,12 +57,12 @@ def loss_plot(run: RunFiles, levels: Sequence[tuple[float, str]] = ()) -> Plot:
 
 
 def _loss_plot(run: RunFiles) -> Plot:
-    odd = [
+    circles = [
         (spike.tokens, spike.loss, f"spike at step {spike.step:,}: {spike.loss:.4f}")
         for spike in spikes(run)
         if spike.is_current
     ]
-    return Plot("Loss", _losses(run), "nats/token", resumes(run), odd=odd[:100])
+    return Plot("Loss", _losses(run), "nats/token", resumes(run), circles=circles[:100])
 
 
 def _losses(run: RunFiles) -> list[Curve]:
@@ -86,7 +86,7 @@ def _evaluated(runs: Sequence[RunFiles], name: str) -> list[Curve]:
     ]
 
 
-def _of_sources(run: RunFiles) -> list[Curve]:
+def _losses_by_source(run: RunFiles) -> list[Curve]:
     prefix = names.of_source(names.EVAL_LOSS, "")
     found = sorted({key for event in run.current for key in event if key.startswith(prefix)})
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -81,7 +81,7 @@ class Plot:
         unit: unit of the values, for the axis.
         marks: (tokens, title) of vertical lines.
         levels: (value, label) of horizontal lines.
-        odd: (tokens, value, title) of points that are circled.
+        circles: (tokens, value, title) of points that are circled.
     """
 
     title: str
@@ -89,7 +89,7 @@ class Plot:
     unit: str = ""
     marks: Sequence[tuple[float, str]] = ()
     levels: Sequence[tuple[float, str]] = ()
-    odd: Sequence[tuple[float, float, str]] = field(default=())
+    circles: Sequence[tuple[float, float, str]] = ()
 
     def drawn(self) -> list[Curve]:
         """The curves that have a value."""
@@ -100,7 +100,7 @@ def svg(plot: Plot) -> Markup:
     """The plot as an element of a page, as wide as its column and 230 pixels high."""
     label = f"{plot.title} over tokens: {describe(plot)}"
     head = f'<svg class="plot page" role="img" height="230" aria-label="{escape(label)}">'
-    return Markup(head + _inner(plot) + "</svg>")
+    return Markup(head + _content(plot) + "</svg>")
 
 
 def svg_file(plot: Plot) -> str:
@@ -117,7 +117,7 @@ def svg_file(plot: Plot) -> str:
         legend.append(
             f'<text class="label" x="{x + 2.2:.1f}%" y="244">{escape(curve.label)}</text>'
         )
-    return f'{box} role="img">{style}{_inner(plot)}{"".join(legend)}</svg>\n'
+    return f'{box} role="img">{style}{_content(plot)}{"".join(legend)}</svg>\n'
 
 
 def describe(plot: Plot) -> str:
@@ -129,12 +129,12 @@ def describe(plot: Plot) -> str:
     return "; ".join(parts)
 
 
-def _inner(plot: Plot) -> str:
+def _content(plot: Plot) -> str:
     curves = plot.drawn()
     points = [point for curve in curves for point in curve.points if point[1] is not None]
     values = [value for _, value in points if value is not None]
     values += [value for value, _ in plot.levels]
-    values += [value for _, value, _ in plot.odd]
+    values += [value for _, value, _ in plot.circles]
     ys = ticks(min(values), max(values))
     last = max([x for x, _ in points] + [1.0])
     xs = [x for x in ticks(0.0, last) if x <= last]
@@ -160,7 +160,7 @@ def _inner(plot: Plot) -> str:
     parts += [
         f'<circle class="odd c1" cx="{frame.x(x)}" cy="{frame.y(value)}" r="5">'
         f"<title>{escape(title)}</title></circle>"
-        for x, value, title in plot.odd
+        for x, value, title in plot.circles
     ]
     return "".join(parts)
 
@@ -169,7 +169,7 @@ def _inner(plot: Plot) -> str:
 class _Frame:
     """Converts tokens to x as a percentage, and values to y in pixels."""
 
-    most: float
+    last: float  # tokens at the right edge
     low: float
     high: float
 
@@ -177,7 +177,7 @@ class _Frame:
         return (self.high - value) / (self.high - self.low)
 
     def x(self, tokens: float) -> str:
-        return f"{_WIDTH * tokens / self.most:.2f}%"
+        return f"{_WIDTH * tokens / self.last:.2f}%"
 
     def y(self, value: float) -> float:
         return round(_TOP + _HEIGHT * self.share(value), 1)
@@ -191,7 +191,7 @@ def _axes(frame: _Frame, xs: list[float], ys: list[float], unit: str) -> Iterabl
         yield f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
     bottom = _TOP + _HEIGHT
     for i, tokens in enumerate(xs):
-        is_at_edge = tokens > 0.95 * frame.most
+        is_at_edge = tokens > 0.95 * frame.last
         anchor = "start" if i == 0 else "end" if is_at_edge else "middle"
         text = f'<text x="{frame.x(tokens)}" y="{bottom + 18}" text-anchor="{anchor}">'
         yield f"{text}{format_count(tokens)}</text>"
@@ -206,7 +206,7 @@ def _line(frame: _Frame, curve: Curve, most: int) -> str:
         if value is None:
             parts.append([])
         else:
-            parts[-1].append(f"{1000 * x / frame.most:.4g},{1000 * frame.share(value):.4g}")
+            parts[-1].append(f"{1000 * x / frame.last:.4g},{1000 * frame.share(value):.4g}")
     colour = curve.colour % COLOURS
     kind = f"c{colour} faint" if curve.faint or curve.dots else f"c{colour}"
     return "".join(

@@ -51,7 +51,7 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
             (
                 f"{spike.step:,}",
                 f"{spike.loss:.4f}",
-                _shown(spike.usual, ".4f"),
+                _shown(spike.median, ".4f"),
                 spike.action,
                 cut("; ".join(spike.documents)),
             )
@@ -92,8 +92,8 @@ def _shown(value: float | None, form: str) -> str:
 
 def _state(run: RunFiles) -> dict[str, Any]:
     step = run.last.get(names.STEP, 0)
-    of = run.plan.get("max_steps")
-    done = f"step {step:,}" + (f" of {of:,}" if isinstance(of, int) else "")
+    horizon = run.plan.get("max_steps")
+    done = f"step {step:,}" + (f" of {horizon:,}" if isinstance(horizon, int) else "")
     if run.exit:
         meaning = str(run.exit.get("meaning", "ended"))
         reason = str(run.exit.get("reason", "")).splitlines()[:1]
@@ -250,8 +250,8 @@ def _diverged(run: RunFiles) -> Any:
     """(rank, micro-step, loss, source, byte, document) of each document in the batch whose loss was
     not finite."""
     for batch in as_dicts(run.diverged.get("micro_batches")):
-        odd = as_dict(batch.get(names.NONFINITE))
-        loss = odd.get(names.LOSS, batch.get(names.LOSS))
+        nonfinite = as_dict(batch.get(names.NONFINITE))
+        loss = nonfinite.get(names.LOSS, batch.get(names.LOSS))
         micro_step = int(number(batch, "micro_step") or 0) + 1
         for document in as_dicts(batch.get("documents")):
             place = [str(document.get(key)) for key in ("source", "offset", "document")]

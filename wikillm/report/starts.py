@@ -75,11 +75,11 @@ def starts_of(run: RunFiles) -> list[RunStart]:
 def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) -> Effort:
     """Compute hours, energy and cost. `price` is per device-hour."""
     planned = run.plan.get("world_size")
-    usual = planned if type(planned) is int else 1
+    planned_ranks = planned if type(planned) is int else 1
     seconds = sum(start.seconds for start in starts)
-    device_hours = sum(start.seconds * (start.ranks or usual) for start in starts) / 3600
+    device_hours = sum(start.seconds * (start.ranks or planned_ranks) for start in starts) / 3600
     trained = number(run.last, names.TRAIN_SECONDS)
-    joules = sum(_joules(run, start) * (start.ranks or usual) for start in starts)
+    joules = sum(_joules(run, start) * (start.ranks or planned_ranks) for start in starts)
     return Effort(
         hours=seconds / 3600,
         device_hours=device_hours,
@@ -116,14 +116,14 @@ def _start(
     begin = next((r for r in records if r.get(names.KIND) == names.START), {})
     finish = next((r for r in records if r.get(names.KIND) == names.FINISH), None)
     ranks = begin.get(names.WORLD_SIZE)
-    words = "no end recorded: it was killed"
+    ending = "no end recorded: it was killed"
     if finish is not None:
         code = finish.get("exit_code")
         error = finish.get("error")
         name = _ENDS.get(code, "ended") if isinstance(code, int) else "ended"
-        words = f"{name}: {error}" if error else name
+        ending = f"{name}: {error}" if error else name
     elif is_last and not ended:
-        words = "no end recorded: it is running, or was killed"
+        ending = "no end recorded: it is running, or was killed"
     return RunStart(
         segment=segment,
         began=min(times, default=None),
@@ -132,5 +132,5 @@ def _start(
         first_step=min(steps, default=None),
         last_step=max(steps, default=None),
         repeated=max(0, max(steps) + 1 - following) if steps and following else 0,
-        ended=words,
+        ended=ending,
     )

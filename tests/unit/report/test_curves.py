@@ -37,7 +37,7 @@ def test_the_recorded_spikes_are_listed(tmp_path: Path) -> None:
     events = [{**spike, "step": step, "worst_step": step} for step in (2, 3)]
     run = run_of(tmp_path, [3.0, 9.0, 9.0], events)
     found = spikes(run)
-    assert [(s.step, s.tokens, s.loss, s.usual) for s in found] == [
+    assert [(s.step, s.tokens, s.loss, s.median) for s in found] == [
         (2, 200.0, 9.0, 2.0),
         (3, 300.0, 9.0, 2.0),
     ]
