@@ -12,8 +12,8 @@ from wikillm.data.types import CleanedDocuments, Dropped
 class FunnelLine:
     """The number of records that were dropped for one reason.
 
-    `characters` is the size of the raw records (in bytes for bad records); of the clean text for
-    records that a filter dropped.
+    `characters` is their size: for bad records the bytes of the raw records, for records that a
+    filter dropped the characters of the clean text, for others the characters of the raw text.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # read from files, see `store.manifest`
@@ -25,7 +25,7 @@ class FunnelLine:
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """Counts of kept and dropped records. `kept_characters` is the size of the clean text."""
+    """Counts of kept and dropped records; `kept_characters` counts the characters of clean text."""
 
     __pydantic_config__ = {"extra": "forbid"}
     kept_records: int = 0
@@ -61,14 +61,9 @@ class Funnel:
         ]
         return "\n".join([head, *lines])
 
-    @classmethod
-    def from_json(cls, value: dict) -> Funnel:
-        lines = tuple(FunnelLine(**line) for line in value["dropped"])
-        return cls(value["kept_records"], value["kept_characters"], lines)
-
 
 def merged(funnels: Iterable[Funnel]) -> Funnel:
-    """The sum of several funnels, independent of their order."""
+    """The sum of several funnels. Their order does not matter."""
     tally = Tally()
     for funnel in funnels:
         tally.kept_records += funnel.kept_records
@@ -80,7 +75,7 @@ def merged(funnels: Iterable[Funnel]) -> Funnel:
 
 @dataclass(slots=True)
 class Tally:
-    """A funnel while it is being counted."""
+    """The counts of a funnel while records are read."""
 
     kept_records: int = 0
     kept_characters: int = 0
@@ -99,8 +94,8 @@ class Tally:
         self.add(why.reason, 1, why.characters, why.is_bad)
 
     def add(self, reason: str, records: int, characters: int, is_bad: bool) -> None:
-        before = self._dropped.get(reason, (0, 0, is_bad))
-        self._dropped[reason] = (before[0] + records, before[1] + characters, is_bad)
+        known_records, known_characters, _ = self._dropped.get(reason, (0, 0, is_bad))
+        self._dropped[reason] = (known_records + records, known_characters + characters, is_bad)
 
     def funnel(self) -> Funnel:
         lines = (FunnelLine(reason, *counts) for reason, counts in sorted(self._dropped.items()))

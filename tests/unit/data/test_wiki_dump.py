@@ -6,6 +6,7 @@ import bz2
 import hashlib
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from wikillm.cli.main import main
 from wikillm.cli.prepare import wiki_settings
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters import settings as filter_settings
-from wikillm.data.sources import decompress_bz2
+from wikillm.data.sources import decompress, decompress_bz2
 from wikillm.data.sources.decompress import pieces
 from wikillm.data.store.store import Store
 from wikillm.data.types import SourceFile
@@ -208,7 +209,9 @@ def test_threads_give_the_bytes_and_the_errors_of_one(tmp_path, monkeypatch, dam
     if damage in ("none", "padding"):
         assert alone[0] == b"".join(parts)
         with open(tmp_path / "x.bz2", "rb") as file:  # by the threads alone
-            assert b"".join(decompress_bz2.decompress_in_threads(file, 3)) == alone[0]
+            streams_of_file = partial(decompress.streams, "bz2")
+            by_threads = decompress_bz2.decompress_in_threads(file, 3, streams_of_file)
+            assert b"".join(by_threads) == alone[0]
 
 
 def test_a_single_stream_is_told_from_many(tmp_path, dump):

@@ -3,14 +3,13 @@
 The pass runs in the worker pool, on the same shards as the build. Per document it writes 28 bytes,
 and for near duplicates another 512: 128 minima of 32 bits over runs of five units (hanzi, words).
 The minima come from rensa (MIT, wheels for x86_64 and aarch64, no dependencies). On 2.5 MB of
-Chinese Wikipedia it took a ninth of datasketch 2.0's CPU time. With 112 minima on 800 pairs of
-known similarity its estimates had a bias of 0.0005 and a deviation of 0.033. A shard's record is
-written last, so a killed pass resumes at the first missing shard.
+Chinese Wikipedia rensa took a ninth of the CPU time of datasketch 2.0. With 112 minima on 800 pairs
+of known similarity its estimates had a bias of 0.0005 and a deviation of 0.033. The JSON record of
+a shard is written last, so a killed pass resumes at the first missing shard.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
@@ -61,7 +61,7 @@ def _rensa() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class MinHashShard:
-    """The shard between two cursors; `documents` is the number that were kept and hashed."""
+    """The shard between two cursors; `documents` counts the documents that were kept and hashed."""
 
     number: int
     start: Cursor
@@ -105,7 +105,7 @@ def minima_of(text: str, digest: int) -> npt.NDArray[np.uint32]:
     """The signature of a text, of shape (128,).
 
     The expected share of equal minima is the Jaccard similarity of the sets of runs. A text without
-    units resembles only its exact duplicates: its hash, `digest`, replaces the runs.
+    units has no runs: its hash, `digest`, takes their place, so only exact duplicates resemble it.
     """
     grams = grams_of(units_of(text), SHINGLE_UNITS)
     if not len(grams):
@@ -120,14 +120,11 @@ def minhash_path(folder: Path, number: int, kind: str) -> Path:
 
 def read_minhash_shards(folder: Path, with_minima: bool) -> dict[int, MinHashShard]:
     """The shards that an earlier pass finished, by number."""
+    record = TypeAdapter(MinHashShard)
     found: dict[int, MinHashShard] = {}
     for path in folder.glob("*.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            value = json.loads(path.read_text(encoding="utf-8"))
-            value["start"] = Cursor(**value["start"])
-            value["end"] = Cursor(**value["end"])
-            value["funnel"] = Funnel.from_json(value["funnel"])
-            shard = MinHashShard(**value)
+        with suppress(OSError, ValueError):  # includes pydantic's ValidationError
+            shard = record.validate_json(path.read_bytes())
             sizes = {"doc": shard.documents * DOCUMENT.itemsize}
             if with_minima:
                 sizes["min"] = shard.documents * MINIMA * 4

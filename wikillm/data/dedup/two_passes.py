@@ -1,10 +1,10 @@
 """Build the drop-list: hash the missing shards, decide, write `drops.bin`. Resumable.
 
-All files are in `.dedup-KEY` beside the store; KEY is a hash of all that the drop-list depends on.
-Preparations that differ only in tokenizer or split share the folder, so it has its own lock
-(`.dedup-KEY.lock`). The signatures are removed when the list is complete. With
-`data.max_text_bytes` the pass ends when enough text is left, since a decision depends on earlier
-documents only: a small part of a large dump costs little.
+All files are in `.dedup-KEY` beside the store; KEY is a hash of everything that determines the
+drop-list. Preparations that differ only in tokenizer or split share the folder, so it has its own
+lock (`.dedup-KEY.lock`). The signatures are removed when the list is complete. With
+`data.max_text_bytes` the pass ends when enough text is left, so a small part of a large dump costs
+little; later documents never change a decision.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FirstPass:
 
     Attributes:
         folder: where signatures and the drop-list go.
-        similarity: of near duplicates; None finds exact duplicates only.
+        similarity: least similarity of near duplicates; None finds exact duplicates only.
         wanted_text: number of bytes of kept text after which the pass ends; None reads all.
     """
 
@@ -52,8 +52,8 @@ class FirstPass:
     wanted_text: int | None
     relay: Path | None = None
     _shards: list[MinHashShard] = field(default_factory=list)
-    _text_bytes: int = 0  # of `_shards`
-    _is_at_end: bool = False
+    _text_bytes: int = 0  # of the texts in `_shards`
+    _is_at_end: bool = False  # whether `_shards` holds all shards of the sources
 
     def ensure(self, *, is_main: bool = True) -> DropList:
         """The drop-list, which is built if it is missing.
@@ -69,6 +69,7 @@ class FirstPass:
             return known
 
     def _make(self) -> DropList:
+        # Remove half-written files of a killed pass.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob(f"*{STAGING_SUFFIX}"):
@@ -76,13 +77,13 @@ class FirstPass:
         except OSError as error:
             got = f"{self.folder}: {error.strerror}"
             raise MachineError("The folder of the drop-list cannot be written.", got=got) from None
+        # Write the list, then its record: a list without a record is built again.
         say("data: first of two passes, to find duplicates (data.dedup)")
         drops = self._decide()
         path = self.folder / DROP_LIST_NAME
         write_atomic(path, drops.tobytes())
         exact = int(np.count_nonzero(drops["percent"] == EXACT))
         found = DropList(path, sha256_file(path), exact, len(drops) - exact)
-        # The record is written last: without the record, the list is rebuilt.
         record = {"sha256": found.sha256, "exact": found.exact, "near": found.near}
         write_json(self.folder / _RECORD_NAME, record)
         self._remove_signatures()
@@ -92,15 +93,19 @@ class FirstPass:
         return found
 
     def _known(self) -> DropList | None:
+        """The complete drop-list of an earlier pass."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            value = json.loads((self.folder / _RECORD_NAME).read_text(encoding="utf-8"))
+            record = json.loads((self.folder / _RECORD_NAME).read_text(encoding="utf-8"))
             path = self.folder / DROP_LIST_NAME
-            if sha256_file(path) == value["sha256"] and path.stat().st_size % DROP.itemsize == 0:
-                return DropList(path, value["sha256"], value["exact"], value["near"])
+            if sha256_file(path) == record["sha256"] and path.stat().st_size % DROP.itemsize == 0:
+                return DropList(path, record["sha256"], record["exact"], record["near"])
         return None
 
     def _decide(self) -> np.ndarray:
-        """Hash shards until enough text is kept. Interruptions do not change their number."""
+        """Hash shards until enough text is kept; returns the duplicates (dtype `DROP`).
+
+        An interrupted pass hashes the same number of shards as an uninterrupted pass.
+        """
         target = self.wanted_text
         while True:
             self._hash_shards(target)
@@ -111,7 +116,7 @@ class FirstPass:
             target = self._text_bytes + self.wanted_text - kept
 
     def _hash_shards(self, target: int | None) -> None:
-        """Hash the next shards, until there are `target` bytes of text."""
+        """Hash the next shards, until the hashed shards have `target` bytes of text."""
         with_minima = self.similarity is not None
         progress = Progress(
             "finding duplicates", estimated_bytes(self.reader.sources), relay=self.relay

@@ -1,7 +1,7 @@
 """A bounded folder of complete remote files; the least recently used are removed first.
 
-    CACHE/files/KEY/NAME     a file; KEY is the sha256 of its address, NAME is its own name,
-        which shows the format
+    CACHE/files/KEY/NAME     a file; KEY is a hash of its address, NAME is its own name, which shows
+        the format
     CACHE/files/KEY/.json    address (without query), size, version (ETag), sha256
     CACHE/files/KEY/.part    an interrupted download; it resumes at its end
     CACHE/stores/KEY/...     prepared stores that are read remotely, shard by shard
@@ -42,12 +42,12 @@ from wikillm.data.fetch import remote
 from wikillm.data.fetch.remote import RemoteFile, Unreachable, shown
 from wikillm.data.workers.exclusive import exclusive
 
-ATTEMPTS = 6  # number of attempts in a row that may receive nothing
+ATTEMPTS = 6  # consecutive attempts without a new byte after which a download fails
 BACKOFF_SECONDS = 0.5  # doubles with each attempt: 0.5, 1, 2, 4, 8
 Answer = TypeVar("Answer")
-_SPARE_BYTES = 64 << 20  # left free on the disk
+_SPARE_BYTES = 64 << 20  # free bytes to leave on the disk
 _PART = ".part"
-_ABANDONED_SECONDS = 3600.0  # without a byte; a running download gives up much earlier
+_ABANDONED_SECONDS = 3600.0  # a part that got no byte for so long was left by a killed process
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def key_of(text: str) -> str:
 
 
 class Cache:
-    """The folder and its bound: `limit` bytes of data, or the whole disk if None."""
+    """A folder of remote files that holds at most `limit` bytes; None allows the whole disk."""
 
     def __init__(self, folder: str | None = None, limit: int | None = None) -> None:
         cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -73,8 +73,7 @@ class Cache:
 
     @contextmanager
     def exclusive(self, is_main: bool = False, about: str = "") -> Iterator[float]:
-        """Hold the lock for changing the cache. Yields the Unix time at which the lock was
-        requested.
+        """Hold the lock of the cache; yields the Unix time at which the lock was requested.
 
         `about` names the request, such as an address: a failure is passed on only to processes that
         waited for the same request.
@@ -102,7 +101,7 @@ class Cache:
                     continue
                 with suppress(FileNotFoundError):  # another machine shares the folder
                     status = path.stat()
-                    # A part's age counts from its last byte, so that a killed download also ages.
+                    # A part was last used when its last byte was written.
                     used = status.st_mtime if is_hidden else status.st_atime
                     found.append((used, status.st_size, path))
         return sorted(found)
@@ -112,12 +111,14 @@ class Cache:
 
         `what` names the file to be stored, for the error; the files in `keep` are not removed.
         """
+        # Remove the parts that killed processes left; list the other files.
         entries = []
         for used, size, path in self.entries():
             if path.suffix != STAGING_SUFFIX:
                 entries.append((size, path))
-            elif used < time.time() - _ABANDONED_SECONDS:  # left by a killed process
+            elif used < time.time() - _ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)
+        # Refuse a file that would not fit even if all others were removed.
         held = sum(size for size, _ in entries)
         kept = sum(size for size, path in entries if path in keep)
         if self.limit is not None and kept + need > self.limit:
@@ -127,6 +128,7 @@ class Cache:
                 f"{format_size(self.limit)} are allowed in {self.folder}",
                 fix=f"data.cache_bytes={kept + need}\n{remote.HOW_WITHOUT}",
             )
+        # Remove files until the new file fits into the limit and onto the disk.
         place = self.folder if self.folder.is_dir() else nearest_existing(self.folder)
         for size, path in entries:
             free = shutil.disk_usage(place).free
@@ -149,6 +151,7 @@ class Cache:
         The caller must hold `exclusive`. An entry that was compared with the server after `since`
         (Unix time) is not compared again.
         """
+        # A local copy that was compared after `since` is used.
         folder = self.folder / "files" / key_of(url)
         path = folder / remote.file_name(url)
         note = folder / ".json"
@@ -156,7 +159,7 @@ class Cache:
         is_here = path.is_file() and path.stat().st_size == known.get("size")
         if is_here and note.stat().st_mtime >= since > 0:
             return _used(path, url, known)
-        # Compare with the server; the local file is used when the server does not answer.
+        # Ask the server for its version; without an answer, the local copy is used.
         try:
             file = _retrying(url, remote.look)
         except DataError as error:
@@ -168,6 +171,7 @@ class Cache:
         if is_here and file.version == known.get("version") and file.size in (None, known["size"]):
             os.utime(note)
             return _used(path, url, known)
+        # Download the file, and write the note last: a file without its note is downloaded again.
         if is_here:
             say(f"data: {shown(url)} has changed since it was downloaded")
             path.unlink()
@@ -182,7 +186,7 @@ class Cache:
         return _used(path, url, known)
 
     def files_of(self, entry: str) -> list[str]:
-        """Expand an address with a `*` or a trailing `/` into addresses. Raises DataError."""
+        """The addresses that match an address with a `*` or a trailing `/`. Raises DataError."""
         return _retrying(entry, remote.listed)
 
     def read_small(self, url: str, limit: int) -> bytes:
@@ -215,14 +219,15 @@ class Cache:
 
     def _download(self, file: RemoteFile, path: Path, keep: Collection[Path]) -> None:
         """Download to `path`; resumes an interrupted download of the same version."""
+        # Keep the part of an earlier download if it has the same version and size.
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(_PART)
         mark = path.with_name(f"{_PART}.json")
         wanted = {"version": file.version, "size": file.size}
-        # Without a version it is unknown whether the part belongs to this file.
         if read_object(mark) != wanted or not file.version:
             part.unlink(missing_ok=True)
         write_json(mark, wanted)
+        # Receive the missing bytes.
         done = part.stat().st_size if part.exists() else 0
         self.make_room((file.size or 0) - done, shown(file.url), {*keep, part})
         size = "of unknown size" if file.size is None else format_size(file.size)
@@ -230,7 +235,7 @@ class Cache:
         say(f"data: downloading {shown(file.url)}, {size}{resumed}")
         start = time.monotonic()
         self._receive(file, part)
-        # If the file changed during the download, it may be a mix of both versions.
+        # Refuse a part that may be a mix of two versions, since the file changed meanwhile.
         after = _retrying(file.url, remote.look)
         if (after.version, after.size) != (file.version, file.size):
             part.unlink(missing_ok=True)
@@ -245,16 +250,17 @@ class Cache:
         fsync_path(part)
         rename_durably(part, path)
         mark.unlink(missing_ok=True)
-        if file.size is None:  # its size was not known before
+        if file.size is None:  # the server did not tell how much room the file needs
             self.make_room(0, shown(file.url), {*keep, path})
         seconds = max(1e-3, time.monotonic() - start)
         say(f"data: downloaded {format_size(path.stat().st_size)} in {format_seconds(seconds)}")
 
     def _receive(self, file: RemoteFile, part: Path) -> None:
-        """Write the file's bytes to `part`, from its end on, until all are there."""
-        attempt = 0
+        """Append the missing bytes of the file to `part`, and retry after temporary failures."""
+        attempt = 0  # number of attempts since the last new byte
         with open(part, "ab") as out:
-            farthest = at = out.seek(0, os.SEEK_END)
+            at = out.seek(0, os.SEEK_END)
+            farthest = at
             while file.size is None or at < file.size:
                 try:
                     for offset, piece in remote.read_from(file, at):
@@ -262,7 +268,7 @@ class Cache:
                             out.truncate(offset)
                         out.write(piece)
                         at = offset + len(piece)
-                        if at > farthest:  # bytes that were not received before
+                        if at > farthest:  # these bytes are new
                             farthest = at
                             attempt = 0
                         if file.size is None and self.limit is not None and at > self.limit:
@@ -290,7 +296,8 @@ class Cache:
 
 
 def _used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
-    modified = path.stat().st_mtime_ns  # not changed: the prepared store identifies the file by it
+    """The file, marked as used now. Its mtime stays: a prepared store identifies the file by it."""
+    modified = path.stat().st_mtime_ns
     with suppress(OSError):
         os.utime(path, ns=(time.time_ns(), modified))
     return Fetched(path, shown(url), str(known.get("version", "")))

@@ -2,11 +2,11 @@
 
     hf://ORG/NAME[/CONFIG][@REVISION][:SPLIT]        modelscope://ORG/NAME[@REVISION][:SPLIT]
 
-A data set is a repository of files, and the files of a split are sources like any other. A branch
-on Hugging Face is resolved to its commit, which the manifest records; the library `datasets` lists
-the files of a split. ModelScope names no commit for a branch: the manifest records the revision as
-it was given, and each file is compared with the listed sha256. There, a split's files are those
-with the split's name in their path. Files are kept in the sites' own caches (HF_HOME,
+A data set is a repository of files, and the files of a split are sources like any other. On Hugging
+Face, a branch is resolved to its commit, which the manifest records, and the library `datasets`
+lists the files of a split. ModelScope names no commit for a branch: the manifest records the
+revision as it was given, and each file is compared with the listed sha256; a split consists of the
+files with its name in their path. Files are kept in the sites' own caches (HF_HOME,
 MODELSCOPE_CACHE). When a site cannot be reached, its last answer and the local files are used, with
 a warning.
 """
@@ -75,7 +75,7 @@ class Listing:
     """The files of a split. `revision`: a commit (Hugging Face), a branch or tag (ModelScope)."""
 
     revision: str
-    files: tuple[tuple[str, str], ...]  # (path in the repository, sha256 or "")
+    files: tuple[tuple[str, str], ...]  # path in the repository, sha256 (empty if unknown)
 
 
 def parse(text: str) -> DatasetAddress:
@@ -130,7 +130,7 @@ def _listing(
     cache: Cache,
     asked: float,
 ) -> tuple[Listing, bool]:
-    """The site's answer and False; if the site does not answer, its last answer and True."""
+    """The site's listing and False; if the site does not answer, its last listing and True."""
     memory = cache.folder / "hub" / f"{key_of(address.text)}.json"
     known: Listing | None = None
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -148,7 +148,7 @@ def _listing(
             raise address.refused(what, str(error)) from None
         revision = known.revision[:12]
         warn(f"{address.text}: {error}; revision {revision} is used, as last time")
-        # The ranks that wait read this; otherwise each would wait for the same timeout again.
+        # The waiting ranks read this note; without it, each would wait for the timeout again.
         with suppress(OSError):
             write_json(memory, {**asdict(known), "is_silent": True})
         return known, True
@@ -181,7 +181,7 @@ def _hf_splits(address: DatasetAddress, revision: str) -> dict[str, list[str]]:
     try:
         builder = load_dataset_builder(address.repo, address.config, revision=revision)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
-        # no such config, no data, a script
+        # an unknown configuration, no data, or a script
         what = "The library `datasets` cannot list the files of this data set."
         fix = f"name a configuration: hf://{address.repo}/CONFIG\n"
         fix += "or download its files yourself, and set data.path to their folder"
@@ -238,7 +238,7 @@ def _modelscope_download(repo: str, revision: str, path: str, sha256: str, is_lo
 
 
 def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Corpus files, grouped by the split in their path; if no path has one, all are `train`."""
+    """Corpus files by the split in their path; all are `train` if no path has a split."""
     found: dict[str, list[str]] = {}
     for path in sorted(path for path in paths if is_named_like_a_corpus(path, text=True)):
         words = re.split(r"[/_.\-]+", path.lower())
@@ -251,6 +251,7 @@ def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _of_split(address: DatasetAddress, splits: dict[str, list[str]]) -> list[str]:
+    """The files of the wanted split. Raises DataError when the data set does not have it."""
     if address.split in splits:
         return splits[address.split]
     names = sorted(splits)

@@ -1,7 +1,7 @@
-"""Find the files that `data.path` names, and download the remote ones.
+"""Find the files that `data.path` names, and download remote files.
 
-Local entries are expanded by `locate`. An address is fetched into the cache; `s3://` and `oss://`
-may have a `*`, or end with `/` for every file below that is named like a corpus. `hf://` and
+`locate` expands local entries. An address is fetched into the cache; an `s3://` or `oss://` address
+may contain a `*`, or end with `/` for every file below it that is named like a corpus. `hf://` and
 `modelscope://` name data sets at a pinned revision. Files keep the order of the entries.
 """
 
@@ -41,6 +41,7 @@ def find_sources(cfg: DataSection, *, is_main: bool = True) -> list[Fetched]:
 
 
 def _fetch(entry: str, cache: Cache, keep: Collection[Path], is_main: bool) -> list[Fetched]:
+    """The files of one address; the cache must not remove the files in `keep` for them."""
     remote.check_address(entry)
     found: list[Fetched] = []
     with cache.exclusive(is_main, entry) as asked:

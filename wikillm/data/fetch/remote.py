@@ -20,10 +20,10 @@ from urllib.parse import unquote, urlsplit
 
 from wikillm.core.errors import ConfigError, DataError, MachineError, WikiLLMError
 
-SILENCE_SECONDS = 30.0
+SILENCE_SECONDS = 30.0  # timeout for the next bytes from a server
 LOOKUP_SECONDS = 5.0  # timeout for an answer from a site of data sets or models
 PIECE_BYTES = 1 << 20
-_RANGE_BYTES = 8 << 20  # bytes per request where there is no stream (s3, oss)
+_RANGE_BYTES = 8 << 20  # bytes per request of a client that does not stream (s3, oss)
 _EXTRAS = {"s3": "s3fs", "oss": "ossfs"}
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -37,7 +37,7 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """`size` is None if the server does not report it; `version` is empty if there is none."""
+    """A file on a server. `size` is None and `version` empty if the server reports none."""
 
     url: str
     size: int | None
@@ -139,8 +139,8 @@ def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
 def _ranges(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
     while file.size is not None and offset < file.size:
         stop = min(offset + _RANGE_BYTES, file.size)
-        # ossfs passes `end` to a client for which it is inclusive; an `end` beyond the object
-        # returns the whole object.
+        # ossfs passes `end` to a client that includes this byte; for an `end` beyond the object,
+        # the server returns the whole object.
         end = stop - 1 if scheme_of(file.url) == "oss" else stop
         piece = _call(file.url, "cat_file", start=offset, end=end)
         if not piece:
@@ -175,6 +175,7 @@ def _web_pieces(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
+    """Size and version by the headers of an answer."""
     size = answer.headers.get("Content-Length")
     if answer.status == 206:
         size = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -183,6 +184,7 @@ def _described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
 
 
 def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    """The answer to a GET request. Raises Unreachable or DataError."""
     headers = {"User-Agent": "wikillm", "Accept-Encoding": "identity", **headers}
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -213,6 +215,7 @@ def _refused(url: str, why: str) -> DataError:
 
 
 def _reason(error: BaseException) -> str:
+    """The message of an error on one line, or its type; of a URLError, its reason."""
     inner = getattr(error, "reason", error)
     return " ".join(str(inner).split()) or type(inner).__name__
 
@@ -229,7 +232,7 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
         raise _refused(url, f"{_reason(error)}; are its keys in the environment?") from None
     except Exception as error:  # each library has its own, such as RequestError
         reason = f"{type(error).__name__}: {_reason(error)}"
-        # ossfs wraps the client's error, which has the status of the answer.
+        # The error has the status of the answer; ossfs wraps the error of its client.
         statuses = [getattr(cause, "status", None) for cause in (error, error.__cause__)]
         status = next((found for found in statuses if isinstance(found, int)), 0)
         is_final = 400 <= status < 500 and status not in _TEMPORARY
@@ -243,7 +246,7 @@ def _file_system(url: str) -> Any:
     try:
         import fsspec
 
-        # ossfs fails without a cache of listings, so each call gets a new one.
+        # ossfs fails without a cache of listings, so each call gets a new file system and cache.
         is_oss = scheme == "oss"
         caching = {"use_listings_cache": is_oss, "skip_instance_cache": is_oss}
         return fsspec.filesystem(scheme, **caching, **_options(scheme))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
@@ -19,18 +19,12 @@ class BadRecords:
     """Counts bad records, in number and in bytes of the decompressed sources."""
 
     max_fraction: float
-    _funnels: list[Funnel] = field(default_factory=list)
-    _bad: int = 0
-    _read: int = 0
-    _bad_bytes: int = 0
+    _funnel: Funnel = Funnel()  # of all shards that were added
     _read_bytes: int = 0
 
     def add(self, funnel: Funnel, source_bytes: int) -> None:
         """Add the counts of a shard; `check` then compares them with the limit."""
-        self._funnels.append(funnel)
-        self._bad += funnel.bad_records
-        self._read += funnel.read_records
-        self._bad_bytes += funnel.bad_bytes
+        self._funnel = merged([self._funnel, funnel])
         self._read_bytes += source_bytes
 
     def check(
@@ -43,25 +37,29 @@ class BadRecords:
             examples: returns lines to add to the error.
         """
         limit = self.max_fraction
-        share = self._bad / max(1, self._read)
-        byte_share = min(1.0, self._bad_bytes / max(1, self._read_bytes))
-        by_records = share > limit and (at_end or self._read >= _CHECK_RECORDS)
+        funnel = self._funnel
+        share = funnel.bad_records / max(1, funnel.read_records)
+        byte_share = min(1.0, funnel.bad_bytes / max(1, self._read_bytes))
+        by_records = share > limit and (at_end or funnel.read_records >= _CHECK_RECORDS)
         by_bytes = byte_share > limit and (at_end or self._read_bytes >= _CHECK_BYTES)
         if not by_records and not by_bytes:
             return
-        bad = [line for line in merged(self._funnels).dropped if line.is_bad]
-        lines = [f"{x.records:>8,}  {x.reason} ({format_size(x.characters)})" for x in bad]
-        what = f"{self._bad:,} of {self._read:,} records cannot be read"
+        bad = [line for line in funnel.dropped if line.is_bad]
+        reasons = [
+            f"{line.records:>8,}  {line.reason} ({format_size(line.characters)})" for line in bad
+        ]
+        what = f"{funnel.bad_records:,} of {funnel.read_records:,} records cannot be read"
         if not by_records:
             what += f", and they are {byte_share:.1%} of the bytes"
         raise DataError(
             f"{what}: more than data.max_bad_fraction={limit:g}.",
-            got="\n".join([*lines, *examples()]),
+            got="\n".join([*reasons, *examples()]),
             fix=fix or _fix(bad, max(share, byte_share)),
         )
 
 
 def _fix(bad: Sequence[FunnelLine], share: float) -> str:
+    """The setting that accepts this share of bad records, and for long records a larger limit."""
     rounded_up = min(1.0, -(-share * 1000 // 1) / 1000)
     fix = f"repair the source, or continue without them: data.max_bad_fraction={rounded_up}"
     too_long = sum(line.characters for line in bad if line.reason == TOO_LONG)

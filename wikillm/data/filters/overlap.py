@@ -10,6 +10,7 @@ ignored, since they occur in ordinary text. Case, punctuation and white space do
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ import orjson
 from wikillm.core.errors import DataError
 from wikillm.data.filters.characters import Hashes, grams_of, units_of
 from wikillm.data.filters.settings import PinnedFile
-from wikillm.data.sources.decompress import pieces
-from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.read import items_of
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.tables import parse_row
@@ -31,7 +30,7 @@ _MAX_EXAMPLE_BYTES = 16 << 20
 
 
 class EvaluationIndex:
-    """The sorted runs of all examples, each with the example that has it."""
+    """The hashes of the runs of all examples, sorted, each with the number of its example."""
 
     def __init__(self, files: tuple[PinnedFile, ...], units: int, share: float) -> None:
         self._units = units
@@ -39,7 +38,7 @@ class EvaluationIndex:
         self.names: list[str] = []  # FILE:NUMBER of each example
         runs: list[Hashes] = []
         owners: list[npt.NDArray[np.int64]] = []
-        lengths: dict[int, None] = {}
+        lengths: set[int] = set()
         for file in files:
             for number, strings in enumerate(examples_of(file), 1):
                 found = self._runs_of_example(strings, lengths)
@@ -62,12 +61,14 @@ class EvaluationIndex:
         self._sizes = np.bincount(owner, minlength=len(self.names))
         self._lengths = tuple(sorted(lengths))
 
-    def _runs_of_example(self, strings: list[str], lengths: dict[int, None]) -> Hashes:
+    def _runs_of_example(self, strings: list[str], lengths: set[int]) -> Hashes:
+        """The distinct runs of an example, if it is long enough; adds their length to `lengths`."""
         parts = [units for string in strings if len(units := units_of(string)) >= self._units]
         if not parts:  # a question and its answer may be long enough only together
-            parts = [units for units in [units_of("\n".join(strings))] if len(units) >= MIN_UNITS]
+            together = units_of("\n".join(strings))
+            parts = [together] if len(together) >= MIN_UNITS else []
         grams = [grams_of(units, self._units) for units in parts]
-        lengths.update(dict.fromkeys(min(self._units, len(units)) for units in parts))
+        lengths.update(min(self._units, len(units)) for units in parts)
         return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *grams]))
 
     def find(self, text: str) -> str | None:
@@ -77,15 +78,15 @@ class EvaluationIndex:
         if not found:
             return None
         grams = np.unique(np.concatenate(found))
-        # The examples that have each run of the text, then how many of its runs each example has.
+        # Find the examples that have a run of the text; count the found runs of each example.
         first = np.searchsorted(self._runs, grams, side="left")
         last = np.searchsorted(self._runs, grams, side="right")
         found_in = np.flatnonzero(last > first)
         if not len(found_in):
             return None
-        hits = [self._owners[first[i] : last[i]] for i in found_in]
-        examples, times = np.unique(np.concatenate(hits), return_counts=True)
-        contained = examples[times >= self._share * self._sizes[examples]]
+        owners = [self._owners[first[i] : last[i]] for i in found_in]
+        examples, counts = np.unique(np.concatenate(owners), return_counts=True)
+        contained = examples[counts >= self._share * self._sizes[examples]]
         return self.names[int(contained[0])] if len(contained) else None
 
 
@@ -104,15 +105,13 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
         )
     # In a plain text each line is an example; as a source, the text would be one document.
     if source.format == "text":
-        items = split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES)
-    else:
-        items = items_of(source, 0, _MAX_EXAMPLE_BYTES)
-    for number, (offset, payload, _) in enumerate(items):
+        source = replace(source, format="lines")
+    for number, (offset, payload, _) in enumerate(items_of(source, 0, _MAX_EXAMPLE_BYTES)):
         if payload is None:
             got = f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes"
             raise DataError("An example is too long.", got=got)
         try:
-            if source.format == "text":
+            if source.format == "lines":
                 yield [payload.decode("utf-8-sig")]
             elif source.format == "csv":
                 yield list(parse_row(payload).values())

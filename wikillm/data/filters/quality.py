@@ -1,15 +1,15 @@
 """Rules that drop a text, each with its own reason in the funnel, for Chinese and English.
 
-Shares are of the characters that are not white space. In the weight of a text, a CJK character
+Shares count the characters that are not white space. In the weight of a text, a CJK character
 counts as three letters, close to its content and its size in UTF-8. The rules are similar to those
-of Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020). Their limits were chosen by
-looking at what they drop from Wikipedia. They are constants: raise `QUALITY_VERSION` with a change.
+of Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020). The limits were chosen by
+looking at the articles that they drop from Wikipedia. They are constants: raise `QUALITY_VERSION`
+with each change.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 
@@ -70,16 +70,18 @@ def text_fault(text: str, rules: str) -> str | None:
     letters = int(counts[LETTER]) + int(counts[CJK])
     if int(counts[LETTER]) + 3 * int(counts[CJK]) < MIN_WEIGHT:
         return "few letters in all"
-    checks: tuple[Callable[[], str | None], ...] = (
-        lambda: "few letters for its length" if letters < MIN_LETTERS * visible else None,
-        lambda: "many digits" if counts[DIGIT] > MAX_DIGITS * visible else None,
-        lambda: "many symbols" if counts[SYMBOL] > MAX_SYMBOLS * visible else None,
-        lambda: "much punctuation" if counts[PUNCTUATION] > MAX_PUNCTUATION * visible else None,
-        lambda: _language_fault(rules, codes, letters),
-        lambda: _line_fault(text, visible),
-        lambda: "repeated runs of words" if _repeated_runs(text) > MAX_REPEATED_RUNS else None,
-    )
-    return next(filter(None, (check() for check in checks)), None)
+    if letters < MIN_LETTERS * visible:
+        return "few letters for its length"
+    if counts[DIGIT] > MAX_DIGITS * visible:
+        return "many digits"
+    if counts[SYMBOL] > MAX_SYMBOLS * visible:
+        return "many symbols"
+    if counts[PUNCTUATION] > MAX_PUNCTUATION * visible:
+        return "much punctuation"
+    fault = _language_fault(rules, codes, letters) or _line_fault(text, visible)
+    if fault is None and _repeated_runs(text) > MAX_REPEATED_RUNS:
+        return "repeated runs of words"
+    return fault
 
 
 def _language_fault(rules: str, codes: np.ndarray, letters: int) -> str | None:

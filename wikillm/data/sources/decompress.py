@@ -3,8 +3,8 @@
 gz, bz2 and xz are decompressed stream by stream, since Python's file objects take a damaged later
 stream of a bz2 file for harmless trailing bytes. zst is read with Arrow, which `datasets` requires.
 A piece is at most twice `PIECE_BYTES` long, however well the file is compressed, and decompression
-bombs are refused. In a plain file, reading seeks to the offset; any other file is decompressed or
-transcoded up to the offset.
+bombs are refused. A plain file is read from the offset on; any other file is decompressed or
+transcoded from its start.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import codecs
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 
 from wikillm.core.errors import DataError
@@ -44,8 +46,8 @@ def pieces(
         on_read: called with the number of bytes read from the disk.
         threads: number of threads that decompress a bz2 file of several streams.
 
-    Raises DataError when a compressed file is cut off or damaged, or a transcoded one does not
-    decode, with how far it could be read.
+    Raises DataError when a compressed file is cut off or damaged, or a transcoded file does not
+    decode; the error says how many bytes or characters could be read.
     """
     on_read = on_read or (lambda _: None)
     with open(source.path, "rb") as file:
@@ -94,14 +96,17 @@ def _decompressed(
             yield piece
         return
     if source.compression == "zst":
-        streams = _zstandard(file)
+        output = _zstandard(file)
     else:
-        streams = _streams(source.compression, file, threads)
-    produced = 0
-    reported = 0
+        serial = partial(streams, source.compression)
+        output = serial(file)
+        if source.compression == "bz2" and threads > 1:
+            output = chain(decompress_in_threads(file, threads, serial), output)
+    produced = 0  # decompressed bytes
+    reported = 0  # compressed bytes for which `on_read` was called
     try:
-        for piece in streams:
-            read = max(reported, file.tell())  # bytes on which a thread failed are read again
+        for piece in output:
+            read = max(reported, file.tell())  # the bytes of a failed thread are read again
             on_read(read - reported)
             reported = read
             produced += len(piece)
@@ -113,10 +118,12 @@ def _decompressed(
     on_read(source.size - reported)
 
 
-def _streams(compression: str, file: BinaryIO, threads: int) -> Iterator[bytes]:
-    """All streams of a gz, bz2 or xz file, one after the other. zlib checks CRC and length."""
-    if compression == "bz2" and threads > 1:
-        yield from decompress_in_threads(file, threads)
+def streams(compression: str, file: BinaryIO) -> Iterator[bytes]:
+    """The output of all streams of a gz, bz2 or xz file, one after the other.
+
+    Raises EOFError for a file that is cut off, and the errors of the libraries for a damaged file;
+    zlib checks the CRC and the length of gz.
+    """
     unit = _decompressor(compression)
     is_fresh = True  # nothing was fed to `unit` yet
     while raw := file.read(PIECE_BYTES // 4):

@@ -1,17 +1,17 @@
 """Decompress the streams of a bz2 file in threads, in order (`multistream` dumps, pbzip2, lbzip2).
 
 A stream starts with ten known bytes, so borders are found without decompressing; the decompressor
-releases the interpreter's lock. Bytes that do not decompress by themselves (damage, a false border,
-a bomb) and streams longer than `MAX_STREAM` are left to the caller, who continues serially. So the
-output and the errors equal those of serial reading. Memory: about 4 MiB per thread.
+releases the interpreter's lock. The caller continues serially at bytes that do not decompress by
+themselves (damage, a false border, a bomb), and at a stream longer than `MAX_STREAM`. So the output
+and the errors equal those of serial reading. Each thread takes about 4 MiB of memory.
 """
 
 from __future__ import annotations
 
-import bz2
+import io
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,8 @@ _MAGIC_BYTES = 10
 CHUNK = 512 << 10  # compressed bytes per task, at least
 MAX_STREAM = 8 << 20
 _MAX_RATIO = 64  # decompressed to compressed bytes of a task; text stays below 20
-_PIECE = 1 << 20
+Decompress = Callable[[BinaryIO], Iterator[bytes]]
+"""Decompresses the streams of a file one after the other."""
 
 
 def has_many_streams(path: Path) -> bool:
@@ -30,20 +31,21 @@ def has_many_streams(path: Path) -> bool:
         return _STREAM.search(file.read(MAX_STREAM), 1) is not None
 
 
-def decompress_in_threads(file: BinaryIO, threads: int) -> Iterator[bytes]:
-    """Pieces of at most 1 MiB from the file's position on, up to what must be read serially.
+def decompress_in_threads(file: BinaryIO, threads: int, decompress: Decompress) -> Iterator[bytes]:
+    """The pieces of `decompress` from the file's position on, up to what must be read serially.
 
     Afterwards the file's position is the start of the first stream not yet read, or the file's end.
     """
     tasks: deque[tuple[int, Future[list[bytes] | None]]] = deque()
     chunks = _chunks(file)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="bz2")
-    done = ahead = file.tell()  # ends of the chunks that were yielded, and submitted
+    done = file.tell()  # the end of the last chunk that was yielded
+    submitted = done  # the end of the last chunk that was submitted
     try:
         while True:
             while len(tasks) < threads + 2 and (chunk := next(chunks, None)) is not None:
-                ahead += len(chunk)
-                tasks.append((ahead, pool.submit(_decompressed, chunk)))
+                submitted += len(chunk)
+                tasks.append((submitted, pool.submit(_decompressed, chunk, decompress)))
             if not tasks:
                 break
             end, task = tasks.popleft()
@@ -79,25 +81,16 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         buffer += more
 
 
-def _decompressed(chunk: bytes) -> list[bytes] | None:
-    """The output of all streams in `chunk`; None if it does not consist of whole streams."""
+def _decompressed(chunk: bytes, decompress: Decompress) -> list[bytes] | None:
+    """The output of `chunk`; None if it is not whole streams, or expands more than text does."""
     found: list[bytes] = []
     remaining = _MAX_RATIO * max(len(chunk), CHUNK)
-    while chunk:
-        unit = bz2.BZ2Decompressor()
-        data = chunk
-        while not unit.eof:
-            if unit.needs_input and not data:
-                return None
-            try:
-                piece = unit.decompress(data, _PIECE)
-            except (OSError, ValueError):
-                return None
-            data = b""
-            if piece:
-                found.append(piece)
+    try:
+        for piece in decompress(io.BytesIO(chunk)):
+            found.append(piece)
             remaining -= len(piece)
             if remaining < 0:
                 return None
-        chunk = unit.unused_data.lstrip(b"\0")  # padding between streams
+    except (OSError, EOFError, ValueError):
+        return None
     return found

@@ -61,8 +61,8 @@ def converted(source: SourceFile, command: str, suffix: str = "") -> str:
 
 
 def plain_format(text: str, text_key: str = "") -> str:
-    """The setting that reads a text: as a table if its first line names `text_key`, else split at
-    blank lines if it has any, else at each line."""
+    """The setting for a text: csv if its first line names `text_key` beside other columns, else
+    blocks if it has blank lines, else lines."""
     first = text.partition("\n")[0].strip()
     if (
         text_key

@@ -1,8 +1,8 @@
 """Cut the items of a JSON array out of a stream of bytes, in constant memory.
 
-A splitter turns pieces into items `(offset, payload, size)`. A record longer than `limit` gets the
-payload None, and is never kept in memory. A splitter may start at 0 or at the end of any earlier
-item. It only finds borders (60 MB/s on one core); the workers parse the records.
+A splitter turns pieces of a stream into items `(offset, payload, size)`. A record longer than
+`limit` gets the payload None, and is never kept in memory. A splitter may start at 0 or at the end
+of any earlier item. It only finds borders (60 MB/s on one core); the workers parse the records.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class _ArraySplitter:
         self._limit = limit
         self._buffer = b""
         self._base = start  # offset of buffer[0]
-        self._at = 0  # scanned up to here
-        self._open = start > 0  # past the array's opening bracket
-        self._closed = False
+        self._at = 0  # index in the buffer of the next byte to scan
+        self._open = start > 0  # whether the opening bracket of the array was read
+        self._closed = False  # whether its closing bracket was read
         self._item: int | None = None  # offset of the item being scanned
-        self._depth = 0
+        self._depth = 0  # of brackets in the item
         self._in_string = False
 
     def split(self, pieces: Iterator[bytes]) -> Iterator[Item]:
@@ -87,7 +87,7 @@ class _ArraySplitter:
                 self._depth -= 1
                 if self._depth == 0:
                     return self._finish(at)
-            elif mark in b"]," and self._depth == 0:  # ends a bare value
+            elif mark in b"]," and self._depth == 0:  # the end of a number, a string or a word
                 return self._finish(at - 1)
         self._at = at
         return None

@@ -1,4 +1,4 @@
-"""What is wrong with JSON that gives no text, and the command that mends it."""
+"""Diagnose JSON that gives no text: the mistake, and a command that repairs the file."""
 
 from __future__ import annotations
 
@@ -46,31 +46,35 @@ _OF_A_LINE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
         _PYTHON_LINES.format('ast.literal_eval(line.strip().rstrip(","))'),
     ),
 )
-"""For each mistake: what it is, a function that reads a line with it, the command that mends it."""
+"""For each mistake in a line: its description, a function that parses such a line, the command that
+repairs the file."""
 
 
 def mistake_in(text: str, is_array: bool = False) -> tuple[str, str]:
-    """What is wrong with a file of JSON whose records are not JSON, and a command that mends it.
+    """The mistake in a file whose records are not JSON objects, and a command that repairs it.
 
-    `text` is the beginning of the file, or with `is_array` its first record. The command is empty
-    for an unknown mistake.
+    `text` is the beginning of the file; with `is_array`, the first record of an array. The command
+    is empty for an unknown mistake.
     """
     if is_array:
         if _is_object(ast.literal_eval, text):
             return _OF_A_LINE[-1][0], _PYTHON_ARRAY
         return "None of the first records is a JSON object", ""
+    # A mistake in each line: look at the first bad line.
     lines = (line.strip(" \t\r") for line in text.split("\n")[:10])
-    line = next((line for line in lines if line and not _is_object(parse_json, line)), "")
-    for what, read, command in _OF_A_LINE:
-        if _is_object(read, line):
+    bad_line = next((line for line in lines if line and not _is_object(parse_json, line)), "")
+    for what, parse, command in _OF_A_LINE:
+        if _is_object(parse, bad_line):
             return what, command
-    found = _RECORDS.match(text)  # the object may be cut off
+    # One object around all records; `_RECORDS` recognizes it even if `text` ends within it.
     try:
         first, _ = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         first = None
-    path = _path(*filter(None, found.groups())) if found else ""
-    path = path or (isinstance(first, dict) and _list_in(first)) or ""
+    if found := _RECORDS.match(text):
+        path = _path(*filter(None, found.groups()))
+    else:
+        path = _list_in(first) if isinstance(first, dict) else ""
     if path:
         return "A file is one JSON object around its records", f"jq -c {shlex.quote(path + '[]')}"
     if isinstance(first, dict):
@@ -78,34 +82,41 @@ def mistake_in(text: str, is_array: bool = False) -> tuple[str, str]:
     return "A file begins like JSON, but most of its first lines are not JSON objects", ""
 
 
-def _is_object(read: Callable[[str], Any], text: str) -> bool:
+def _is_object(parse: Callable[[str], Any], text: str) -> bool:
+    """Whether `parse` makes an object of the text, instead of raising an error."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes in Python literals
-            return isinstance(read(text), dict)
+        with warnings.catch_warnings(action="ignore"):  # about escapes in Python literals
+            return isinstance(parse(text), dict)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, IndexError, KeyError):
         return False
 
 
 def text_of(values: Sequence[Any], key: str, is_array: bool) -> str:
-    """A command that writes records with a string under `key`; empty if it cannot be derived.
+    """A command that writes records with a string under `key`; empty if none is known.
 
     `values` are the first records, none of which has a string under `key`.
     """
     each = ".[] | " if is_array else ""
+    jq_filter = _filter_for(values, key)
+    return f"jq -c {shlex.quote(each + jq_filter)}" if jq_filter else ""
+
+
+def _filter_for(values: Sequence[Any], key: str) -> str:
+    """The jq filter that makes records with a string under `key`; empty if none is known."""
     first = values[0]
+    if isinstance(first, str):
+        return _text_in([first], key)
+    if isinstance(first, list):
+        return ".[]" if first else ""
     if not isinstance(first, dict):
-        inner = _text_in([first], key) if isinstance(first, str) else None
-        inner = inner or (".[]" if isinstance(first, list) and first else "")
-    elif len(values) == 1 and (inner := _records_in(first, key)):
-        pass
-    else:
-        objects = [value for value in values if isinstance(value, dict)]
-        inner = _text_in(objects, key)
-    return f"jq -c {shlex.quote(each + inner)}" if inner else ""
+        return ""
+    if len(values) == 1 and (records := _records_in(first, key)):
+        return records
+    return _text_in([value for value in values if isinstance(value, dict)], key)
 
 
 def _records_in(record: dict[str, Any], key: str) -> str:
-    """A filter for the records in a single object: a list, columns, or an object of objects."""
+    """The jq filter for the records in one object: columns, a list, or an object of objects."""
     column = record.get(key)
     if column and isinstance(column, list) and isinstance(column[0], str):
         return f"{_path(key)}[] | {{{json.dumps(key)}: .}}"
@@ -117,7 +128,7 @@ def _records_in(record: dict[str, Any], key: str) -> str:
 
 
 def _list_in(record: dict[str, Any]) -> str:
-    """The path of a list of objects, at most two keys deep."""
+    """The jq path of a list of objects, at most two keys deep; empty if there is none."""
     inner = {
         (key, name): value
         for key, held in record.items()
@@ -131,7 +142,7 @@ def _list_in(record: dict[str, Any]) -> str:
 
 
 def _text_in(objects: Sequence[Any], key: str) -> str:
-    """A filter for the text of each record: turns of a chat, parts, or a string further inside."""
+    """The jq filter for the text of each record: turns of a chat, parts, or a nested string."""
     made = f"{{{json.dumps(key)}: %s}}"
     join = ' | map(strings) | join("\\n\\n")'
     if isinstance(objects[0], str):

@@ -35,9 +35,9 @@ def parse_json(text: str) -> Any:
 
 
 def _outline(text: str) -> str:
-    """A JSON object with its nested objects and lists replaced by null.
+    """The JSON text with the objects and lists inside its outermost value replaced by null.
 
-    Raises ValueError when its brackets do not close.
+    Raises ValueError when the brackets do not close.
     """
     kept: list[str] = []
     depth = begin = 0

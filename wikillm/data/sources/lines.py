@@ -1,8 +1,8 @@
 """Cut a stream of bytes into lines, or blocks between blank lines, in constant memory.
 
-A record is a line that is not blank, or any line longer than `limit` bytes. Where a stream is cut
-into runs of lines depends on its pieces; the records and their offsets do not. A stream may start
-at 0 or at the end of any item. Measured on one core: runs 7,000 MB/s, lines 1,400 MB/s.
+A record is a line that is not blank, or any line longer than `limit` bytes. The borders of the runs
+depend on the pieces of the stream; the records and their offsets do not. A stream may start at 0 or
+at the end of any item. Measured on one core: runs 7,000 MB/s, lines 1,400 MB/s.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from wikillm.data.types import Item
 def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
     """About one item per piece: a run of whole lines that starts and ends with a record.
 
-    A line that exceeded `limit` before its end was seen is a separate item, without payload.
+    A line that exceeds `limit` before its end is read is an item of its own, without payload.
     """
     offset = start  # of the current line, whose end was not read yet
     size = 0  # bytes of the current line read so far
-    held: list[bytes] = []
+    held: list[bytes] = []  # those bytes; empty when there are more than `limit`
     for piece in pieces:
         first = piece.find(b"\n")
         last = piece.rfind(b"\n")
@@ -27,11 +27,13 @@ def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item
             size += len(piece)
             held = [*held, piece] if size <= limit else []
             continue
+        # End the current line in this piece; drop it if it is too long.
         begin = 0
         if size > limit:
             yield offset, None, size + first
             begin = first + 1
             offset += size + begin
+        # The whole lines of this piece are a run; what follows is the new current line.
         if begin <= last:
             run = b"".join([*held, memoryview(piece)[begin:last]])
             if (found := trimmed(run, offset, limit)) is not None:
@@ -46,7 +48,7 @@ def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item
 
 
 def trimmed(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
-    """Strip blank lines at both ends; returns offset and lines, or None if all are blank."""
+    """The lines without blank lines at both ends, after their offset; None if all are blank."""
     begin = 0
     end = len(lines)
     while not _is_record(lines[begin : (stop := _line_end(lines, begin))], limit):
@@ -59,7 +61,7 @@ def trimmed(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
 
 
 def split_run(run: bytes, offset: int, limit: int) -> list[Item]:
-    """The records of whole lines; those above `limit` without payload."""
+    """The records of a run; a record longer than `limit` has no payload."""
     items: list[Item] = []
     for line in run.split(b"\n"):
         size = len(line)
@@ -95,10 +97,10 @@ def split_whole(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Ite
 
 def split_blocks(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
     """One item per run of lines that are not blank."""
-    begin = end = -1
-    kept: list[bytes] | None = None
+    begin = end = -1  # of the current block
+    kept: list[bytes] | None = None  # its lines; None when it is longer than `limit`
     for offset, line, size in split_lines(pieces, start, limit):
-        if offset != end + 1 or end < 0:  # after blank lines, which split_lines leaves out
+        if offset != end + 1 or end < 0:  # blank lines precede, which split_lines leaves out
             if end >= 0:
                 yield begin, b"\n".join(kept) if kept is not None else None, end - begin
             begin = offset

@@ -1,11 +1,11 @@
 """Which files `data.path` means: files, folders and globs, in a fixed order, each file once.
 
 A folder stands for the files below it that are named like a corpus (.jsonl, .ndjson, .json, .csv,
-.tsv, MediaWiki .xml, each also .gz, .bz2, .xz or .zst, and .parquet); .txt files count when there
-are no others, since beside data they are notes and licences. Files left out of a folder are logged;
-see `walk` for hidden names and links. The format is detected later, from the content (`sniff`). A
-plain path that does not exist is an error; a glob without a match is an error only when no other
-entry has a match.
+.tsv, MediaWiki .xml, each also .gz, .bz2, .xz or .zst, and .parquet). Its .txt files are read only
+when it has no other corpus file, since beside data they are notes and licences. The files that are
+left out of a folder are logged; `walk` describes how hidden names and links are treated. The format
+is detected later, from the content (`sniff`). A plain path that does not exist is an error; a glob
+without a match is an error only when no other entry has a match.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wikillm.core.log import say
 from wikillm.core.printable import is_utf8
 from wikillm.data.sources.fixes import in_ascii, path_setting, quoted
 from wikillm.data.sources.foreign import cannot_be_read
-from wikillm.data.sources.walk import Found, files_of, kind_of, matches_of
+from wikillm.data.sources.walk import Found, files_of, is_broken, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
 _CORPUS_NAME = re.compile(
@@ -46,8 +46,8 @@ WIKI_ZH_CANDIDATES = (
     "/data/*/zhwiki-*.xml.bz2",
 )
 """Patterns that find Chinese Wikipedia when `data.path` is empty or equals this list (as in the
-preset wiki-zh). The first pattern with a match counts, and its last file by name, the newest. Files
-are never combined, since they hold the same text."""
+preset wiki-zh). Of the first pattern with a match, the last file by name is read, which is the
+newest. Files are never combined, since they hold the same text."""
 
 HOW_TO_GET_DATA = (
     "name your own: data.path=FILE "
@@ -92,6 +92,7 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
 
 
 def _default(root: Path) -> Path:
+    """The file of Chinese Wikipedia that `WIKI_ZH_CANDIDATES` finds."""
     for pattern in WIKI_ZH_CANDIDATES:
         below = os.path.join(glob.escape(str(root)), pattern)  # an absolute pattern stays as it is
         matches = sorted(path for match in glob.glob(below) if (path := Path(match)).is_file())
@@ -107,7 +108,7 @@ def _default(root: Path) -> Path:
 
 
 def _expand(paths: Sequence[str], number: int) -> list[Path]:
-    """The files of the entry `number`, which may be a part of a name with commas."""
+    """The files of entry `number` of data.path, which may be a part of a name with commas."""
     entry = paths[number]
     path = Path(os.path.expanduser(entry))
     try:
@@ -130,7 +131,7 @@ def _of_glob(pattern: Path) -> list[Path]:
         kind = kind_of(path)
         if kind == "folder":
             found += _of_folder(path, is_named=False)
-        elif kind.startswith(("a link", "cannot")):
+        elif is_broken(kind):
             raise _dangling(path, kind)
         else:
             found.append(path)
@@ -138,18 +139,18 @@ def _of_glob(pattern: Path) -> list[Path]:
 
 
 def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
+    """The files of a folder; `is_named` is False when a glob found it, so that it may be empty."""
     below = files_of(folder)
     for path, kind in below.others:
-        if kind.startswith(("a link", "cannot")) and is_named_like_a_corpus(path.name, text=True):
+        if is_broken(kind) and is_named_like_a_corpus(path.name, text=True):
             raise _dangling(path, kind)
-    # Files named like a corpus; without any, text files.
+    # Take the files named like a corpus, or else the text files.
     named = [path for path in below.files if is_named_like_a_corpus(path.name)]
     taken = [path for path in named if path.name not in _METADATA]
     has_arrow = any(path.suffix == ".arrow" for path in below.files)
     if has_arrow and all(path.suffix == ".json" for path in taken):
         raise cannot_be_read("Arrow", folder)
-    texts = [path for path in below.files if _TEXT_NAME.search(path.name)]
-    taken = taken or texts
+    taken = taken or [path for path in below.files if _TEXT_NAME.search(path.name)]
     hidden = [(path, "which is hidden") for path in below.hidden]
     if taken:
         _log_left_out(folder, below, taken)
@@ -165,6 +166,7 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
 
 
 def _log_left_out(folder: Path, below: Found, taken: list[Path]) -> None:
+    """Log the entries of a folder that are not read, with the reason."""
     hidden = [p for p in below.hidden if p.is_dir() or is_named_like_a_corpus(p.name)]
     unnamed = sorted(set(below.files).difference(taken))
     kinds = {path: f" ({kind})" for path, kind in below.others}
@@ -192,6 +194,7 @@ def _dangling(path: Path, kind: str) -> DataError:
 
 
 def _missing(paths: Sequence[str], number: int, path: Path) -> DataError:
+    """The error for an entry that does not exist, with the path that was probably meant."""
     # Commas separate paths: a name with a comma arrives in parts.
     entry = paths[number]
     for end in range(number + 2, len(paths) + 1):
@@ -207,9 +210,9 @@ def _missing(paths: Sequence[str], number: int, path: Path) -> DataError:
     wanted = path.absolute().relative_to(parent).parts[0]
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     usable = [n for n in names if (parent / n).is_dir() or is_named_like_a_corpus(n, text=True)]
-    same = (name for name in usable if name.lower() == wanted.strip().lower())
-    similar = next(same, None)
-    stems = {Path(name).stem: name for name in usable}  # endings would make any names similar
+    in_other_case = (name for name in usable if name.lower() == wanted.strip().lower())
+    similar = next(in_other_case, None)
+    stems = {Path(name).stem: name for name in usable}  # equal endings make all names similar
     similar = similar or stems.get(did_you_mean(Path(wanted).stem, stems) or "")
     return DataError(
         "data.path does not exist.",
@@ -221,6 +224,7 @@ def _missing(paths: Sequence[str], number: int, path: Path) -> DataError:
 
 
 def _refuse_special(path: Path) -> None:
+    """Refuse a path that is no regular file, a name that is not UTF-8, an empty file."""
     kind = kind_of(path)
     if kind != "file":
         raise DataError(

@@ -1,8 +1,8 @@
 """A MediaWiki export: its `<page>` elements, the newest revision of each, and its `<siteinfo>`.
 
 Items are as in `json_array`; one core reads 1,300 MB/s. A dump with the full history holds every
-revision. Older revisions are dropped while a page is read, so that a page of gigabytes costs no
-more memory than its newest revision. `<siteinfo>` is read once, from the head of the file, and is
+revision. Older revisions are dropped while a page is read, so that a page of gigabytes takes no
+more memory than its newest revision. `<siteinfo>` is read once, from the start of the file, and is
 passed to the workers with the source.
 """
 
@@ -52,6 +52,7 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
     for piece in pieces:
         buffer += piece
         while True:
+            # Between pages: find the next one, and look for declarations and the end of the file.
             if page is None:
                 begin = _PAGE.search(buffer, at)
                 gap = buffer[at : begin.start() if begin else len(buffer)]
@@ -69,6 +70,7 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
                 at = begin.start()
                 page = _GrowingPage(base + at, limit)
                 is_complete = False
+            # In a page: find its end, or keep what cannot be the start of its end tag.
             end = buffer.find(_PAGE_END, at)
             if end < 0:
                 safe = max(at, len(buffer) - _TAG_BYTES)
@@ -92,7 +94,7 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
 
 
 class _GrowingPage:
-    """A page that is being read, without the older revisions found so far."""
+    """A page that is read in parts. The older revisions found so far are dropped."""
 
     def __init__(self, offset: int, limit: int) -> None:
         self.offset = offset
@@ -126,8 +128,8 @@ class _GrowingPage:
 def with_newest_revision(page: bytes) -> bytes:
     """The page without its older revisions; `page` itself when it has at most one.
 
-    The newest revision has the latest timestamp; of equal ones, the highest id. The page may be
-    cut off after any complete revision.
+    The newest revision has the latest timestamp; among equal timestamps, the highest id. The page
+    may be cut off after any complete revision.
     """
     first = _REVISION.search(page)
     if first is None or page.find(b"<revision", first.end()) < 0:
@@ -150,7 +152,7 @@ def with_newest_revision(page: bytes) -> bytes:
 
 
 def read_site(head: str) -> WikiSite:
-    """The site of an export that begins with `head`. What is missing or cut off stays empty."""
+    """The site of an export that begins with `head`. Missing or cut-off elements stay empty."""
     page = _FIRST_PAGE.search(head)
     head = head[: page.start()] if page else head
     language = _LANGUAGE.search(head)

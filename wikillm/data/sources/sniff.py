@@ -8,7 +8,6 @@ decoded with silent replacement). Records without the text key are refused in `t
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -45,17 +44,31 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFile:
-    """Inspect `path`; a `wanted` format other than auto is taken as given. Raises DataError."""
+    """Inspect the file at `path`. Raises DataError for a file that cannot be read.
+
+    A `wanted` format other than auto is not detected; only Parquet and MediaWiki are checked.
+    """
     status = path.stat()
     with open(path, "rb") as file:
         start = file.read(LONGEST_MARK)
     refuse_foreign(path, start)
-    if start.startswith(parquet.MAGIC) or wanted == "parquet":
-        return _parquet(path, status, start, wanted, text_key)
     # Compression, by the first bytes.
     named = (name for magic, name in _COMPRESSION.items() if start.startswith(magic))
     compression = next(named, "zst" if _SKIPPABLE.match(start) else "none")
-    source = _source(path, status, "", compression, text_key)
+    source = SourceFile(
+        str(path),
+        status.st_size,
+        "",  # the format, which is not known yet
+        compression,
+        text_key=text_key,
+        modified=status.st_mtime_ns,
+    )
+    if start.startswith(parquet.MAGIC):
+        if wanted not in ("auto", "parquet"):
+            raise _not_as_said(path, start, wanted, "Parquet")
+        return replace(source, format="parquet")
+    if wanted == "parquet":
+        raise _not_as_said(path, start, wanted, "not Parquet")
     begin = head(source, HEAD_BYTES)
     if begin.startswith(parquet.MAGIC):
         raise cannot_be_read(f"Parquet in {compression}", path)
@@ -67,9 +80,9 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     if not text:
         what = "A file of data.path holds nothing but white space."
         raise DataError(what, got=str(path), fix="leave it out")
-    # Format, by what the text looks like. Only XML may have another encoding.
+    # Format, by the look of the text. Only XML may have an encoding other than UTF-8.
     if wanted == "mediawiki" and not re.search(r"<(mediawiki|page)[\s>]", text):
-        raise _not_as_said(path, start, wanted, "a MediaWiki export")
+        raise _not_as_said(path, start, wanted, "not a MediaWiki export")
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
         return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
     refuse_dump_index(path, text)
@@ -85,34 +98,16 @@ def _shown(begin: bytes, encoding: str = "utf-8") -> str:
     return begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
 
 
-def _source(
-    path: Path, status: os.stat_result, format: str, compression: str, text_key: str
-) -> SourceFile:
-    size = status.st_size
-    modified = status.st_mtime_ns
-    return SourceFile(str(path), size, format, compression, text_key=text_key, modified=modified)
-
-
-def _parquet(
-    path: Path, status: os.stat_result, start: bytes, wanted: str, text_key: str
-) -> SourceFile:
-    is_parquet = start.startswith(parquet.MAGIC)
-    if is_parquet and wanted in ("auto", "parquet"):
-        return _source(path, status, "parquet", "none", text_key)
-    raise _not_as_said(path, start, wanted, "Parquet", is_found=is_parquet)
-
-
-def _not_as_said(
-    path: Path, start: bytes, wanted: str, kind: str, is_found: bool = False
-) -> DataError:
+def _not_as_said(path: Path, start: bytes, wanted: str, found: str) -> DataError:
     return DataError(
         f"A file is not what data.format={wanted} says.",
-        got=f"{path} starts with {start[:8]!r}; it is {'' if is_found else 'not '}{kind}",
+        got=f"{path} starts with {start[:8]!r}; it is {found}",
         fix="data.format=auto looks into each file",
     )
 
 
 def _encoding(path: Path, begin: bytes) -> str:
+    """The encoding by the byte order mark, the zero bytes, or the XML declaration; else UTF-8."""
     for mark, name in _WIDE_ENCODINGS.items():
         if begin.startswith(mark):
             return name
@@ -145,11 +140,11 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
         )
     lines = [line for line in text.split("\n") if line.strip()]
     if not is_whole and len(lines) > 1:
-        lines.pop()  # it may be cut off
+        lines.pop()  # the last line may be cut off
     lines = lines[:_PROBED_LINES]
     is_json = [_is_json(line) for line in lines]
     if text.startswith("["):
-        # An array on each line is explained by the check of the records.
+        # If each line is an array, `check_text_key` explains what is wrong.
         return "jsonl" if len(lines) > 1 and all(is_json) else "json"
     if text.lstrip("\ufeff\x1e").startswith("{"):
         # A single line longer than the head counts as JSON Lines.
@@ -162,9 +157,11 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
             got=f"{source.path} starts with {text[:60]!r}",
             fix=converted(source, command, ".jsonl") if command else HOW_TO_WRITE_JSON,
         )
+    # Most lines are JSON: the first line is damaged, or every line is a string. Lines of numbers
+    # are JSON too, but such a file is a table.
     are_numbers = all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines)
     if sum(is_json) * 2 > len(lines) and not are_numbers:
-        return "jsonl"  # the first line is damaged, or every line is a string
+        return "jsonl"
     raise DataError(
         "The format of a file is not known: it is neither JSON, nor a MediaWiki export, "
         "nor named .txt, .csv or .tsv.",
@@ -183,7 +180,7 @@ def _is_json(line: str) -> bool:
 
 
 def _looks_structured(text: str) -> bool:
-    """Whether a file that is named like text or a table holds JSON or XML anyway."""
+    """Whether a text is JSON or XML although its file is named .txt, .csv or .tsv."""
     if text.startswith("{"):
         lines = (line for line in text.split("\n")[:_PROBED_LINES] if line.strip())
         is_named = re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
@@ -204,7 +201,7 @@ def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
 
 
 def _refuse_other_encodings(source: SourceFile, begin: bytes, encoding: str) -> None:
-    """Refuse a file that is not UTF-8; a UTF-8 file with a few damaged records passes."""
+    """Refuse a file that is not UTF-8. A UTF-8 file with a few damaged records is accepted."""
     got = f"{source.path} starts with the bytes {begin[:8].hex(' ')}"
     name = encoding.upper().replace("UTF-16-", "UTF-16")
     likely = f"; it looks like {encoding}"
@@ -221,6 +218,6 @@ def _refuse_other_encodings(source: SourceFile, begin: bytes, encoding: str) -> 
 
 
 def _is_chinese(begin: bytes) -> bool:
-    """Whether bytes are GB 18030: nearly all letters beyond ASCII are usual simplified hanzi."""
+    """Whether the bytes are GB 18030: decoded, nearly all letters beyond ASCII are in GB 2312."""
     letters = "".join(_NOT_ASCII.findall(begin.decode("gb18030", errors="replace")))
     return 10 * len(letters.encode("gb2312", errors="ignore")) > 19 * len(letters)

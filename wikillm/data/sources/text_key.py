@@ -59,8 +59,8 @@ def _check_names(
     """Raise DataError when the text key is not in `texts`, the keys that hold strings.
 
     Args:
-        shown: all keys, with their types.
-        command: writes records that have the text key.
+        shown: all keys with their types, for the error.
+        command: a command that writes records with the text key; empty if none is known.
     """
     key = source.text_key
     if key in texts:
@@ -69,26 +69,31 @@ def _check_names(
     suggestion = next((name for name in texts if name.strip().lower() == key.lower()), None)
     suggestion = suggestion or next((name for name in _USUAL_KEYS if name in texts), None)
     if suggestion is None and not command:
-        similar = did_you_mean(key, [name for name in texts if name.isidentifier()])
+        suggestion = did_you_mean(key, [name for name in texts if name.isidentifier()])
         is_only = len(texts) == 1 and texts[0].isprintable() and source.format != "csv"
-        suggestion = similar or (texts[0] if is_only else "") or None
-    fix = "set data.text_key to the key that holds the text\n"
-    fix += f"or convert the file: {HOW_TO_WRITE_JSON}"
-    if source.format == "csv":
+        if not suggestion and is_only:
+            suggestion = texts[0]
+    if suggestion:
+        fix = setting("data.text_key", suggestion)
+    elif command:
+        fix = converted(source, command, ".jsonl")
+    elif source.format == "csv":
         fix = "set data.text_key to the column that holds the text\n"
         fix += "the first row must name the columns, separated by comma, tab, semicolon or |"
-    if command:
-        fix = converted(source, command, ".jsonl")
+    else:
+        fix = "set data.text_key to the key that holds the text\n"
+        fix += f"or convert the file: {HOW_TO_WRITE_JSON}"
     listed = ", ".join(_short(name) for name in shown[:_MOST_SHOWN]) or "none"
     more = f", and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     raise DataError(
         f"The records have no text under {key!r} (data.text_key).",
         got=f"{source.path} has the keys {listed}{more}",
-        fix=setting("data.text_key", suggestion) if suggestion else fix,
+        fix=fix,
     )
 
 
 def _refuse_namesakes(source: SourceFile, names: Sequence[str]) -> None:
+    """Raise DataError when several columns have the name of the text key."""
     if names.count(source.text_key) > 1:
         raise DataError(
             f"Several columns are named {source.text_key!r} (data.text_key).",
@@ -98,6 +103,7 @@ def _refuse_namesakes(source: SourceFile, names: Sequence[str]) -> None:
 
 
 def _check_header(source: SourceFile, max_document_bytes: int) -> None:
+    """Raise DataError for a header that cannot be used, and for rows that do not fit it."""
     header = csv_header(source, max_document_bytes)[1]
     columns = columns_of(header)
     first = header.decode("utf-8", errors="replace")
@@ -107,6 +113,7 @@ def _check_header(source: SourceFile, max_document_bytes: int) -> None:
             got=f"{source.path} starts with {first[:60]!r}",
             fix="write the names of all columns on the first line",
         )
+    # A separator that is not read leaves one column, whose name holds the text key.
     marks = sorted(set(re.findall(r"[^\w\s\"'.()/-]|\x1f", first)).difference(DELIMITERS))
     other = next((mark for mark in marks if source.text_key in first.split(mark)), None)
     if len(columns.names) == 1 and other is not None:
@@ -128,7 +135,7 @@ def _check_header(source: SourceFile, max_document_bytes: int) -> None:
 
 def _check_rows(source: SourceFile, columns: Columns, max_document_bytes: int) -> None:
     """Raise DataError when none of the first rows fits the header."""
-    found: list[tuple[int, str, bytes]] = []
+    found: list[tuple[int, str, bytes]] = []  # offset, reason and bytes of each bad row
     for offset, payload, _ in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
         if payload is None:
             return
@@ -141,9 +148,8 @@ def _check_rows(source: SourceFile, columns: Columns, max_document_bytes: int) -
         what = "A table has a header and no rows."
         raise DataError(what, got=source.path, fix="leave it out")
     offset, reason, row = found[0]
-    delimiter = columns.delimiter
     fix = "name every column in the first row, "
-    fix += f'and put each field that holds {delimiter!r} between double quotes: "..."'
+    fix += f'and put each field that holds {columns.delimiter!r} between double quotes: "..."'
     if any(b'\\"' in row for _, _, row in found):
         fix = converted(source, 'sed \'s/\\\\"/""/g\'')
     elif len(columns.names) == 1:
@@ -156,8 +162,9 @@ def _check_rows(source: SourceFile, columns: Columns, max_document_bytes: int) -
 
 
 def _check_json(source: SourceFile, max_document_bytes: int) -> None:
-    values: list[Any] = []
-    first = b""
+    """Raise DataError when none of the first records is an object with a string under the key."""
+    values: list[Any] = []  # the records that are JSON
+    first = b""  # the start of the first record that is not too long
     longest = 0
     for _, payload, size in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
         longest = max(longest, size)
@@ -167,8 +174,8 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
         with suppress(ValueError):  # includes UnicodeDecodeError
             values.append(parse_json(payload.removeprefix(BOM).decode()))
     objects = [value for value in values if isinstance(value, dict)]
-    kinds: dict[str, type] = {}
-    for value in objects:  # a key counts as text when any record has a string there
+    kinds: dict[str, type] = {}  # by key: str if any record has a string there, else the last type
+    for value in objects:
         kinds |= {name: type(v) for name, v in value.items() if kinds.get(name) is not str}
     is_array = source.format == "json"
     if objects:

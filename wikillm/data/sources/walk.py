@@ -2,8 +2,8 @@
 
 Names that begin with a dot are left out: editors, notebooks and version control keep duplicates
 there. Links are followed. Each folder is visited once, by its real path, so that loops end and no
-file counts twice. A folder that may not be read is an error. Pipes, sockets, devices and dangling
-links are reported with the files.
+file counts twice. A folder that may not be read is an error. Pipes, sockets, devices, broken links
+and token stores are reported with the files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ _WILDCARDS = "*?["
 
 @dataclass(slots=True)
 class Found:
-    """Files in the order of their relative paths, and what was left out of their folders."""
+    """The regular files below a folder, and the entries that are left out."""
 
     files: list[Path] = field(default_factory=list)
-    # Special files and token stores, each with a description.
-    others: list[tuple[Path, str]] = field(default_factory=list)
+    others: list[tuple[Path, str]] = field(default_factory=list)  # with the result of `kind_of`
     hidden: list[Path] = field(default_factory=list)  # names that begin with a dot
-    seen: set[str] = field(default_factory=set)  # real paths of folders
+    seen: set[str] = field(default_factory=set)  # real paths of the visited folders
 
 
 def files_of(folder: Path) -> Found:
-    """Everything below `folder`. Raises DataError for a folder that may not be read."""
+    """The entries below `folder`, files and hidden names sorted by their relative paths.
+
+    Raises DataError for a folder that may not be read.
+    """
     found = Found()
     _walk(folder, found)
     for paths in (found.files, found.hidden):
@@ -41,6 +43,7 @@ def files_of(folder: Path) -> Found:
 
 
 def _walk(folder: Path, found: Found) -> None:
+    """Add the entries below `folder` to `found`."""
     real = os.path.realpath(folder)
     if real in found.seen:
         return
@@ -62,7 +65,7 @@ def _walk(folder: Path, found: Found) -> None:
             found.files.append(path)
         else:
             found.others.append((path, kind))
-    # Links are walked last, so that a folder is listed under its own path, not under a link's.
+    # Links are followed last, so that a folder is listed under its own path, not a link's.
     for path in [*inner, *links]:
         _walk(path, found)
 
@@ -80,7 +83,7 @@ def _entries_of(folder: Path) -> list[Path]:
 
 
 def kind_of(path: Path) -> str:
-    """`file`, `folder`, or a description of anything else."""
+    """`file`, `folder`, or a description of another kind such as "a FIFO"."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -92,6 +95,11 @@ def kind_of(path: Path) -> str:
     if stat.S_ISREG(mode):
         return "file"
     return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def is_broken(kind: str) -> bool:
+    """Whether `kind_of` could not look at the path: a link that leads nowhere, no permission."""
+    return kind.startswith(("a link", "cannot"))
 
 
 def matches_of(pattern: Path) -> list[Path]:
@@ -107,6 +115,7 @@ def matches_of(pattern: Path) -> list[Path]:
 
 
 def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
+    """Add the paths below `base` that match the remaining `parts` of a glob to `found`."""
     if not parts:
         found[base] = None
         return
@@ -119,6 +128,7 @@ def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
         if not rest:
             found.update(dict.fromkeys(paths))
             return
+        # Match the rest in each folder that holds anything.
         folders = {base}
         for path in paths:
             folders.update(p for p in path.parents if p == base or base in p.parents)
