@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from wikillm.data.dedup.minhash import MinHashJob, MinHashShard, read_minhash_sh
 from wikillm.data.filters.bad_records import BadRecords
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, DropList
-from wikillm.data.sources.read import Cursor, ShardReader, estimated_bytes
+from wikillm.data.sources.read import ShardReader, estimated_bytes
 from wikillm.data.sources.shard_loop import run_shards
 from wikillm.data.workers.exclusive import exclusive
 from wikillm.data.workers.progress import Progress, Work
@@ -51,9 +52,7 @@ class FirstPass:
     similarity: float | None
     wanted_text: int | None
     relay: Path | None = None
-    _shards: list[MinHashShard] = field(default_factory=list)
-    _text_bytes: int = 0  # of the texts in `_shards`
-    _is_at_end: bool = False  # whether `_shards` holds all shards of the sources
+    _shards: list[MinHashShard] = field(default_factory=list)  # hashed so far
 
     def ensure(self, *, is_main: bool = True) -> DropList:
         """The drop-list, which is built if it is missing.
@@ -106,49 +105,47 @@ class FirstPass:
 
         An interrupted pass hashes the same number of shards as an uninterrupted pass.
         """
-        target = self.wanted_text
-        while True:
-            self._hash_shards(target)
-            drops = find_duplicates(self.folder, self._shards, self.similarity)
-            kept = self._text_bytes - int(drops["text_bytes"].sum(dtype=np.int64))
-            if self._is_at_end or self.wanted_text is None or kept >= self.wanted_text:
-                return drops
-            target = self._text_bytes + self.wanted_text - kept
+        wanted = self.wanted_text
+        target = wanted  # bytes of text to hash before the kept text is counted
+        hashed = 0  # bytes of text in the shards so far
+        # Closing the generator stops the workers when there is enough text.
+        with closing(self._hashed_shards()) as shards:
+            for shard in shards:
+                self._shards.append(shard)
+                hashed += shard.text_bytes
+                if wanted is None or target is None or hashed < target:
+                    continue
+                drops = find_duplicates(self.folder, self._shards, self.similarity)
+                kept = hashed - int(drops["text_bytes"].sum(dtype=np.int64))
+                if kept >= wanted:
+                    return drops
+                target = hashed + wanted - kept
+        return find_duplicates(self.folder, self._shards, self.similarity)
 
-    def _hash_shards(self, target: int | None) -> None:
-        """Hash the next shards, until the hashed shards have `target` bytes of text."""
+    def _hashed_shards(self) -> Generator[MinHashShard, None, None]:
+        """All shards in order; raises DataError when too many records cannot be read."""
         with_minima = self.similarity is not None
-        progress = Progress(
-            "finding duplicates", estimated_bytes(self.reader.sources), relay=self.relay
-        )
-        # Shards of an earlier call count too: the limit is for the whole pass.
-        bad = BadRecords(self.max_bad_fraction)
-        for shard in self._shards:
-            bad.add(shard.funnel, shard.end.position - shard.start.position)
-        start = self._shards[-1].end if self._shards else Cursor()
+        total = estimated_bytes(self.reader.sources)
+        progress = Progress("finding duplicates", total, relay=self.relay)
         shards = run_shards(
             MinHashJob(self.folder, self.clean, with_minima),
             self.reader.read,
             read_minhash_shards(self.folder, with_minima),
             self.workers,
             progress,
-            cursor=start,
-            number=len(self._shards),
-            on_resume=lambda _, cursor: progress.add(Work(cursor.position - start.position)),
+            on_resume=lambda _, cursor: progress.add(Work(cursor.position)),
         )
-        # Closing the generator stops the workers when there is enough text.
-        with closing(shards):
-            for shard in shards:
-                self._shards.append(shard)
-                self._text_bytes += shard.text_bytes
-                bad.add(shard.funnel, shard.end.position - shard.start.position)
-                fix = "repair the source, or raise data.max_bad_fraction"
-                bad.check(at_end=False, fix=f"use data.dedup=none to see where they are; {fix}")
-                if target is not None and self._text_bytes >= target:
-                    break
-            else:
-                self._is_at_end = True
-        progress.finish()
+        bad = BadRecords(self.max_bad_fraction)
+        fix = "use data.dedup=none to see where they are; repair the source, or raise "
+        fix += "data.max_bad_fraction"
+        try:
+            with closing(shards):
+                for shard in shards:
+                    bad.add(shard.funnel, shard.end.position - shard.start.position)
+                    bad.check(at_end=False, fix=fix)
+                    yield shard
+        finally:
+            progress.finish()
 
     def _remove_signatures(self) -> None:
         for path in self.folder.iterdir():

@@ -20,7 +20,7 @@ from wikillm.data.sources.json_array import split_array
 from wikillm.data.sources.lines import split_blocks, split_lines, split_runs, split_whole
 from wikillm.data.sources.mediawiki import split_pages
 from wikillm.data.sources.record_batches import RecordBatch, batches_of_items, batches_of_runs
-from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
+from wikillm.data.sources.tables import RowSplitter, columns_of, row_and_header
 from wikillm.data.types import Item, SourceFile
 
 LINES = ("jsonl", "lines")
@@ -103,8 +103,8 @@ def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int
     """The rows below the header. Each payload includes the header, which the worker needs."""
     header_offset, header = csv_header(source, limit)
     where = partial(file_and_line, source)
-    rows = split_rows(stream, start, limit, columns_of(header), source.max_field_lines, where)
-    for offset, row, size in rows:
+    splitter = RowSplitter(columns_of(header), limit, source.max_field_lines, where)
+    for offset, row, size in splitter.split(stream, start):
         if offset != header_offset:
             yield offset, row if row is None else row_and_header(row, header), size
 

@@ -1,8 +1,7 @@
 """Run a job on every shard of the sources, in order, and resume where an earlier run ended.
 
-The build of a store and the first pass of deduplication use it. Shards that an earlier run finished
-are not computed again. Finished shards at the front are not read either; later finished shards are
-read, then skipped. Results come in the order of the shards, for any number of workers.
+The build of a store and the first pass of deduplication use this loop. Shards that an earlier run
+finished are not computed again. Results come in the order of the shards, for any number of workers.
 """
 
 from __future__ import annotations
@@ -36,46 +35,42 @@ def run_shards(
     finished: Mapping[int, R],
     workers: int,
     progress: Progress,
-    *,
-    cursor: Cursor = Cursor(),
-    number: int = 0,
     on_resume: Callable[[int, Cursor], None] = lambda number, cursor: None,
 ) -> Generator[R, None, None]:
-    """Yield the result of each shard from `cursor` on, the first of them numbered `number`.
+    """Yield the result of each shard, in order.
 
     Args:
-        read: returns the shards from a cursor on, numbered from the given number.
-        finished: results of an earlier run by number, used where their cursors match.
-        on_resume: called with the number and cursor where reading starts, if results were reused.
+        read: returns the shards from a cursor on, the first of them with the given number.
+        finished: results of an earlier run by number; a result is reused if its cursors match.
+        on_resume: called with the number and the cursor of the first shard that is read, if
+            earlier shards were reused.
     """
-    # Finished shards at the front: nothing is read for them.
-    first = number
+    # Finished shards at the front are not read.
+    number = 0
+    cursor = Cursor()
     while (result := finished.get(number)) is not None and result.start == cursor:
         yield result
         number += 1
         cursor = result.end
-    if number > first:
+    if number:
         on_resume(number, cursor)
-    # Later finished shards are read, to know where the next shard begins, and skipped.
-    reused: dict[int, R] = {}
+    # Later finished shards are read, to know where the next shard begins, but not given to workers.
+    waiting: dict[int, R] = {}  # results for which an earlier result is missing
 
     def missing() -> Iterator[RawShard]:
         for raw in read(cursor, number):
             earlier = finished.get(raw.number)
             if earlier is not None and (earlier.start, earlier.end) == (raw.start, raw.end):
-                reused[raw.number] = earlier
+                waiting[raw.number] = earlier
             else:
                 yield raw
 
-    # New and reused results are merged by number.
+    # Yield new and reused results by number.
     next_number = number
     with closing(run_jobs(job, missing(), workers, progress.add, progress.tick)) as results:
         for result in results:
-            while next_number in reused:
-                yield reused.pop(next_number)
+            waiting[result.number] = result
+            while next_number in waiting:
+                yield waiting.pop(next_number)
                 next_number += 1
-            yield result
-            next_number += 1
-    while next_number in reused:
-        yield reused.pop(next_number)
-        next_number += 1
+    yield from (waiting[number] for number in sorted(waiting))

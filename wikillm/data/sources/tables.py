@@ -73,24 +73,6 @@ def _patterns(delimiter: str) -> _Patterns:
     )
 
 
-def split_rows(
-    pieces: Iterator[bytes],
-    start: int,
-    limit: int,
-    columns: Columns,
-    max_lines: int = 1000,
-    where: Callable[[int], str] = "byte {}".format,
-) -> Iterator[Item]:
-    """One item per non-empty row of a table, the header included, without its line feed.
-
-    Args:
-        limit: longest row that is kept in memory, in bytes.
-        max_lines: lines, and KiB, of the longest row with a quoted line break.
-        where: returns FILE:LINE of an offset, for an error.
-    """
-    return _RowSplitter(columns, start, limit, max_lines, where).split(pieces)
-
-
 def row_and_header(row: bytes, header: bytes) -> bytes:
     """The payload for a worker: one row, with the header that names its columns."""
     return row + b"\n" + header
@@ -115,24 +97,30 @@ def parse_row(payload: bytes) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _RowSplitter:
-    """Cuts the rows of one table, from `start` on."""
+class RowSplitter:
+    """Cuts a table into rows, the header included.
+
+    Attributes:
+        limit: longest row that is kept in memory, in bytes.
+        max_lines: lines, and KiB, of the longest row with a quoted line break.
+        where: returns FILE:LINE of an offset, for an error.
+    """
 
     columns: Columns
-    start: int
     limit: int
-    max_lines: int
-    where: Callable[[int], str]
+    max_lines: int = 1000
+    where: Callable[[int], str] = "byte {}".format
     _buffer: bytes = field(default=b"", init=False)
     _base: int = field(default=0, init=False)  # offset of buffer[0]
-    _at: int = field(default=0, init=False)  # the row being looked at starts here in the buffer
+    _at: int = field(default=0, init=False)  # index in the buffer of the row being looked at
     _is_end: bool = field(default=False, init=False)
     # For a line that is too long to keep in memory: its offset, and the quotes in it so far.
     _skipped_from: int | None = field(default=None, init=False)
     _quotes: int = field(default=0, init=False)
 
-    def split(self, pieces: Iterator[bytes]) -> Iterator[Item]:
-        self._base = self.start
+    def split(self, pieces: Iterator[bytes], start: int) -> Iterator[Item]:
+        """One item per non-empty row, without its line feed; `pieces` begin at offset `start`."""
+        self._base = start
         for piece in pieces:
             self._hold(piece)
             yield from self._rows()

@@ -16,7 +16,12 @@ from wikillm.core.errors import DataError
 from wikillm.data.sources.json_array import split_array
 from wikillm.data.sources.lines import split_blocks, split_lines, split_whole
 from wikillm.data.sources.mediawiki import split_pages
-from wikillm.data.sources.tables import Columns, columns_of, parse_row, row_and_header, split_rows
+from wikillm.data.sources.tables import Columns, RowSplitter, columns_of, parse_row, row_and_header
+
+
+def split_rows(pieces, start: int, limit: int, columns: Columns):
+    return RowSplitter(columns, limit).split(pieces, start)
+
 
 ARRAY = partial(split_array, name="x")
 PAGES = partial(split_pages, name="x")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.tables import columns_of, split_rows
+from wikillm.data.sources.tables import RowSplitter, columns_of
 from wikillm.data.sources.text_key import check_text_key
 
 
@@ -90,13 +90,12 @@ def test_a_field_that_is_too_long_is_an_error_that_names_its_lines(
     line = "a line of a very long text without an end"
     content = f'{columns}\n{first}short\n{first}"' + f"{line}\n" * 1500 + f'"\n{first}short\n'
     content += "".join(f"{first}row {i}\n" for i in range(60))
-    rows = split_rows(
-        in_pieces(content.encode(), size),
-        0,
-        LIMIT,
+    splitter = RowSplitter(
         columns_of(columns.encode()),
+        LIMIT,
         where=lambda offset: f"x.csv:{content.count(chr(10), 0, offset) + 1}",
     )
+    rows = splitter.split(in_pieces(content.encode(), size), 0)
     with pytest.raises(DataError, match="more than 1,000 lines or KiB") as caught:
         list(rows)
     assert caught.value.got == "x.csv:3: a quote opens a field there"
@@ -113,7 +112,7 @@ def test_a_field_that_is_too_long_is_an_error_that_names_its_lines(
 def test_a_line_too_long_to_be_held_is_counted_or_refused(quoted):
     big = b'"' + b"x" * 3_000_000 + (b'\n"' if quoted else b'"')
     content = b"id,text\n1," + big + b"\n2,b\n"
-    rows = split_rows(in_pieces(content, 65536), 0, 1 << 20, columns_of(b"id,text"))
+    rows = RowSplitter(columns_of(b"id,text"), 1 << 20).split(in_pieces(content, 65536), 0)
     if quoted:
         with pytest.raises(DataError, match="goes on|too long to keep"):
             list(rows)
@@ -133,7 +132,8 @@ def test_rows_do_not_depend_on_pieces_or_start(seed, size, columns):
 
     def cut(start: int, size: int) -> list:
         pieces = in_pieces(content[start:], size)
-        return list(split_rows(pieces, start, LIMIT, columns_of(header.encode()), max_lines=6))
+        splitter = RowSplitter(columns_of(header.encode()), LIMIT, max_lines=6)
+        return list(splitter.split(pieces, start))
 
     try:
         whole = cut(0, len(content))
