@@ -13,7 +13,7 @@ CONTAMINATED = "holds an evaluation example"  # do not reword: stored manifests 
 
 
 class Pipeline:
-    """The opened filters; dictionaries and indexes are loaded once per process."""
+    """The filters with their dictionaries and indexes, which are loaded once per process."""
 
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
@@ -31,7 +31,7 @@ class Pipeline:
             )
 
     def __call__(self, text: str, payload: bytes, format: str) -> str | Dropped:
-        """The text to keep, or why it is dropped. `payload` is the record of the text."""
+        """The text to keep, or why it is dropped. `payload` is the record that holds the text."""
         if self._filters.quality != "none" and format == "mediawiki":
             fault = page_fault(payload.decode("utf-8", errors="replace"), title_of(payload))
             if fault is not None:

@@ -16,7 +16,7 @@ _CHECK_BYTES = 64 << 20  # bytes to read before the share of bad bytes is checke
 
 @dataclass(slots=True)
 class BadRecords:
-    """Counts bad records, in number and in bytes of the decompressed sources."""
+    """Compares the share of bad records, and of their bytes, with the limit."""
 
     max_fraction: float
     _funnel: Funnel = Funnel()  # of all shards that were added

@@ -26,7 +26,7 @@ _BY_CATEGORY = {"L": LETTER, "M": LETTER, "N": DIGIT, "P": PUNCTUATION, "Z": SPA
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
 _STEP = 0xD1342543DE82EF95
-_PIECE = 1 << 18  # characters hashed at a time: bounds memory for any length of document
+_PIECE = 1 << 18  # characters that are hashed at a time, which bounds the memory
 
 
 @cache
@@ -95,8 +95,8 @@ def _units_of_piece(codes: npt.NDArray[np.uint32]) -> Hashes:
         return np.empty(0, dtype=np.uint64)
     after = np.concatenate([is_word[1:], [False]])
     ends = np.flatnonzero((is_word & ~after) | (kinds == CJK)) + 1
-    # The hash of codes[s:e] is sum(code[i] * base^(i - s)): a difference of prefix sums times
-    # base^-s.
+    # The hash of codes[s:e] is the sum of code[i] * base^(i - s). It is computed as a difference of
+    # prefix sums, multiplied by base^-s.
     terms = (codes.astype(np.uint64) + np.uint64(1)) * _powers(_BASE)[: len(codes)]
     sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(terms)])
     return mix((sums[ends] - sums[starts]) * _powers(_INVERSE)[starts])

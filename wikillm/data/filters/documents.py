@@ -24,12 +24,12 @@ from wikillm.data.workers.progress import Report, Work
 
 TOO_LONG = "longer than data.max_document_bytes"
 _LONGEST_TEXT = 16 << 20
-"""A longer record counts as bad: it may be many records whose borders are damaged."""
+"""A record of more bytes counts as bad: it may be many records whose borders are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleanJob:
-    """Cleans and filters shards. A call returns the texts on which a tokenizer is trained."""
+    """Cleans and filters the records of shards."""
 
     formats: tuple[str, ...]  # of each source
     text_key: str
@@ -38,7 +38,7 @@ class CleanJob:
     sites: tuple[WikiSite, ...] = ()  # of each source; empty if all are unknown
 
     def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
-        """The texts in order, and the funnel of all records."""
+        """The texts in order, as a tokenizer is trained on them, and the funnel of all records."""
         tally = Tally()
         texts: list[str] = []
         for batch in self.batches(raw):
@@ -93,7 +93,7 @@ def _cleaned(
 
 
 def _ranges(batches: list[RecordBatch]) -> dict[int, tuple[int, int]]:
-    """The first and the end offset of the records in each source."""
+    """The offsets of the start of the first and the end of the last record, by source."""
     found: dict[int, tuple[int, int]] = {}
     for batch in batches:
         found[batch.source] = found.get(batch.source, (batch.start, 0))[0], batch.end

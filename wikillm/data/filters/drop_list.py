@@ -1,9 +1,9 @@
 """The list of documents dropped as duplicates: `drops.bin`, sorted by source and offset.
 
-Deduplication (`data/dedup/`) writes it, the build of the store reads it, and its sha256 is part of
-the fingerprint. Each entry names the document that is kept instead, so every drop can be checked.
-In a separate file (`data.drop_list`) the entries follow one line of JSON, which has what they were
-made from, their counts and their sha256.
+Deduplication (`data/dedup/`) writes the list, the build of the store reads it, and its sha256 is
+part of the fingerprint. Each entry names the document that is kept instead, so every drop can be
+checked. In a separate file (`data.drop_list`), one line of JSON precedes the entries: the settings
+and sources that they were made from, their counts and their sha256.
 """
 
 from __future__ import annotations
@@ -43,14 +43,18 @@ NEAR_DUPLICATE = "near copy"
 _MARK = "wikillm_drop_list"
 _VERSION = 1
 _COUNTED = ("sha256", "exact", "near")
-_LONGEST_HEADER = 64 << 20  # a header has the sha256 of each source
+_LONGEST_HEADER = 64 << 20  # bytes; a header holds the sha256 of each source
 
 
 @dataclass(frozen=True, slots=True)
 class DropList:
-    """A written drop-list.
+    """A drop-list in a file.
 
-    `exact` and `near` count its entries, `sha256` is their hash, `start` the byte of the first.
+    Attributes:
+        sha256: of the entries.
+        exact: number of entries for exact duplicates.
+        near: number of entries for near duplicates.
+        start: offset of the first entry in the file.
     """
 
     path: Path
@@ -75,7 +79,7 @@ class DropList:
         raise DataError(what, got=str(self.path), fix=fix)
 
     def between(self, ranges: Mapping[int, tuple[int, int]]) -> dict[tuple[int, int], Dropped]:
-        """The entries in a range of offsets per source, by (source, offset)."""
+        """The dropped documents within a range of offsets per source, by (source, offset)."""
         if not ranges:
             return {}
         entries = _open(self)
@@ -100,7 +104,7 @@ def _open(drop_list: DropList) -> npt.NDArray[Any]:
 
 
 def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any]) -> None:
-    """Write a separate file; `made_from` has everything that the drop-list depends on."""
+    """Write a separate file. `made_from`: the settings and sources that determine the drop-list."""
     header = {
         _MARK: _VERSION,
         **{name: getattr(drop_list, name) for name in _COUNTED},

@@ -1,8 +1,8 @@
 """Turn the settings `data.*` into `Filters`, a picklable value that is part of the fingerprint.
 
-Idle `Filters` add nothing to the facts, so stores without filters keep their fingerprint. The files
-that they name (protected terms, evaluation files) are pinned by sha256, which is checked again when
-a worker reads them.
+Filters that are off add nothing to the fingerprint, so stores without filters keep theirs. The
+files of a filter (protected terms, evaluation files) are pinned by sha256, which is checked again
+when a worker reads them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PinnedFile:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """The filters for each clean text, in the order of use. Duplicates are in the drop-list."""
+    """The filters for each clean text, in the order of use; the drop-list has the duplicates."""
 
     convert: str = "none"
     converter: str = ""  # library and version
@@ -91,7 +91,7 @@ class Filters:
 
 
 def plan_filters(cfg: DataSection) -> Filters:
-    """The filters that the settings ask for, with their files pinned.
+    """The filters that the settings turn on, with their files pinned.
 
     Raises ConfigError for a missing package, DataError for a missing file.
     """

@@ -1,9 +1,9 @@
 """Write the attribution that a wiki's licence requires for redistributed text into the store.
 
-`ATTRIBUTION.md` names the dumps, the licence and the form of a link; `attribution/NNNNN.tsv` has a
+`ATTRIBUTION.md` names the dumps, the licence and the form of a link. `attribution/NNNNN.tsv` has a
 line per kept page of shard NNNNN: number of the source, byte offset of the page (as in the index of
-the shard), page id, revision id, title. Only MediaWiki sources have these files, which depend
-only on the sources.
+the shard), page id, revision id, title. Only stores of MediaWiki sources have these files, and the
+sources alone determine them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DATE = re.compile(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)")
 
 
 def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes]]) -> None:
-    """Write a line per kept page (source, offset, payload) of a shard; no file without pages."""
+    """Write a line per kept page (source, offset, payload) of shard `number`, if it has pages."""
     if not pages:
         return
     lines = []

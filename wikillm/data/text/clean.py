@@ -1,12 +1,12 @@
 """Turn a raw record into clean text, or into the reason why it has none.
 
-JSON and CSV give the text under `data.text_key`; plain text and Parquet give the record itself.
-MediaWiki gives the articles: pages of the article namespace that are no redirects, as title, blank
-line and text (`wikitext`). All text is stripped and NFC-normalised, so that hashes, byte counts and
-tokens refer to the same characters.
+For JSON and CSV the text is the value under `data.text_key`; for plain text and Parquet it is the
+record itself. A MediaWiki page gives a text if it is in the article namespace and no redirect: the
+title, a blank line and the article (`wikitext`). All text is stripped and NFC-normalised, so that
+hashes, byte counts and tokens refer to the same characters.
 
-`cleaner_version` is part of a store's fingerprint: raise it with every change that changes any
-text.
+`cleaner_version` is part of a store's fingerprint: raise it with every change that changes the text
+of any record.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from wikillm.data.text.wikitext_names import REDIRECTS
 from wikillm.data.types import Dropped, WikiSite
 
 _VERSION = 2
-_WIKITEXT_VERSION = 3  # of stores with MediaWiki exports; others are not built again for it
+_WIKITEXT_VERSION = 3  # for stores with MediaWiki exports; raising it leaves other stores valid
 MIN_ARTICLE_CHARACTERS = 64
-"""A shorter article (without its title) is a template stub, a list of links or a soft redirect."""
+"""Articles with fewer characters are template stubs, lists of links or soft redirects."""
 
 Clean = Callable[[bytes, int], str | Dropped]
 """Takes a record and its offset; returns its text or why it has none. Never raises."""
@@ -54,12 +54,12 @@ def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
 
 
 def cleaner_version(formats: Iterable[str]) -> int:
-    """The version of the text that sources of these formats give."""
+    """The version of the cleaner for sources of these formats."""
     return _WIKITEXT_VERSION if "mediawiki" in formats else _VERSION
 
 
 def title_of(page: bytes) -> str:
-    """The title of a MediaWiki page that was cleaned."""
+    """The title of a MediaWiki page; raises ParseError for a page that is not well-formed."""
     return ElementTree.fromstring(page).findtext("title") or ""
 
 
@@ -74,12 +74,12 @@ def _not_utf8(payload: bytes, error: UnicodeDecodeError) -> Dropped:
 
 def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     line = payload.removeprefix(BOM) if offset == 0 else payload
-    may_have_surrogates = False  # orjson refuses half of a UTF-16 pair, json does not
+    may_have_surrogates = False  # orjson refuses half of a UTF-16 pair, json accepts it
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         may_have_surrogates = True
-        try:  # slower, but accepts NaN, and its messages say what is wrong
+        try:  # slower than orjson, but accepts NaN, and its messages describe the mistake
             value = parse_json(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             return _not_utf8(payload, error)
@@ -152,7 +152,7 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
         return Dropped(reason, len(wikitext))
 
     namespace = page.findtext("ns")
-    if namespace is None:  # an old export: decide by the prefix of the title
+    if namespace is None:  # an old export: the prefix of the title shows the namespace
         is_article = prefix_of(title) not in site_names(site).others
     else:
         is_article = namespace.strip() == "0"

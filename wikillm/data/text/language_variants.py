@@ -1,7 +1,7 @@
 """Resolve MediaWiki's language conversion markup, `-{...}-`, to what a reader of zh-cn sees.
 
-Source: https://www.mediawiki.org/wiki/Writing_systems/Syntax. Only the markup is resolved;
-converting whole texts between traditional and simplified characters is another step.
+The syntax is described in https://www.mediawiki.org/wiki/Writing_systems/Syntax. Only the markup is
+resolved; `filters.convert` converts whole texts from traditional to simplified characters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rul
 
 def resolve_variants(wikitext: str) -> str:
     """`-{zh-hans:简;zh-hant:繁}-` -> `简`; `-{R|XML}-` -> `XML`; `-{H|...}-` -> nothing."""
-    for _ in range(8):  # from the inside out; deeper nesting does not occur
+    for _ in range(8):  # each round resolves the innermost rules; deeper nesting does not occur
         if "-{" not in wikitext:
             break
         wikitext, count = _INNERMOST.subn(lambda match: _shown(match[1]), wikitext)
@@ -43,6 +43,7 @@ def without_unpaired(wikitext: str) -> str:
 
 
 def _shown(rule: str) -> str:
+    """The text that a reader of zh-cn sees for the inside of `-{...}-`."""
     flags = _FLAGS.match(rule)
     if flags:
         letters = {flag.strip().upper() for flag in flags[1].split(";")}

@@ -1,4 +1,4 @@
-"""What the prefix of a title or a link (the part before a colon) means on the page's wiki.
+"""The meaning of the prefix of a title or a link (the part before a colon) on a wiki.
 
 Namespace names come from the dump's `<siteinfo>`, from the English names that every MediaWiki
 knows, and from the aliases in `wikitext_names`, which no dump lists. Prefixes of other wikis are a

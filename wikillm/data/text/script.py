@@ -1,7 +1,8 @@
 """Whether a text is Chinese, and written in simplified or traditional characters.
 
-A character that the encoding GB 2312 has and Big5 lacks counts as simplified, and the reverse as
-traditional; Python ships both encodings. Characters in both count for neither.
+A character that is in the encoding GB 2312 but not in Big5 counts as simplified; a character that
+is in Big5 but not in GB 2312 counts as traditional. Characters in both encodings are not counted.
+Python ships both encodings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 
 SCRIPTS = ("simplified", "traditional", "other")
 _HAN_SHARE = 0.3
-"""In Chinese text, at least this share of the letters are Han characters."""
+"""Least share of Han characters among the letters of a Chinese text."""
 _FIRST_HAN = 0x4E00
 _LAST_HAN = 0x9FFF
 

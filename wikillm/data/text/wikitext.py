@@ -1,10 +1,11 @@
 """Turn wikitext into text that reads like the article, with mwparserfromhell (2.1 MB/s per core).
 
-Kept: prose, list items ("- "), section headings as lines of their own, the text of links, templates
-inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas. Dropped:
-other templates, tables, references, pictures with their captions, categories, galleries, formulas
-in TeX, comments, sections of links and sources, headings of sections without text. Text that a page
-takes from other pages (transclusion) is lost, because only the page itself is read.
+The text keeps prose, list items (with "- "), section headings as lines of their own, the text of
+links, templates inside sentences (`wikitext_templates`), code, the content of `<nowiki>` and short
+plain formulas. It drops other templates, tables, references, pictures with their captions,
+categories, galleries, formulas in TeX, comments, sections of links and sources, and headings of
+sections without text. Text that a page takes from other pages (transclusion) is lost, because only
+the page itself is read.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ _BLOCK_TAGS = frozenset(
         *("h1", "h2", "h3", "h4", "h5", "h6"),
     )
 )
-_PROSE = re.compile(r"^[^*#:;{|!<=\n][^\n]{60}", re.MULTILINE)  # not in a list of sources
+_PROSE = re.compile(r"^[^*#:;{|!<=\n][^\n]{60}", re.MULTILINE)  # lists of sources have no prose
 _HIDING_STYLE = re.compile(r"display\s*:\s*none\b", re.IGNORECASE)
 _URL = re.compile(r"(?<![a-zA-Z+.-])(?:[a-zA-Z+.-]++:)?//[!-~]*")
 """A URL. Chinese text may follow it without a space."""
 _RAISING_STYLE = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
-_NO_HEADING = re.compile(r"\n(?==)(?![^\n]*=[ \t]*(?:\n|$))")  # such a line is text, not a heading
+_NO_HEADING = re.compile(r"\n(?==)(?![^\n]*=[ \t]*(?:\n|$))")  # a line `=...` without final `=`
 _INVALID_IN_TITLES = frozenset("<>[]{}|\ufffd")
 _BEFORE_TABLE = re.compile(r"\n[ \t:*#;]++(?=\{\|)")
 """The parser finds tables only at the start of a line."""
@@ -79,23 +80,26 @@ _BRACKETS = (  # by kind: opening (group 1) and closing brackets or tags
         r"(<(?!(?:br|hr|li|p|dd|dt|wbr|img)\b)[a-z]\w*\b(?![^<>]*/>))|</[a-z]", re.IGNORECASE
     ),
 )
-_MAX_OPEN = 200  # articles have a dozen; 200 take the parser 0.1 s, and its time is quadratic
+_MAX_OPEN = 200  # articles have a dozen; parsing 200 takes 0.1 s, and the time is quadratic
 
 
 class DamagedWikitext(ValueError):
-    """So many brackets or tags are unclosed that parsing would take minutes."""
+    """The page has more than `_MAX_OPEN` unclosed brackets or tags: parsing would take minutes."""
 
 
 def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite(), title: str = "") -> str:
     """The article's text, paragraphs separated by blank lines. Empty when nothing readable is left.
 
-    `site` says what link prefixes mean, `title` is what `{{PAGENAME}}` shows. Raises
-    DamagedWikitext for a page with more than 200 unclosed brackets or tags of one kind.
+    Args:
+        site: determines the meaning of link prefixes.
+        title: shown for `{{PAGENAME}}`.
+
+    Raises DamagedWikitext for a page with more than 200 unclosed brackets or tags of one kind.
     """
     names = site_names(site)
     regions = Regions()
-    # This comes first: no later rule may see the content of `<nowiki>`, and references would take
-    # half of the parser's time.
+    # Regions are set apart first: no later rule may see the content of `<nowiki>`, and references
+    # would take half of the parser's time.
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
         wikitext = without_unpaired(resolve_variants(wikitext))
@@ -115,6 +119,7 @@ def _parsed(wikitext: str) -> Wikicode:
 
 
 def _refuse_unpaired(wikitext: str) -> None:
+    """Raise DamagedWikitext for more than `_MAX_OPEN` unclosed brackets or tags of one kind."""
     for marks in _BRACKETS:
         depth = 0
         for mark in marks.finditer(wikitext):
@@ -137,7 +142,7 @@ class _Article:
         self._renderer = renderer
         self._is_french = is_french
         self._sections = [_Section(1, "")]
-        self._skipped_level: int | None = None  # level of the dropped section that we are in
+        self._skipped_level: int | None = None  # level of the current section if it is dropped
 
     def walk(self, code: Wikicode) -> None:
         for at, node in enumerate(code.nodes):
@@ -147,6 +152,7 @@ class _Article:
                 self._renderer.add(node, self._sections[-1].parts, "\n")
 
     def _heading(self, node: Heading, rest: Iterable[object]) -> None:
+        """Begin a section, or drop it if it is a list of links or sources; `rest` follows it."""
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
         title = self._plain(self._renderer.text(node.title)).replace("\n", " ")
@@ -176,7 +182,7 @@ class _Article:
 
 
 class _Renderer:
-    """Renders the parser's nodes as text. `before`: the text rendered just before the node."""
+    """Renders the parser's nodes as text. `before` is the text in front of a node."""
 
     def __init__(self, names: SiteNames, regions: Regions, title: str) -> None:
         self._names = names
@@ -192,7 +198,7 @@ class _Renderer:
         return "".join(parts)
 
     def add(self, node: object, parts: list[str], start: str) -> None:
-        """Append the text of `node` to `parts`; `start`: the text before the first part."""
+        """Append the text of `node` to `parts`; `start` is the text in front of the first part."""
         before = parts[-1] if parts else start
         shown = self._shown(node, before)
         if shown[:1] == before[-1:] == "'":  # keep two apostrophes from joining into markup
@@ -232,7 +238,7 @@ class _Renderer:
 
     def _wikilink(self, node: Wikilink) -> str:
         target = unquote(str(node.title).strip())
-        if is_marked(target):  # shown literally: <nowiki> in the target
+        if is_marked(target):  # with <nowiki> in the target, the link is shown literally
             parts = [self.text(part) for part in (node.title, node.text) if part is not None]
             return self._as_written("[[", parts, "]]")
         prefix = prefix_of(target)
@@ -240,7 +246,7 @@ class _Renderer:
             return ""
         if node.text is None and "{{!}}" in target:
             return self.text(_parsed(target.partition("{{!}}")[2]))
-        if node.text is not None and str(node.text):  # of `[[title|]]`, the title is shown
+        if node.text is not None and str(node.text):  # `[[title|]]` shows the title
             return self.text(node.text)
         if prefix in self._names.others:
             return self.text(node.title).strip()
@@ -295,7 +301,8 @@ class _Renderer:
         values = [self.text(param.value).strip() for param in node.params if not param.showkey]
         named = {str(param.name).strip(): param.value for param in node.params if param.showkey}
 
-        def argument(key: str) -> str:  # on demand: infoboxes have dozens, few are shown
+        # Named arguments are rendered on demand: infoboxes have dozens, few are shown.
+        def argument(key: str) -> str:
             return self.text(named.get(key)).strip()
 
         name = name.casefold().replace("_", " ")

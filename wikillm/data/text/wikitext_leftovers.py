@@ -1,4 +1,4 @@
-"""Remove what the parser leaves: unpaired markup, quotes, switches, empty brackets, spaces."""
+"""Remove the markup that the parser leaves: unpaired marks, quotes, switches, empty brackets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wikillm.data.text.wikitext_regions import NOWIKI
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
 _SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
-_NESTED = 50  # rounds from the inside out; templates nested deeper lose only their braces
+_NESTED = 50  # depth of nested templates that are removed; deeper templates lose their braces only
 _STRAY_TEMPLATE = re.compile(r"\{\{(?:\s*formatnum\s*:([^{}|]*))?[^{}]*\}\}", re.IGNORECASE)
 _STRAY_MARKS = re.compile(  # `{x : |x|}` is a set
     r"\|?\}\}|\{\{|\[\[|\]\]|^[ \t:*#-]*(?:\{\||\|\})", re.MULTILINE
@@ -69,10 +69,11 @@ def _is_switch(word: str) -> bool:
 
 
 def remove_leftovers(text: str, *, is_french: bool = False) -> str:
-    """`text` with single spaces, one blank line between paragraphs, and no unpaired marks.
+    """The text without unpaired marks, with single spaces and one blank line between paragraphs.
 
     In French, a space before `:;!?` stays.
     """
+    # Templates, links and tables that the parser could not pair.
     text = _SPACES.sub(" ", text.translate(_INVISIBLE))
     for _ in range(_NESTED):
         if "{{" not in text or (shorter := _STRAY_TEMPLATE.sub(r"\1", text)) == text:
@@ -82,6 +83,7 @@ def remove_leftovers(text: str, *, is_french: bool = False) -> str:
         text = _STRAY_LINK.sub(r"\1", text)
     if _TABLE_MARK.search(text):
         text = "\n".join(_without_rows(text.split("\n")))
+    # Single marks; a line with NOWIKI shows its marks.
     if NOWIKI in text:
         lines = text.split("\n")
         text = "\n".join(line if NOWIKI in line else _STRAY_MARKS.sub("", line) for line in lines)
@@ -89,6 +91,7 @@ def remove_leftovers(text: str, *, is_french: bool = False) -> str:
         text = _STRAY_MARKS.sub("", text)
     if "<" in text:  # a `<sup>` that is never closed
         text = _STRAY_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
+    # Quotes and tags, then empty brackets, spaces, empty items and blank lines.
     text = _STRAY_BREAK.sub("\n", _without_quotes(text))
     text = _STRAY_TAG.sub("", text).replace(NOWIKI, "")
     text = _EMPTY_BRACKETS.sub("", text)
@@ -102,9 +105,10 @@ def remove_leftovers(text: str, *, is_french: bool = False) -> str:
 def _without_quotes(text: str) -> str:
     """Remove the apostrophes that mark italics and bold, by the rules of MediaWiki.
 
-    Runs of two, three or five are marks. Of a run of four, one apostrophe is shown; of a longer
-    run, all beyond five. When a line opens both kinds and closes neither, as in `''Iliad'''s`, a
-    run of three shows one apostrophe: the first one after a word of one letter, else after a word.
+    Runs of two, three or five apostrophes are marks. A run of four shows one apostrophe, a longer
+    run all apostrophes beyond five. When a line opens italics and bold and closes neither, as in
+    `''Iliad'''s`, one run of three shows one apostrophe: the first run after a word of one letter,
+    else the first run after a longer word.
     """
     if "''" not in text:
         return text
@@ -112,7 +116,7 @@ def _without_quotes(text: str) -> str:
 
 
 def _without_quotes_in_line(line: str) -> str:
-    parts = _QUOTES.split(line)  # texts, and runs at odd places
+    parts = _QUOTES.split(line)  # texts at even indexes, runs of apostrophes at odd indexes
     lengths = [len(run) for run in parts[1::2]]
     threes = [2 * at + 1 for at, length in enumerate(lengths) if length in (3, 4)]
     fives = sum(length >= 5 for length in lengths)
@@ -123,6 +127,7 @@ def _without_quotes_in_line(line: str) -> str:
 
 
 def _rank(before: str) -> int:
+    """0 after a word of one letter, 1 after a longer word, 2 after a space."""
     return 2 if before.endswith(" ") else int(before[-2:-1] != " ")
 
 

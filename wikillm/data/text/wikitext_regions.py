@@ -1,10 +1,11 @@
-"""Set apart what is not wikitext, before any other rule reads the page.
+"""Set apart the regions of a page that are not wikitext, before any other rule reads the page.
 
 Comments, references and the content of tags such as `<gallery>` are cut. The content of `<nowiki>`,
-`<pre>`, `<code>`, `<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula,
-whatever it looks like: `Regions` keeps it, and a short mark replaces it until the page is text. The
-tag that starts first wins, as in MediaWiki (https://www.mediawiki.org/wiki/Preprocessor_ABNF). If a
-tag is never closed, its content stays in the page. The page is read in one linear pass.
+`<pre>`, `<code>`, `<syntaxhighlight>`, `<source>`, `<math>` and `<chem>` is text or a formula, even
+if it looks like markup: `Regions` keeps it, and a short mark replaces it until the page is text. If
+tags overlap, the tag that starts first counts, as in MediaWiki
+(https://www.mediawiki.org/wiki/Preprocessor_ABNF). If a tag is never closed, its content stays in
+the page. The page is read in one linear pass.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import re
 from html.entities import html5
 
-# Marks are made of characters that XML forbids, so that no dump holds them.
+# Marks consist of characters that XML forbids, so no dump holds them.
 NOWIKI = "\x01"
-"""Replaces `<nowiki>`, which splits a mark in two. Unpaired marks in its line are kept as text."""
+"""Replaces `<nowiki>`, which separates markup characters; its line keeps unpaired marks as text."""
 _OPEN = "\x02"
 _CLOSE = "\x03"
 _EMPTY = "\x04"
-"""Stands between the brackets of `main()`: brackets that a dropped template leaves are removed."""
+"""Put between the brackets of `main()`, since brackets that are left empty later are removed."""
 _MARK = re.compile(f"{NOWIKI}?{_OPEN}(\\d+){_CLOSE}")
 _FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}{_EMPTY}"))
 
@@ -85,7 +86,7 @@ def is_marked(text: str) -> bool:
 
 
 class _Ahead:
-    """Finds the next match after ever larger positions; searches each part of the text once."""
+    """Finds the next match from growing positions on; searches each part of the text once."""
 
     def __init__(self, pattern: re.Pattern[str], text: str) -> None:
         self._pattern = pattern
@@ -93,6 +94,7 @@ class _Ahead:
         self._found = pattern.search(text)
 
     def behind(self, at: int) -> re.Match[str] | None:
+        """The first match that starts at `at` or later."""
         if self._found is not None and self._found.start() < at:
             self._found = self._pattern.search(self._text, at)
         return self._found
@@ -104,8 +106,8 @@ def set_apart(wikitext: str, regions: Regions) -> str:
         wikitext = wikitext.translate(_FORBIDDEN)
     wikitext = wikitext.replace("()", f"({_EMPTY})")
     kept: list[str] = []
-    at = 0  # everything before it has been processed
-    is_line_start = True  # whether nothing but spaces and comments is before it in its line
+    at = 0  # everything before this index has been processed
+    is_line_start = True  # whether the line up to `at` holds only spaces and comments
     ends: dict[str, _Ahead] = {}
     headings = _Ahead(_HEADING, wikitext)
     while (tag := _TAG.search(wikitext, at)) is not None:
@@ -113,16 +115,18 @@ def set_apart(wikitext: str, regions: Regions) -> str:
         kept.append(text)
         at = tag.end()
         is_line_start = (is_line_start or "\n" in text) and not text[text.rfind("\n") + 1 :].strip()
-        if tag[2] is None:  # a comment; without an end, it hides the rest of the page
+        # A comment is cut; without an end, it hides the rest of the page.
+        if tag[2] is None:
             end = wikitext.find("-->", at)
             at = len(wikitext) if end < 0 else end + 3
-            # A line that holds only comments goes with its line break.
+            # A line that holds only comments is cut with its line break.
             if is_line_start and (line_end := _REST_OF_LINE.match(wikitext, at)):
                 at = line_end.end()
                 kept[-1] = kept[-1].rstrip(" \t")
             else:
                 is_line_start = False
             continue
+        # Tags without content of their own.
         is_line_start = False
         name = tag[2].lower()
         if name in _TRANSPARENT:
@@ -130,6 +134,7 @@ def set_apart(wikitext: str, regions: Regions) -> str:
         if not tag[1] and tag[3].endswith("/"):
             kept.append(NOWIKI if name == "nowiki" or text.endswith("'") else "")
             continue
+        # A tag with content: find its end, and cut or keep the content.
         end_tag = None
         if not tag[1]:
             if name not in ends:
@@ -153,8 +158,9 @@ def _end_of_text(
 ) -> re.Match[str] | None:
     """The end tag of the `<ref>` or `<code>` whose text begins at `start`.
 
-    `end` is the next end tag of that name. The result is None when `end` belongs to another tag: a
-    heading comes first, or text and another `<code>`. An end tag in a `<nowiki>` does not count.
+    `end` is the next end tag of that name. The result is None when `end` belongs to another tag,
+    because a heading, or text and another `<code>`, precede it. An end tag in a `<nowiki>` does not
+    count.
     """
     if heading is not None and heading.start() < end.start():
         return None
@@ -172,7 +178,7 @@ def _end_of_text(
 
 
 def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
-    """The replacement of a region in the page: a mark, or nothing."""
+    """The mark that replaces a region in the page; empty if the region is cut."""
     if name == "nowiki":
         return NOWIKI + regions.protect(_decoded(content)) if content else NOWIKI
     if name in _FORMULA:
@@ -211,7 +217,7 @@ def _decoded(text: str) -> str:
 
 
 def character_of(entity: str) -> str:
-    """What MediaWiki shows for a text that `ENTITY` matches: itself if it names no character."""
+    """The character of an entity that `ENTITY` matches; the entity itself if it names none."""
     name = entity[1:-1]
     if name[0] != "#":
         return html5.get(f"{name};", entity)

@@ -1,7 +1,7 @@
 """Superscripts and subscripts in plain text: `10<sup>8</sup>` is 10⁸, not 108.
 
-Digits and signs become the raised or lowered characters of Unicode. Other terms are marked as in
-TeX, `e^(iπx)` and `T_max`, if they directly follow a base. Words, footnote signs and the endings of
+Digits and signs become the raised or lowered characters of Unicode. Other terms that directly
+follow a base are written as in TeX, `e^(iπx)` and `T_max`. Words, footnote signs and the endings of
 ordinals stay as they are.
 """
 
@@ -23,7 +23,7 @@ _TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>(
 _ADJACENT_NUMBERS = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
 _ALL_IN_QUOTES = re.compile(r"^'{2,5}([^']+)'{2,5}$")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
-_BASE_ENDS = "'′″)]）】|\x03"  # among them the marks of italics and of `wikitext_regions`
+_BASE_ENDS = "'′″)]）】|\x03"  # includes marks of italics and of `wikitext_regions`
 _ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*°]+")
 _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
@@ -55,6 +55,7 @@ def _without_style(text: str) -> str:
 
 
 def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]) -> str:
+    """A term after its base as in TeX; a term that `bare` matches needs no brackets."""
     if sign == "_" and shown.startswith("(") and shown.endswith(")"):  # a state of matter: H₂O(l)
         return shown
     if _ADJACENT_NUMBERS.fullmatch(f"{before[-1:]}{shown}"):  # 10<sup>3 to 5</sup>: never 103

@@ -1,4 +1,4 @@
-"""The text of templates inside sentences; other templates are unknown here, and dropped.
+"""The text of templates inside sentences; all other templates give no text.
 
 Arguments are passed as text: unnamed arguments in order, named arguments by a function that returns
 an empty text for a missing name.
@@ -63,7 +63,7 @@ def is_function(name: str) -> bool:
 
 
 def text_of_function(name: str, first: str, others: Sequence[str]) -> str:
-    """What `{{name:first|others}}` shows, for a name that `is_function` accepts."""
+    """The text of `{{name:first|others}}`, for a name that `is_function` accepts."""
     name = name.strip().casefold()
     if name in _FUNCTIONS:
         return _FUNCTIONS[name](first)
@@ -77,19 +77,19 @@ def text_of_function(name: str, first: str, others: Sequence[str]) -> str:
 def text_of_template(
     name: str, values: Sequence[str], named: Callable[[str], str], before: str
 ) -> str:
-    """What `{{name|values|named}}` shows.
+    """The text of `{{name|values|named}}`; empty for an unknown template.
 
     Args:
         name: in lower case, with spaces for underscores.
-        before: the text in front of it.
+        before: the text in front of the template.
     """
     if name in LITERALS and not values:
         return LITERALS[name]
     if name in QUOTES:
-        at = -1 if name == "columns-list" else 0  # it may begin with the number of columns
+        at = -1 if name == "columns-list" else 0  # a columns-list may begin with their number
         quoted = values[at] if values else named("text") or named("quote") or named("1")
         return f"\n{quoted.strip()}\n"
-    if name == "su":  # {{su|b=2|p=8}}: one above the other
+    if name == "su":  # {{su|b=2|p=8}} shows 8 above 2
         return subscript(named("b"), before) + superscript(named("p"), before)
     if not values and (name in FIRST_ARGUMENT or name in _NUMBERS):  # {{nowrap|1=a = b}}
         values = [value for value in (named("1"), named("2")) if value]
@@ -149,6 +149,7 @@ def _quantity(values: Sequence[str], named: Callable[[str], str]) -> str:
 
 
 def _inline(name: str, values: Sequence[str]) -> str:
+    """The text of templates that show some of their unnamed arguments."""
     if name in FIRST_ARGUMENT or (name.startswith("lang-") and len(name) <= 12):
         return values[0]
     if name in _LAST_ARGUMENT:

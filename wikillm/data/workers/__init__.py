@@ -1,1 +1,1 @@
-"""Worker processes: a pool, a lock for one preparing process at a time, progress."""
+"""Worker processes: a pool, a lock that lets one process prepare at a time, progress lines."""

@@ -1,9 +1,9 @@
-"""One process at a time prepares; the others wait, show its progress, and share its failure.
+"""One process at a time prepares; the others wait, show its progress, and raise its error.
 
-Files beside the store, named BASE: `BASE.lock` (flock, released when its holder ends),
-`BASE.progress` (the newest progress line) and `BASE.failure` (why the holder failed). A process
-that waited for a holder that failed raises the same error, instead of repeating the same work on
-every rank.
+The files are beside the store BASE: `BASE.lock` (flock, released when its holder ends),
+`BASE.progress` (the newest progress line) and `BASE.failure` (the error of the holder). If the
+holder fails, the processes that waited for it raise the same error, instead of repeating the work
+on every rank.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ def beside(base: Path, suffix: str) -> Path:
 
 @contextmanager
 def exclusive(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
-    """Hold the lock named `base`; raises the error of a holder that failed meanwhile. (all ranks)
+    """Hold the lock `base`. Raises the error of a holder that failed meanwhile. (all ranks)
 
     On a read-only disk nothing is locked: a finished store can still be opened, and a build fails
     with its own error.
 
     Args:
-        what: what is being done, for the waiting ranks: "preparing the data".
+        what: the work, such as "preparing the data", for the log lines of the waiting ranks.
         is_main: whether this process prints the progress of the holder; other processes log it.
-        about: subject, if one lock guards several; a failure is shared within a subject.
+        about: subject of the work, if one lock guards several; only processes with the same
+            subject raise the error of a failed holder.
     """
     folder = base.parent
     if not os.access(folder if folder.is_dir() else nearest_existing(folder), os.W_OK):

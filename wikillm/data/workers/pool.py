@@ -1,8 +1,8 @@
 """Run a job on many tasks in worker processes; results come in the order of the tasks.
 
-Not a `multiprocessing` pool: a worker imports neither the user's main module (no `if __name__`
-guard needed) nor torch, reports progress while it works, and ends when its parent does. At most one
-task per worker and the next task are in memory.
+Unlike in a `multiprocessing` pool, a worker imports neither the user's main module (which therefore
+needs no `if __name__` guard) nor torch, reports progress while it works, and ends when its parent
+ends. Memory holds at most one task per worker, and the next task.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from wikillm.core.errors import MachineError
 from wikillm.core.faults import as_refusal
 from wikillm.data.workers.process import start_child, stop_child
 
-# Results per worker that may wait for an earlier result; then a slow task stalls the others.
 _AHEAD = 4
+"""Number of results per worker that may wait for an earlier result; no more tasks are sent then."""
 _POLL_SECONDS = 0.5
 _END = object()
 _GONE = (EOFError, BrokenPipeError, ConnectionResetError)  # the other end of a pipe was closed
@@ -40,22 +40,24 @@ def run_jobs(
         on_work: called in this process with each report of the job.
         on_wait: called about twice a second while nothing is ready.
 
-    Raises the job's WikiLLMError (an error of the machine is one too), RuntimeError with the
-    worker's traceback for any other exception, and MachineError when a worker is killed.
+    Raises the WikiLLMError of the job (errors such as a full disk become one), MachineError when a
+    worker is killed, and RuntimeError with the worker's traceback for any other exception.
     """
     if workers == 1:
         for task in tasks:
             yield job(task, on_work)
         return
-    pool = _Pool(job, workers)
+    started: list[_Worker] = []
     try:
-        yield from pool.results(iter(tasks), on_work, on_wait)
+        yield from _results(job, iter(tasks), workers, started, on_work, on_wait)
     finally:
-        for worker in pool.started:
+        for worker in started:
             stop_child(worker.process, worker.pipe)
 
 
 class _Worker:
+    """A worker process; `task` is the number of its current task, None while it is idle."""
+
     def __init__(self, job: object) -> None:
         self.process, self.pipe = start_child("wikillm.data.workers.pool")
         self.task: int | None = None
@@ -68,6 +70,7 @@ class _Worker:
             raise self._death() from None
 
     def receive(self) -> tuple[str, Any]:
+        """("work", report) or ("done", result). Raises the error of the job, or of its process."""
         try:
             kind, value = self.pipe.recv()
         except _GONE:
@@ -89,53 +92,49 @@ class _Worker:
         )
 
 
-class _Pool:
-    def __init__(self, job: object, workers: int) -> None:
-        self.started: list[_Worker] = []
-        self._job = job
-        self._workers = workers
-
-    def results(
-        self, tasks: Iterator[Any], on_work: Callable[[Any], None], on_wait: Callable[[], None]
-    ) -> Iterator[Any]:
-        ready: dict[int, Any] = {}
-        sent = given = 0
-        task = next(tasks, _END)  # the next task, read while the workers are busy
-        while task is not _END or given < sent:
-            while (
-                task is not _END
-                and sent - given < _AHEAD * self._workers
-                and (worker := self._idle()) is not None
-            ):
-                worker.send(task)
-                worker.task = sent
-                sent += 1
-                task = next(tasks, _END)
-            busy = {worker.pipe: worker for worker in self.started if worker.task is not None}
-            answered = wait(list(busy), timeout=_POLL_SECONDS)
-            if not answered:
-                on_wait()
-            for pipe in answered:
-                worker = busy[pipe]  # type: ignore[index]
-                kind, value = worker.receive()
-                if kind == "work":
-                    on_work(value)
-                else:
-                    assert worker.task is not None, "only a worker with a task answers"
-                    ready[worker.task] = value
-                    worker.task = None
-            while given in ready:
-                yield ready.pop(given)
-                given += 1
-
-    def _idle(self) -> _Worker | None:
-        for worker in self.started:
-            if worker.task is None:
-                return worker
-        if len(self.started) == self._workers:
-            return None
-        self.started.append(_Worker(self._job))
-        return self.started[-1]
+def _results(
+    job: object,
+    tasks: Iterator[Any],
+    workers: int,
+    started: list[_Worker],
+    on_work: Callable[[Any], None],
+    on_wait: Callable[[], None],
+) -> Iterator[Any]:
+    """The results in the order of the tasks. Adds the workers to `started`, up to `workers`."""
+    ready: dict[int, Any] = {}  # results by task number
+    sent = 0  # number of tasks that were sent
+    given = 0  # number of results that were yielded
+    task = next(tasks, _END)  # the next task, read while the workers are busy
+    while task is not _END or given < sent:
+        # Send tasks to idle workers, unless too many results wait for an earlier result.
+        while task is not _END and sent - given < _AHEAD * workers:
+            idle = next((worker for worker in started if worker.task is None), None)
+            if idle is None and len(started) < workers:
+                idle = _Worker(job)
+                started.append(idle)
+            if idle is None:
+                break
+            idle.send(task)
+            idle.task = sent
+            sent += 1
+            task = next(tasks, _END)
+        # Take reports and results from the workers that have sent something.
+        busy = {worker.pipe: worker for worker in started if worker.task is not None}
+        answered = wait(list(busy), timeout=_POLL_SECONDS)
+        if not answered:
+            on_wait()
+        for pipe in answered:
+            worker = busy[pipe]  # type: ignore[index]
+            kind, value = worker.receive()
+            if kind == "work":
+                on_work(value)
+            else:
+                assert worker.task is not None, "only a worker with a task answers"
+                ready[worker.task] = value
+                worker.task = None
+        while given in ready:
+            yield ready.pop(given)
+            given += 1
 
 
 def main(descriptor: int) -> int:

@@ -1,7 +1,7 @@
-"""Start a module of this package as a child process with a pipe to it.
+"""Start a module of this package as a child process, with a pipe between parent and child.
 
-The child does not import the user's main module. It notices that its parent is gone when the pipe
-closes.
+The child does not import the user's main module. When the parent ends, the pipe closes, and the
+child ends too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCA
 _ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
-    "FASTOKENS_BPE_THREADS": "1",  # fastokens 0.3.5 ignores the two above
+    "FASTOKENS_BPE_THREADS": "1",  # fastokens 0.3.5 ignores the other two
 }
 
 
@@ -29,8 +29,9 @@ def start_child(
     """Run `python -m MODULE FD`; FD is the child's end of the pipe.
 
     Args:
-        log: file for the child's output. A child with a log gets its own session, so that Ctrl-C
-            and signals to the process group do not reach it, and no variables of a rank.
+        log: file for the child's output. A child with a log runs in its own session, so that
+            Ctrl-C and signals to the process group do not reach it, and without the environment
+            variables of a rank.
     """
     ours, theirs = Pipe()
     root = str(Path(wikillm.__file__).parents[1])

@@ -1,8 +1,8 @@
 """Progress of a long preparation: documents, MB/s, tokens/s, time left.
 
-On a terminal one line is rewritten about every second; elsewhere a plain line is logged every ten
-seconds. The newest line also goes to a small file, from which rank 0 shows it when another process
-does the work.
+On a terminal, one line is rewritten about every second; elsewhere, a line is printed every ten
+seconds. The newest line is also written to a small file, from which rank 0 shows it when another
+process does the work.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Report = Callable[[Work], None]
 
 
 class Progress:
-    """Counts work, and shows the progress.
+    """Adds up the reported work, and shows it.
 
     Args:
         what: name of the work, at the start of the line.
-        total: estimated size of the source, decompressed bytes.
-        share: returns the part of the source that was read, 0 to 1; more exact than work / total
-            for compressed files.
-        relay: file that receives the newest line, for other processes.
+        total: estimated size of the sources in decompressed bytes.
+        share: returns the share of the sources that was read, 0 to 1; for compressed files it is
+            more exact than the bytes divided by `total`.
+        relay: file to which the newest line is written, for other processes.
     """
 
     def __init__(
