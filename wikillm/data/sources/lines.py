@@ -13,7 +13,7 @@ from wikillm.data.types import Item
 
 
 def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
-    """About one item per piece: a run of whole lines that starts and ends with a record.
+    """About one item per piece: a run of whole lines, without the line feed after the last.
 
     A line that exceeds `limit` before its end is read is an item of its own, without payload.
     """
@@ -36,28 +36,14 @@ def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item
         # The whole lines of this piece are a run; what follows is the new current line.
         if begin <= last:
             run = b"".join([*held, memoryview(piece)[begin:last]])
-            if (found := trimmed(run, offset, limit)) is not None:
-                yield *found, len(found[1])
+            yield offset, run, len(run)
             offset += len(run) + 1
         size = len(piece) - last - 1
         held = [piece[last + 1 :]] if size <= limit else []
     if size > limit:
         yield offset, None, size
-    elif (found := trimmed(b"".join(held), offset, limit)) is not None:
-        yield *found, len(found[1])
-
-
-def trimmed(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
-    """The lines without blank lines at both ends, after their offset; None if all are blank."""
-    begin = 0
-    end = len(lines)
-    while not _is_record(lines[begin : (stop := _line_end(lines, begin))], limit):
-        begin = stop + 1
-        if begin > end:
-            return None
-    while not _is_record(lines[(line := lines.rfind(b"\n", begin, end) + 1 or begin) : end], limit):
-        end = line - 1
-    return offset + begin, lines[begin:end]
+    else:
+        yield offset, b"".join(held), size
 
 
 def split_run(run: bytes, offset: int, limit: int) -> list[Item]:
@@ -112,12 +98,3 @@ def split_blocks(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[It
             kept.append(line)
     if end >= 0:
         yield begin, b"\n".join(kept) if kept is not None else None, end - begin
-
-
-def _line_end(lines: bytes, begin: int) -> int:
-    end = lines.find(b"\n", begin)
-    return end if end >= 0 else len(lines)
-
-
-def _is_record(line: bytes, limit: int) -> bool:
-    return len(line) > limit or (line != b"" and not line.isspace())

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
-from wikillm.data.sources.lines import split_run, trimmed
+from wikillm.data.sources.lines import split_run
 from wikillm.data.types import Item
 
 BATCH_BYTES = 1 << 20
@@ -80,13 +80,35 @@ class ItemBatch(NamedTuple):
 RecordBatch = LineBatch | ItemBatch
 
 
+def trimmed(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
+    """The lines without blank lines at both ends, after their offset; None if all are blank."""
+    begin = 0
+    end = len(lines)
+    while not _is_record(lines[begin : (stop := _line_end(lines, begin))], limit):
+        begin = stop + 1
+        if begin > end:
+            return None
+    while not _is_record(lines[(line := lines.rfind(b"\n", begin, end) + 1 or begin) : end], limit):
+        end = line - 1
+    return offset + begin, lines[begin:end]
+
+
+def _line_end(lines: bytes, begin: int) -> int:
+    end = lines.find(b"\n", begin)
+    return end if end >= 0 else len(lines)
+
+
+def _is_record(line: bytes, limit: int) -> bool:
+    return len(line) > limit or (line != b"" and not line.isspace())
+
+
 def batches_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[RecordBatch]:
     """A batch for each of the runs of `lines.split_runs`."""
     for start, run, size in runs:
         if run is None:
             yield ItemBatch(source, [(start, None, size)])
-        else:
-            yield LineBatch(source, start, run, limit)
+        elif (found := trimmed(run, start, limit)) is not None:
+            yield LineBatch(source, *found, limit)
 
 
 def batches_of_items(source: int, items: Iterable[Item]) -> Iterator[RecordBatch]:

@@ -11,6 +11,7 @@ the page. The page is read in one linear pass.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from html.entities import html5
 
 # Marks consist of characters that XML forbids, so no dump holds them.
@@ -85,19 +86,10 @@ def is_marked(text: str) -> bool:
     return NOWIKI in text or _OPEN in text
 
 
-class _Ahead:
-    """Finds the next match from growing positions on; searches each part of the text once."""
-
-    def __init__(self, pattern: re.Pattern[str], text: str) -> None:
-        self._pattern = pattern
-        self._text = text
-        self._found = pattern.search(text)
-
-    def behind(self, at: int) -> re.Match[str] | None:
-        """The first match that starts at `at` or later."""
-        if self._found is not None and self._found.start() < at:
-            self._found = self._pattern.search(self._text, at)
-        return self._found
+def _next(matches: list[re.Match[str]], at: int) -> re.Match[str] | None:
+    """The first of the sorted `matches` that starts at `at` or later."""
+    number = bisect_left(matches, at, key=re.Match.start)
+    return matches[number] if number < len(matches) else None
 
 
 def set_apart(wikitext: str, regions: Regions) -> str:
@@ -108,8 +100,8 @@ def set_apart(wikitext: str, regions: Regions) -> str:
     kept: list[str] = []
     at = 0  # everything before this index has been processed
     is_line_start = True  # whether the line up to `at` holds only spaces and comments
-    ends: dict[str, _Ahead] = {}
-    headings = _Ahead(_HEADING, wikitext)
+    ends: dict[str, list[re.Match[str]]] = {}  # end tags by name, searched once per page
+    headings = list(_HEADING.finditer(wikitext))
     while (tag := _TAG.search(wikitext, at)) is not None:
         text = wikitext[at : tag.start()]
         kept.append(text)
@@ -138,10 +130,10 @@ def set_apart(wikitext: str, regions: Regions) -> str:
         end_tag = None
         if not tag[1]:
             if name not in ends:
-                ends[name] = _Ahead(_ENDS[name], wikitext)
-            end_tag = ends[name].behind(at)
+                ends[name] = list(_ENDS[name].finditer(wikitext))
+            end_tag = _next(ends[name], at)
             if end_tag is not None and name in ("ref", "code"):
-                end_tag = _end_of_text(name, wikitext, at, end_tag, headings.behind(at))
+                end_tag = _end_of_text(name, wikitext, at, end_tag, _next(headings, at))
         if end_tag is None:
             kept.append("" if name in _CUT_ALONE else tag[0])
             continue

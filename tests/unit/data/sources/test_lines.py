@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources import decompress
-from wikillm.data.sources.lines import split_lines, split_run, split_runs, trimmed
+from wikillm.data.sources.lines import split_lines, split_runs
 from wikillm.data.sources.read import Cursor, RawShard, ShardReader
-from wikillm.data.sources.record_batches import BATCH_BYTES, ItemBatch, LineBatch, batches_of_items
+from wikillm.data.sources.record_batches import (
+    BATCH_BYTES,
+    ItemBatch,
+    LineBatch,
+    batches_of_items,
+    batches_of_runs,
+    trimmed,
+)
 from wikillm.data.types import Item, SourceFile
 
 BLANK = [b"", b" ", b"\r", b"\t  ", b" " * 50, b" " * 60]
@@ -53,17 +60,15 @@ def test_lines_do_not_depend_on_pieces_or_start(lines, ends, size, data):
 
 
 @given(LINES, st.integers(1, 200))
-def test_a_run_starts_and_ends_with_a_record(lines, size):
+def test_a_batch_of_lines_starts_and_ends_with_a_record(lines, size):
     content = b"\n".join(lines)
-    for start, run, length in split_runs(in_pieces(content, size), 0, LIMIT):
-        if run is None:
-            assert length > LIMIT
-            continue
-        assert content[start : start + length] == run
-        items = split_run(run, start, LIMIT)
-        assert items[0][0] == start
-        assert items[-1][0] + items[-1][2] == start + length
-        assert trimmed(run, start, LIMIT) == (start, run)
+    found = []
+    for batch in batches_of_runs(0, split_runs(in_pieces(content, size), 0, LIMIT), LIMIT):
+        items = batch.items()
+        assert items[0][0] == batch.start
+        assert items[-1][0] + items[-1][2] == batch.end
+        found += items
+    assert found == one_by_one(content, LIMIT)
 
 
 @given(LINES, st.integers(0, 40), st.integers(-1, 1), st.booleans())
