@@ -2,15 +2,15 @@
 
 Documents come in the order of the sources. A document is dropped when it is similar to an earlier,
 kept document. Similarity to a dropped document does not count, and a decision depends on earlier
-documents only. Candidates agree in all 8 minima of one of 16 bands. A candidate is dropped when the
-share of equal minima among all 128 reaches the wanted similarity (the standard deviation of that
-estimate is sqrt(s(1-s)/128), 0.035 at 0.8). A pair of similarity s is a candidate with probability
-1 - (1 - s^8)^16: 0.95 at 0.8, 0.99 at 0.85, 0.9999 at 0.9. Two documents of similarity 0.6 pass for
-0.8 with a probability below 1e-5.
+documents only. Two documents are compared if all 8 minima of one of their 16 bands are equal. The
+later document is dropped when the share of equal minima among all 128 reaches the wanted similarity
+(the standard deviation of that estimate is sqrt(s(1-s)/128), 0.035 at 0.8). A pair of similarity s
+is compared with probability 1 - (1 - s^8)^16: 0.95 at 0.8, 0.99 at 0.85, 0.9999 at 0.9. A document
+of similarity 0.6 is dropped for a limit of 0.8 with a probability below 1e-5.
 
-The search is our own code, since the libraries' indexes keep every signature in memory. Here the
-signatures stay on the disk. Memory, by the sizes of the arrays, is about 90 bytes per document, and
-up to 200 more for each document that shares a band.
+The search is written here, since the indexes of the libraries keep every signature in memory; here
+the signatures stay on the disk. By the sizes of the arrays, the search takes about 90 bytes of
+memory per document, and up to 200 more for each document that shares a band with another.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def find_duplicates(
     percent = np.full(len(documents), EXACT, dtype=np.uint32)
     if similarity is not None:
         distinct = np.flatnonzero(kept_by == np.arange(len(documents)))
-        for document, kept, share in _Near(folder, shards, distinct, similarity).duplicates():
+        for document, kept, share in _NearDuplicates(
+            folder, shards, distinct, similarity
+        ).duplicates():
             kept_by[document] = kept
             percent[document] = round(100 * share)
         # An exact duplicate of a dropped document is a near duplicate of the kept document.
@@ -68,22 +70,22 @@ def find_duplicates(
 
 
 @dataclass(slots=True)
-class _Near:
-    """Near duplicates among the documents `which` (ascending numbers)."""
+class _NearDuplicates:
+    """Finds near duplicates among the documents with the numbers `which` (ascending)."""
 
     folder: Path
     shards: Sequence[MinHashShard]
     which: npt.NDArray[np.int64]
     similarity: float
 
-    def duplicates(self) -> Iterator[tuple[int, int, float]]:
-        """(document, the kept document it resembles, estimated similarity), in order."""
+    def found(self) -> Iterator[tuple[int, int, float]]:
+        """(document, kept document that it resembles, estimated similarity), in order."""
         signatures = _Signatures(self.folder, self.shards)
         members, before = self._bands(signatures)
         numbers = self.which[members]
         is_dropped = bytearray(len(members))
         for at in range(len(members)):
-            candidates = _kept_before(at, before, is_dropped)
+            candidates = _kept_candidates(at, before, is_dropped)
             if not candidates:
                 continue
             own = signatures.row(int(numbers[at]))
@@ -100,8 +102,9 @@ class _Near:
         """Members and predecessors, of shapes (M,) and (BANDS, M).
 
         Members are the documents that share a band with another, as indexes into `which`. A
-        predecessor is the index of the member before in that band, or -1.
+        predecessor is the index of the previous member with the same minima in a band, or -1.
         """
+        # Pair each document with the next document that has the same minima in a band.
         pairs: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         is_member = np.zeros(len(self.which), dtype=bool)
         for band in range(BANDS):
@@ -110,6 +113,7 @@ class _Near:
             same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
             pairs.append((order[same + 1], order[same]))
             is_member[pairs[-1][0]] = is_member[pairs[-1][1]] = True
+        # Write the pairs as predecessors, by the index of a member instead of its document.
         members = np.flatnonzero(is_member)
         rank = np.cumsum(is_member, dtype=np.int32) - np.int32(1)
         before = np.full((BANDS, len(members)), -1, dtype=np.int32)
@@ -118,17 +122,18 @@ class _Near:
         return members, before
 
 
-def _kept_before(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) -> list[int]:
-    """The kept members before `at` that share a band with it.
+def _kept_candidates(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) -> list[int]:
+    """The kept members before member `at` that share a band with it.
 
-    Removes dropped members from the chains, so that each dropped member is visited once.
+    `before` chains each member to its predecessor in a band. Dropped members are removed from the
+    chains, so that each dropped member is visited once.
     """
     found: set[int] = set()
     for chain in before:
         here = int(chain[at])
         compared = 0
         if here >= 0 and is_dropped[here]:
-            here = int(chain[here])  # its own chain was shortened when it was visited
+            here = int(chain[here])  # kept, or -1: this link was shortened in its own visit
             chain[at] = here
         while here >= 0 and compared < MAX_COMPARED:
             found.add(here)

@@ -158,7 +158,7 @@ class Cache:
         known = read_object(note)
         is_here = path.is_file() and path.stat().st_size == known.get("size")
         if is_here and note.stat().st_mtime >= since > 0:
-            return _used(path, url, known)
+            return _mark_used(path, url, known)
         # Ask the server for its version; without an answer, the local copy is used.
         try:
             file = _retrying(url, remote.look)
@@ -167,10 +167,10 @@ class Cache:
                 raise
             age = time.ctime(path.stat().st_mtime)
             warn(f"{shown(url)} cannot be reached; the file downloaded at {age} is used")
-            return _used(path, url, known)
+            return _mark_used(path, url, known)
         if is_here and file.version == known.get("version") and file.size in (None, known["size"]):
             os.utime(note)
-            return _used(path, url, known)
+            return _mark_used(path, url, known)
         # Download the file, and write the note last: a file without its note is downloaded again.
         if is_here:
             say(f"data: {shown(url)} has changed since it was downloaded")
@@ -183,7 +183,7 @@ class Cache:
             "sha256": sha256_file(path),
         }
         write_json(note, known)
-        return _used(path, url, known)
+        return _mark_used(path, url, known)
 
     def files_of(self, entry: str) -> list[str]:
         """The addresses that match an address with a `*` or a trailing `/`. Raises DataError."""
@@ -295,7 +295,7 @@ class Cache:
             )
 
 
-def _used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
+def _mark_used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
     """The file, marked as used now. Its mtime stays: a prepared store identifies the file by it."""
     modified = path.stat().st_mtime_ns
     with suppress(OSError):

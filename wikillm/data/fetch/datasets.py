@@ -35,7 +35,7 @@ _ADDRESS = re.compile(
     r"(?:@(?P<revision>[^:@]+))?(?::(?P<split>[\w.-]+))?"
 )
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
-_HOW = {
+_HOW_TO_DOWNLOAD = {
     "hf": "to use a mirror: export HF_ENDPOINT=https://hf-mirror.com; "
     "to use an account: export HF_TOKEN=...\n"
     "or on another machine: hf download {repo} --repo-type dataset --local-dir FOLDER, "
@@ -47,7 +47,7 @@ _HOW = {
 }
 
 
-class _Silent(Exception):
+class _SiteIsSilent(Exception):
     """The site did not answer, or gave no definite answer."""
 
     def __init__(self, error: BaseException | str) -> None:
@@ -66,7 +66,7 @@ class DatasetAddress:
     split: str
 
     def refused(self, what: str, got: str, fix: str | None = None) -> DataError:
-        fix = fix or _HOW[self.scheme].format(repo=self.repo)
+        fix = fix or _HOW_TO_DOWNLOAD[self.scheme].format(repo=self.repo)
         return DataError(what, got=f"{self.text}: {got}", fix=fix)
 
 
@@ -140,9 +140,9 @@ def _listing(
             return known, bool(value.get("is_silent"))
     try:
         if is_offline():
-            raise _Silent(f"downloads are switched off by one of {', '.join(OFFLINE)}")
+            raise _SiteIsSilent(f"downloads are switched off by one of {', '.join(OFFLINE)}")
         listing = ask(address)
-    except _Silent as error:
+    except _SiteIsSilent as error:
         if known is None:
             what = "The site of a data set cannot be reached."
             raise address.refused(what, str(error)) from None
@@ -164,9 +164,9 @@ def _hf_listing(address: DatasetAddress) -> Listing:
     try:
         info = HfApi().dataset_info(address.repo, revision=address.revision, timeout=LOOKUP_SECONDS)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise _unknown(address, error) from None
+        raise _no_such_data_set(address, error) from None
     except Exception as error:  # any error of the HTTP library
-        raise _Silent(error) from None
+        raise _SiteIsSilent(error) from None
     revision = str(info.sha)
     urls = _of_split(address, _hf_splits(address, revision))
     start = f"hf://datasets/{address.repo}@{revision}/"
@@ -187,7 +187,7 @@ def _hf_splits(address: DatasetAddress, revision: str) -> dict[str, list[str]]:
         fix += "or download its files yourself, and set data.path to their folder"
         raise address.refused(what, str(error), fix) from None
     except Exception as error:  # an HTTP error, a cut connection, no answer
-        raise _Silent(error) from None
+        raise _SiteIsSilent(error) from None
     return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 
 
@@ -218,9 +218,9 @@ def _modelscope_listing(address: DatasetAddress) -> Listing:
     try:
         files = site.list_repo_files(address.repo, "dataset", revision=revision)
     except (NotExistError, PermissionDeniedError) as error:
-        raise _unknown(address, error) from None
+        raise _no_such_data_set(address, error) from None
     except Exception as error:
-        raise _Silent(error) from None
+        raise _SiteIsSilent(error) from None
     digests = {file.path: file.sha256 or "" for file in files if not file.is_dir}
     paths = _of_split(address, splits_of(digests))
     return Listing(revision, tuple((path, digests[path]) for path in paths))
@@ -263,7 +263,7 @@ def _of_split(address: DatasetAddress, splits: dict[str, list[str]]) -> list[str
     raise address.refused(what, got, f"{base}:{suggestion}" if suggestion else None)
 
 
-def _unknown(address: DatasetAddress, error: BaseException) -> DataError:
+def _no_such_data_set(address: DatasetAddress, error: BaseException) -> DataError:
     what = "The data set does not exist, or you have no access to it."
     return address.refused(what, _first_line(error))
 

@@ -29,8 +29,9 @@ TYPICAL_RATIO = {"none": 1.0, "gz": 3.0, "bz2": 4.0, "xz": 4.5, "zst": 3.7}
 """Decompressed bytes per byte on disk, for estimates. Dumps and Chinese JSON: 2.8-4.5."""
 BOMB_BYTES = 1 << 28
 BOMB_RATIO = 200
-"""A file that exceeds both these bytes and this ratio is refused; text has a ratio below 20."""
-_XZ_MEMORY = 1 << 29  # `xz -9` needs 65 MiB; a header may ask for 4 GiB
+"""A file whose output exceeds both BOMB_BYTES and BOMB_RATIO times its input is refused; text
+expands less than 20 times."""
+_XZ_MEMORY = 1 << 29  # bytes; `xz -9` needs 65 MiB, a hostile header may demand 4 GiB
 _TEST_COMMANDS = {"gz": "gzip -t", "bz2": "bzip2 -t", "xz": "xz -t", "zst": "zstd -t"}
 
 
@@ -125,9 +126,9 @@ def streams(compression: str, file: BinaryIO) -> Iterator[bytes]:
     zlib checks the CRC and the length of gz.
     """
     unit = _decompressor(compression)
-    is_fresh = True  # nothing was fed to `unit` yet
+    is_fresh = True  # whether `unit` has not received any bytes
     while raw := file.read(PIECE_BYTES // 4):
-        has_more = False  # `unit` holds output that was not taken yet
+        has_more = False  # whether `unit` holds output that was not taken yet
         while raw or has_more:
             # Streams may have zero padding between and after them.
             if is_fresh and not (raw := raw.lstrip(b"\0")):

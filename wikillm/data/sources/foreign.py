@@ -32,7 +32,7 @@ _ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
 LONGEST_MARK = 64
 _CONTROLS = bytes({*range(0x1C)} - {0x01, *b"\t\n\v\f\r\x1b"})
 """Control characters that are rare in text; 0x01 and 0x1c to 0x1f may separate fields."""
-_FEW_CONTROLS = 8  # allowed number of control characters in a short text, such as a final Ctrl-Z
+_FEW_CONTROLS = 8  # number of control characters that a short text may have, as a final Ctrl-Z
 _HOW_TO_CONVERT = (
     "unpack or convert it, and name the result in data.path: JSON Lines, Parquet or plain text"
 )

@@ -24,7 +24,7 @@ _PYTHON_ARRAY = _PYTHON + "print(json.dumps(ast.literal_eval(sys.stdin.read())))
 _DIALOGUES = ("instruction", "input", "prompt", "question", "query", "context")
 _ANSWERS = ("output", "response", "completion", "answer", "chosen")
 
-_OF_A_LINE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+_LINE_MISTAKES: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     (
         "Each line of a file ends with a comma, which JSON Lines does not allow",
         lambda line: parse_json(line.removesuffix(",")),
@@ -58,12 +58,12 @@ def mistake_in(text: str, is_array: bool = False) -> tuple[str, str]:
     """
     if is_array:
         if _is_object(ast.literal_eval, text):
-            return _OF_A_LINE[-1][0], _PYTHON_ARRAY
+            return _LINE_MISTAKES[-1][0], _PYTHON_ARRAY
         return "None of the first records is a JSON object", ""
     # A mistake in each line: look at the first bad line.
     lines = (line.strip(" \t\r") for line in text.split("\n")[:10])
     bad_line = next((line for line in lines if line and not _is_object(parse_json, line)), "")
-    for what, parse, command in _OF_A_LINE:
+    for what, parse, command in _LINE_MISTAKES:
         if _is_object(parse, bad_line):
             return what, command
     # One object around all records; `_RECORDS` recognizes it even if `text` ends within it.
@@ -72,9 +72,9 @@ def mistake_in(text: str, is_array: bool = False) -> tuple[str, str]:
     except (ValueError, RecursionError):
         first = None
     if found := _RECORDS.match(text):
-        path = _path(*filter(None, found.groups()))
+        path = _jq_path(*filter(None, found.groups()))
     else:
-        path = _list_in(first) if isinstance(first, dict) else ""
+        path = _path_of_list(first) if isinstance(first, dict) else ""
     if path:
         return "A file is one JSON object around its records", f"jq -c {shlex.quote(path + '[]')}"
     if isinstance(first, dict):
@@ -91,7 +91,7 @@ def _is_object(parse: Callable[[str], Any], text: str) -> bool:
         return False
 
 
-def text_of(values: Sequence[Any], key: str, is_array: bool) -> str:
+def command_for_text(values: Sequence[Any], key: str, is_array: bool) -> str:
     """A command that writes records with a string under `key`; empty if none is known.
 
     `values` are the first records, none of which has a string under `key`.
@@ -105,29 +105,29 @@ def _filter_for(values: Sequence[Any], key: str) -> str:
     """The jq filter that makes records with a string under `key`; empty if none is known."""
     first = values[0]
     if isinstance(first, str):
-        return _text_in([first], key)
+        return _filter_for_text([first], key)
     if isinstance(first, list):
         return ".[]" if first else ""
     if not isinstance(first, dict):
         return ""
-    if len(values) == 1 and (records := _records_in(first, key)):
+    if len(values) == 1 and (records := _filter_for_records(first, key)):
         return records
-    return _text_in([value for value in values if isinstance(value, dict)], key)
+    return _filter_for_text([value for value in values if isinstance(value, dict)], key)
 
 
-def _records_in(record: dict[str, Any], key: str) -> str:
+def _filter_for_records(record: dict[str, Any], key: str) -> str:
     """The jq filter for the records in one object: columns, a list, or an object of objects."""
     column = record.get(key)
     if column and isinstance(column, list) and isinstance(column[0], str):
-        return f"{_path(key)}[] | {{{json.dumps(key)}: .}}"
-    if path := _list_in(record):
+        return f"{_jq_path(key)}[] | {{{json.dumps(key)}: .}}"
+    if path := _path_of_list(record):
         return f"{path}[]"
     if record and all(isinstance(value, dict) for value in record.values()):
         return ".[]"
     return ""
 
 
-def _list_in(record: dict[str, Any]) -> str:
+def _path_of_list(record: dict[str, Any]) -> str:
     """The jq path of a list of objects, at most two keys deep; empty if there is none."""
     inner = {
         (key, name): value
@@ -137,11 +137,11 @@ def _list_in(record: dict[str, Any]) -> str:
     }
     for keys, value in ({(key,): value for key, value in record.items()} | inner).items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            return _path(*keys)
+            return _jq_path(*keys)
     return ""
 
 
-def _text_in(objects: Sequence[Any], key: str) -> str:
+def _filter_for_text(objects: Sequence[Any], key: str) -> str:
     """The jq filter for the text of each record: turns of a chat, parts, or a nested string."""
     made = f"{{{json.dumps(key)}: %s}}"
     join = ' | map(strings) | join("\\n\\n")'
@@ -152,18 +152,18 @@ def _text_in(objects: Sequence[Any], key: str) -> str:
         if isinstance(value, list) and isinstance(value[0], dict):
             for part in ("content", "value", "text", "context"):
                 if isinstance(value[0].get(part), str):
-                    return made % f"([{_path(name)}[]{_path(part)}]{join})"
+                    return made % f"([{_jq_path(name)}[]{_jq_path(part)}]{join})"
         if isinstance(value, dict) and isinstance(value.get(key), str):
-            return made % _path(name, key)
+            return made % _jq_path(name, key)
     if isinstance(kept.get(key), list) and isinstance(kept[key][0], str):
-        return made % f"({_path(key)}{join})"
+        return made % f"({_jq_path(key)}{join})"
     parts = [name for name in (*_DIALOGUES, *_ANSWERS) if isinstance(kept.get(name), str)]
     if set(parts) & set(_DIALOGUES) and set(parts) & set(_ANSWERS):
-        return made % f"([{', '.join(map(_path, parts))}]{join})"
+        return made % f"([{', '.join(map(_jq_path, parts))}]{join})"
     return ""
 
 
-def _path(*keys: str) -> str:
+def _jq_path(*keys: str) -> str:
     """The jq path of nested keys."""
     path = ""
     for key in keys:

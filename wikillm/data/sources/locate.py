@@ -72,10 +72,10 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     or when nothing is found.
     """
     if not paths or tuple(paths) == WIKI_ZH_CANDIDATES:
-        return [_default(root or Path.cwd())]
+        return [_chinese_wikipedia(root or Path.cwd())]
     found: list[Path] = []
     for number in range(len(paths)):
-        found += _expand(paths, number)
+        found += _files_of_entry(paths, number)
     if not found:
         raise DataError(
             "No file matches data.path.",
@@ -87,11 +87,11 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     for path in found:
         unique.setdefault(os.path.realpath(path), path)
     for path in unique.values():
-        _refuse_special(path)
+        _refuse_unusable(path)
     return list(unique.values())
 
 
-def _default(root: Path) -> Path:
+def _chinese_wikipedia(root: Path) -> Path:
     """The file of Chinese Wikipedia that `WIKI_ZH_CANDIDATES` finds."""
     for pattern in WIKI_ZH_CANDIDATES:
         below = os.path.join(glob.escape(str(root)), pattern)  # an absolute pattern stays as it is
@@ -107,7 +107,7 @@ def _default(root: Path) -> Path:
     )
 
 
-def _expand(paths: Sequence[str], number: int) -> list[Path]:
+def _files_of_entry(paths: Sequence[str], number: int) -> list[Path]:
     """The files of entry `number` of data.path, which may be a part of a name with commas."""
     entry = paths[number]
     path = Path(os.path.expanduser(entry))
@@ -115,35 +115,35 @@ def _expand(paths: Sequence[str], number: int) -> list[Path]:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
-            raise _dangling(path, kind_of(path)) from None
+            raise _broken_link(path, kind_of(path)) from None
         if glob.has_magic(entry):
-            return _of_glob(path)
-        raise _missing(paths, number, path) from None
+            return _files_of_glob(path)
+        raise _missing_path(paths, number, path) from None
     except OSError as error:  # a symlink loop, a folder without permission, a name too long
         raise DataError(f"data.path cannot be read: {error.strerror}.", got=entry) from None
-    return _of_folder(path) if stat.S_ISDIR(mode) else [path]
+    return _files_of_folder(path) if stat.S_ISDIR(mode) else [path]
 
 
-def _of_glob(pattern: Path) -> list[Path]:
+def _files_of_glob(pattern: Path) -> list[Path]:
     """The files that match, and the files below the folders that match."""
     found: list[Path] = []
     for path in matches_of(pattern):
         kind = kind_of(path)
         if kind == "folder":
-            found += _of_folder(path, is_named=False)
+            found += _files_of_folder(path, is_named=False)
         elif is_broken(kind):
-            raise _dangling(path, kind)
+            raise _broken_link(path, kind)
         else:
             found.append(path)
     return found
 
 
-def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
+def _files_of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     """The files of a folder; `is_named` is False when a glob found it, so that it may be empty."""
     below = files_of(folder)
     for path, kind in below.others:
         if is_broken(kind) and is_named_like_a_corpus(path.name, text=True):
-            raise _dangling(path, kind)
+            raise _broken_link(path, kind)
     # Take the files named like a corpus, or else the text files.
     named = [path for path in below.files if is_named_like_a_corpus(path.name)]
     taken = [path for path in named if path.name not in _METADATA]
@@ -185,7 +185,7 @@ def _first_names(names: Sequence[Path | str]) -> str:
     return ", ".join(map(str, names[:5])) + more
 
 
-def _dangling(path: Path, kind: str) -> DataError:
+def _broken_link(path: Path, kind: str) -> DataError:
     return DataError(
         "A link of data.path leads nowhere.",
         got=f"{path} is {kind}",
@@ -193,7 +193,7 @@ def _dangling(path: Path, kind: str) -> DataError:
     )
 
 
-def _missing(paths: Sequence[str], number: int, path: Path) -> DataError:
+def _missing_path(paths: Sequence[str], number: int, path: Path) -> DataError:
     """The error for an entry that does not exist, with the path that was probably meant."""
     # Commas separate paths: a name with a comma arrives in parts.
     entry = paths[number]
@@ -223,7 +223,7 @@ def _missing(paths: Sequence[str], number: int, path: Path) -> DataError:
     )
 
 
-def _refuse_special(path: Path) -> None:
+def _refuse_unusable(path: Path) -> None:
     """Refuse a path that is no regular file, a name that is not UTF-8, an empty file."""
     kind = kind_of(path)
     if kind != "file":

@@ -1,8 +1,9 @@
-"""Read the text column of a Parquet file, in memory for one page and `BATCH_ROWS` rows.
+"""Read the text column of a Parquet file, with memory for one page and `BATCH_ROWS` rows.
 
-No other column is read. A row's offset is the number of UTF-8 bytes of the texts before it, plus
-one per text. So shards hold equal amounts of text, and a row is found again by adding up lengths:
-that decodes the column up to the row, but makes no Python objects. A null counts as an empty text.
+No other column is read. The offset of a row is the number of UTF-8 bytes of the texts before it,
+plus one per text, so that shards hold equal amounts of text. A row is found again by adding up
+lengths: the column is decoded up to the row, but no Python objects are made. A null counts as an
+empty text.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     encoding = _encoding(path, begin)
     if encoding == "utf-8":
         refuse_binary(path, begin)
-    text = _shown(begin, encoding)
+    text = _as_text(begin, encoding)
     if not text:
         what = "A file of data.path holds nothing but white space."
         raise DataError(what, got=str(path), fix="leave it out")
@@ -93,7 +93,7 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     return replace(source, format=format)
 
 
-def _shown(begin: bytes, encoding: str = "utf-8") -> str:
+def _as_text(begin: bytes, encoding: str = "utf-8") -> str:
     """The beginning of a file as text, for inspection only."""
     return begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
 

@@ -1,16 +1,16 @@
-"""Rows of a table (CSV, TSV) and their values, by RFC 4180 with care for lost quotes.
+"""Rows of a table (CSV, TSV) and their values, by RFC 4180, with a search for lost quotes.
 
 Items are as in `json_array`. A quote opens a quoted field only at the beginning of the field; line
 breaks up to the closing quote belong to the field.
 
-A quote without a partner would swallow the rows up to the next quote. It is recognised when its
-field
+A quote without a partner would swallow the rows up to the next quote. It is detected when its field
 - is closed by a quote in the middle of text, or not at all before the end of the file;
-- holds lines that nearly all are rows of this table. Then its line alone is a row, which does not
-  parse and is counted as bad. Any other field of more than `max_lines` lines or KiB is an error
-  that names the line: it may be a long text or a lost quote, and only the user can decide. The
-  decision depends on at most `max_lines` lines or KiB after the start of a row, never on how the
-  stream is cut into pieces.
+- holds lines of which nearly all are rows of this table.
+
+Then the line of the quote is a row by itself, which does not parse and is counted as bad. Any other
+field of more than `max_lines` lines or KiB is an error that names the line: it may be a long text
+or a lost quote, and only the user can decide. The decision depends on at most `max_lines` lines or
+KiB after the start of a row, never on the pieces of the stream.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from wikillm.data.types import Item
 DELIMITERS = (",", "\t", ";", "|", "\x01")
 _BLANK = (b"", b"\r")  # other white space may be a row: a tab separates two empty fields
 _QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
-_ROW_LIKE_SHARE = 0.9  # share of row-like lines from which on a field is taken to hold rows
-_JUDGED_LINES = 200
+_ROW_LIKE_SHARE = 0.9  # least share of row-like lines in a field that counts as rows
+_JUDGED_LINES = 200  # number of lines of a field that are looked at
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # data.max_document_bytes limits documents
 
 
@@ -147,6 +147,7 @@ class RowSplitter:
                 yield self._skipped(self._base + end)
                 self._at = end + 1
                 continue
+            # A line with a quote may be a part of a row, which has a quoted line break.
             if buffer.find(b'"', at, end) >= 0:
                 match = row.match(buffer, at)
                 found = buffer.find(b"\n", match.end()) if match else -1
@@ -175,6 +176,7 @@ class RowSplitter:
             and buffer.count(b"\n", at, found) <= self.max_lines
         ):
             return end if self._are_rows(buffer[end + 1 : found].split(b"\n")[:-1]) else found
+        # The row is longer than the bound, or has a lost quote: look up to the bound.
         stop = self._window(at)
         if stop is None:
             return end if self._is_end else None

@@ -15,7 +15,7 @@ from wikillm.core.units import format_size
 from wikillm.data.sources import parquet
 from wikillm.data.sources.decompress import BOM, file_and_line, head
 from wikillm.data.sources.fixes import converted, plain_format, setting
-from wikillm.data.sources.json_fixes import HOW_TO_WRITE_JSON, mistake_in, text_of
+from wikillm.data.sources.json_fixes import HOW_TO_WRITE_JSON, command_for_text, mistake_in
 from wikillm.data.sources.json_value import KINDS, parse_json
 from wikillm.data.sources.read import csv_header, items_of
 from wikillm.data.sources.tables import DELIMITERS, Columns, columns_of, parse_row
@@ -83,7 +83,7 @@ def _check_names(
     else:
         fix = "set data.text_key to the key that holds the text\n"
         fix += f"or convert the file: {HOW_TO_WRITE_JSON}"
-    listed = ", ".join(_short(name) for name in shown[:_MOST_SHOWN]) or "none"
+    listed = ", ".join(_shortened(name) for name in shown[:_MOST_SHOWN]) or "none"
     more = f", and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
     raise DataError(
         f"The records have no text under {key!r} (data.text_key).",
@@ -97,7 +97,7 @@ def _refuse_namesakes(source: SourceFile, names: Sequence[str]) -> None:
     if names.count(source.text_key) > 1:
         raise DataError(
             f"Several columns are named {source.text_key!r} (data.text_key).",
-            got=f"{source.path} has the columns {', '.join(map(_short, names))}",
+            got=f"{source.path} has the columns {', '.join(map(_shortened, names))}",
             fix="rename all but one of them",
         )
 
@@ -181,7 +181,11 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
     if objects:
         texts = [name for name, kind in kinds.items() if kind is str]
         shown = [f"{name} ({KINDS.get(kind, 'a string')})" for name, kind in kinds.items()]
-        command = text_of(values, source.text_key, is_array) if source.text_key not in texts else ""
+        command = (
+            command_for_text(values, source.text_key, is_array)
+            if source.text_key not in texts
+            else ""
+        )
         _check_names(source, texts, shown, command)
     elif not first and not longest:
         raise DataError("A file holds no records.", got=source.path, fix="leave it out")
@@ -190,7 +194,7 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
         what, command = mistake_in(text, is_array)
         if values:
             what = f"None of the first {PROBED_RECORDS} records is a JSON object"
-            command = text_of(values, source.text_key, is_array)
+            command = command_for_text(values, source.text_key, is_array)
         raise DataError(
             f"{what}.",
             got=f"{source.path} (read as {source.format}) starts with {text[:60]!r}",
@@ -204,6 +208,6 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
         )
 
 
-def _short(name: str) -> str:
+def _shortened(name: str) -> str:
     name = name.replace("\n", "\\n")
     return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."

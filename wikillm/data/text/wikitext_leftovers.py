@@ -122,11 +122,11 @@ def _without_quotes_in_line(line: str) -> str:
     fives = sum(length >= 5 for length in lengths)
     parts[1::2] = ["'" * (1 if length == 4 else max(0, length - 5)) for length in lengths]
     if threes and (lengths.count(2) + fives) % 2 and (len(threes) + fives) % 2:
-        parts[min(threes, key=lambda at: _rank(parts[at - 1] + parts[at]))] += "'"
+        parts[min(threes, key=lambda at: _priority(parts[at - 1] + parts[at]))] += "'"
     return "".join(parts)
 
 
-def _rank(before: str) -> int:
+def _priority(before: str) -> int:
     """0 after a word of one letter, 1 after a longer word, 2 after a space."""
     return 2 if before.endswith(" ") else int(before[-2:-1] != " ")
 

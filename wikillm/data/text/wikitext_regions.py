@@ -137,7 +137,7 @@ def set_apart(wikitext: str, regions: Regions) -> str:
         if end_tag is None:
             kept.append("" if name in _CUT_ALONE else tag[0])
             continue
-        region = _kept(name, tag[3], wikitext[at : end_tag.start()], regions)
+        region = _replacement(name, tag[3], wikitext[at : end_tag.start()], regions)
         # Apostrophes on both sides of a reference are not one mark.
         kept.append(region or (NOWIKI if text.endswith("'") else ""))
         at = end_tag.end()
@@ -169,7 +169,7 @@ def _end_of_text(
     return shown and _ENDS[name].search(wikitext, shown.end(), bound) or end
 
 
-def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
+def _replacement(name: str, attributes: str, content: str, regions: Regions) -> str:
     """The mark that replaces a region in the page; empty if the region is cut."""
     if name == "nowiki":
         return NOWIKI + regions.protect(_decoded(content)) if content else NOWIKI

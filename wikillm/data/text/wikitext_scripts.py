@@ -13,7 +13,7 @@ _RAISED = str.maketrans("0123456789+-−–=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹�
 _LOWERED = str.maketrans("0123456789+-−–=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₋₌₍₎")
 _ALL_RAISED = re.compile(r"[0-9+\-−–=()]+|n")
 _ALL_LOWERED = re.compile(r"[0-9+\-−–=()]+")
-_ENDINGS = frozenset(
+_ORDINAL_ENDINGS = frozenset(
     (
         *("st", "nd", "rd", "th", "er", "ère", "re", "ème", "eme", "nde", "de", "os", "as", "ma"),
         *("me", "mes", "mo", "ste", "ter", "le", "lle", "lles", "to", "ts", "tm", "sm"),
@@ -35,7 +35,7 @@ def superscript(text: str, before: str) -> str:
         return ""
     if _ALL_RAISED.fullmatch(shown):
         return shown.translate(_RAISED)
-    if shown.casefold().rstrip(".") in _ENDINGS:
+    if shown.casefold().rstrip(".") in _ORDINAL_ENDINGS:
         return shown
     return _marked("^", text, shown, before, _ONE_SIGN)
 
