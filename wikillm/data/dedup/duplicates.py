@@ -50,9 +50,8 @@ def find_duplicates(
     percent = np.full(len(documents), EXACT, dtype=np.uint32)
     if similarity is not None:
         distinct = np.flatnonzero(kept_by == np.arange(len(documents)))
-        for document, kept, share in _NearDuplicates(
-            folder, shards, distinct, similarity
-        ).duplicates():
+        near = _NearDuplicates(folder, shards, distinct, similarity)
+        for document, kept, share in near.found():
             kept_by[document] = kept
             percent[document] = round(100 * share)
         # An exact duplicate of a dropped document is a near duplicate of the kept document.

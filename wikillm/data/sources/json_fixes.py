@@ -94,7 +94,7 @@ def _is_object(parse: Callable[[str], Any], text: str) -> bool:
 def command_for_text(values: Sequence[Any], key: str, is_array: bool) -> str:
     """A command that writes records with a string under `key`; empty if none is known.
 
-    `values` are the first records, none of which has a string under `key`.
+    `values` are the first records. The command is of use only if none has a string under `key`.
     """
     each = ".[] | " if is_array else ""
     jq_filter = _filter_for(values, key)

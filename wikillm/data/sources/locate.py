@@ -64,15 +64,14 @@ def is_named_like_a_corpus(name: str, text: bool = False) -> bool:
     return bool(_CORPUS_NAME.search(name) or (text and _TEXT_NAME.search(name)))
 
 
-def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
+def locate(paths: Sequence[str]) -> list[Path]:
     """The files of `data.path` in the order given; the files of a folder or glob are sorted.
 
-    An empty `paths`, or `WIKI_ZH_CANDIDATES` itself, searches for Chinese Wikipedia below `root`,
-    by default the working directory. Raises DataError when a path is missing or is no regular file,
-    or when nothing is found.
+    An empty `paths`, or `WIKI_ZH_CANDIDATES` itself, searches for Chinese Wikipedia. Raises
+    DataError when a path is missing or is no regular file, or when nothing is found.
     """
     if not paths or tuple(paths) == WIKI_ZH_CANDIDATES:
-        return [_chinese_wikipedia(root or Path.cwd())]
+        return [_chinese_wikipedia()]
     found: list[Path] = []
     for number in range(len(paths)):
         found += _files_of_entry(paths, number)
@@ -91,15 +90,12 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     return list(unique.values())
 
 
-def _chinese_wikipedia(root: Path) -> Path:
+def _chinese_wikipedia() -> Path:
     """The file of Chinese Wikipedia that `WIKI_ZH_CANDIDATES` finds."""
     for pattern in WIKI_ZH_CANDIDATES:
-        below = os.path.join(glob.escape(str(root)), pattern)  # an absolute pattern stays as it is
-        matches = sorted(path for match in glob.glob(below) if (path := Path(match)).is_file())
+        matches = sorted(path for path in map(Path, glob.glob(pattern)) if path.is_file())
         if matches:
-            path = matches[-1]
-            is_short = root == Path.cwd() and path.is_relative_to(root)
-            return path.relative_to(root) if is_short else path
+            return matches[-1]
     raise DataError(
         "No data: data.path names no file, and no Chinese Wikipedia was found.",
         got="looked for " + ", ".join(WIKI_ZH_CANDIDATES),

@@ -60,13 +60,12 @@ class RawShard:
 
 def estimated_bytes(sources: Sequence[SourceFile]) -> int:
     """Decompressed size of all sources; exact for plain files, else by a typical ratio."""
-    return sum(int(source.size * _ratio(source)) for source in sources)
-
-
-def _ratio(source: SourceFile) -> float:
-    if source.format == "parquet":
-        return parquet.TYPICAL_RATIO
-    return TYPICAL_RATIO[source.compression]
+    total = 0
+    for source in sources:
+        is_parquet = source.format == "parquet"
+        ratio = parquet.TYPICAL_RATIO if is_parquet else TYPICAL_RATIO[source.compression]
+        total += int(source.size * ratio)
+    return total
 
 
 def shard_range(estimate: int) -> int:

@@ -181,11 +181,7 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
     if objects:
         texts = [name for name, kind in kinds.items() if kind is str]
         shown = [f"{name} ({KINDS.get(kind, 'a string')})" for name, kind in kinds.items()]
-        command = (
-            command_for_text(values, source.text_key, is_array)
-            if source.text_key not in texts
-            else ""
-        )
+        command = command_for_text(values, source.text_key, is_array)
         _check_names(source, texts, shown, command)
     elif not first and not longest:
         raise DataError("A file holds no records.", got=source.path, fix="leave it out")

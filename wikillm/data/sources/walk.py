@@ -109,15 +109,15 @@ def matches_of(pattern: Path) -> list[Path]:
     """
     parts = pattern.parts
     fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in _WILDCARDS))
-    found: dict[Path, None] = {}
+    found: set[Path] = set()
     _match(Path(*parts[:fixed]), parts[fixed:], found)
     return sorted(found)
 
 
-def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
+def _match(base: Path, parts: tuple[str, ...], found: set[Path]) -> None:
     """Add the paths below `base` that match the remaining `parts` of a glob to `found`."""
     if not parts:
-        found[base] = None
+        found.add(base)
         return
     part, *others = parts
     rest = tuple(others)
@@ -126,7 +126,7 @@ def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
         _walk(base, below)
         paths = [*below.files, *(path for path, _ in below.others)]
         if not rest:
-            found.update(dict.fromkeys(paths))
+            found.update(paths)
             return
         # Match the rest in each folder that holds anything.
         folders = {base}

@@ -228,15 +228,16 @@ def test_the_preset_and_the_search_have_the_same_places():
 
 
 @pytest.mark.parametrize("paths", [[], WIKI_ZH_CANDIDATES])
-def test_without_a_path_the_newest_chinese_wikipedia_is_found(tmp_path, paths):
+def test_without_a_path_the_newest_chinese_wikipedia_is_found(tmp_path, monkeypatch, paths):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no Chinese Wikipedia") as caught:
-        locate(paths, root=tmp_path)
+        locate(paths)
     assert "data.path=FILE" in caught.value.fix
     (tmp_path / "WIKI_CN").mkdir()
     for name in ("wikipedia-zh-cn-20230101.json", "wikipedia-zh-cn-20240820.json"):
         (tmp_path / "WIKI_CN" / name).write_text("x")
     (tmp_path / "WIKI_CN" / "zhwiki-20240101.xml.bz2").write_text("x")
-    (found,) = locate(paths, root=tmp_path)
+    (found,) = locate(paths)
     assert found.name == "wikipedia-zh-cn-20240820.json"
 
 
