@@ -10,12 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from wikillm.data.text.wikitext_names import (
-    CONVERTED_LANGUAGES,
-    DROPPED_PREFIXES,
-    MORE_DROPPED_PREFIXES,
-    OTHER_PREFIXES,
-)
+from wikillm.data.text import wikitext_names
 from wikillm.data.types import WikiSite
 
 _ARTICLES = 0
@@ -52,10 +47,12 @@ def site_names(site: WikiSite) -> SiteNames:
             others |= {name} if name in _WITHOUT_TALK else {name, f"{name} talk"}
     language = site.language.partition("-")[0].casefold()
     is_unknown = not local and not language
-    dropped = DROPPED_PREFIXES | (MORE_DROPPED_PREFIXES if is_unknown else frozenset())
+    dropped = wikitext_names.DROPPED_PREFIXES
+    if is_unknown:
+        dropped |= wikitext_names.MORE_DROPPED_PREFIXES
     return SiteNames(
         hidden=dropped | {name for key, name in local if key in _HIDDEN_NAMESPACES},
-        others=frozenset({*others, "talk", *dropped, *OTHER_PREFIXES}),
-        converts=not language or language in CONVERTED_LANGUAGES,
+        others=frozenset({*others, "talk", *dropped, *wikitext_names.OTHER_PREFIXES}),
+        converts=not language or language in wikitext_names.CONVERTED_LANGUAGES,
         is_french=language == "fr",
     )

@@ -17,30 +17,14 @@ from itertools import islice, takewhile
 from urllib.parse import unquote
 
 import mwparserfromhell
-from mwparserfromhell.nodes import (
-    Argument,
-    ExternalLink,
-    Heading,
-    HTMLEntity,
-    Tag,
-    Template,
-    Text,
-    Wikilink,
-)
+from mwparserfromhell import nodes
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
+from wikillm.data.text import wikitext_names
 from wikillm.data.text.language_variants import resolve_variants, without_unpaired
 from wikillm.data.text.namespaces import SiteNames, prefix_of, site_names
 from wikillm.data.text.wikitext_leftovers import remove_leftovers, without_switches
-from wikillm.data.text.wikitext_names import (
-    AMBIGUOUS_SECTIONS,
-    INTERLANGUAGE_PREFIXES,
-    LITERALS,
-    PAGE_NAMES,
-    PROJECT_PREFIXES,
-    TAIL_SECTIONS,
-)
 from wikillm.data.text.wikitext_regions import (
     ENTITY,
     NOWIKI,
@@ -146,20 +130,20 @@ class _Article:
 
     def walk(self, code: Wikicode) -> None:
         for at, node in enumerate(code.nodes):
-            if isinstance(node, Heading):
+            if isinstance(node, nodes.Heading):
                 self._heading(node, islice(code.nodes, at + 1, None))
             elif self._skipped_level is None:
                 self._renderer.add(node, self._sections[-1].parts, "\n")
 
-    def _heading(self, node: Heading, rest: Iterable[object]) -> None:
+    def _heading(self, node: nodes.Heading, rest: Iterable[object]) -> None:
         """Begin a section, or drop it if it is a list of links or sources; `rest` follows it."""
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
         title = self._plain(self._renderer.text(node.title)).replace("\n", " ")
         name = title.casefold().rstrip(":：")
-        is_tail = name in TAIL_SECTIONS
-        if is_tail and name in AMBIGUOUS_SECTIONS:
-            section = takewhile(lambda node: not isinstance(node, Heading), rest)
+        is_tail = name in wikitext_names.TAIL_SECTIONS
+        if is_tail and name in wikitext_names.AMBIGUOUS_SECTIONS:
+            section = takewhile(lambda node: not isinstance(node, nodes.Heading), rest)
             is_tail = _PROSE.search("".join(map(str, section))) is None
         self._skipped_level = node.level if is_tail else None
         if self._skipped_level is None:
@@ -207,16 +191,16 @@ class _Renderer:
             parts.append(shown)
 
     def _shown(self, node: object, before: str) -> str:
-        if isinstance(node, Text):
+        if isinstance(node, nodes.Text):
             text = str(node.value)
             return ENTITY.sub(lambda found: self._entity(found[0]), text) if "&" in text else text
-        if isinstance(node, Wikilink):
+        if isinstance(node, nodes.Wikilink):
             return self._wikilink(node)
-        if isinstance(node, Tag):
+        if isinstance(node, nodes.Tag):
             return self._tag(node, before)
-        if isinstance(node, Template):
+        if isinstance(node, nodes.Template):
             return self._template(node, before)
-        if isinstance(node, ExternalLink):
+        if isinstance(node, nodes.ExternalLink):
             if node.brackets:
                 return self.text(node.title)
             url = str(node.url)
@@ -224,11 +208,11 @@ class _Renderer:
                 return self.text(node.url)
             rest = _URL.sub("", url)
             return self.text(_parsed(rest)) if rest else ""
-        if isinstance(node, HTMLEntity):
+        if isinstance(node, nodes.HTMLEntity):
             return self._entity(str(node))
-        if isinstance(node, Heading):  # inside a tag; _Article handles the others
+        if isinstance(node, nodes.Heading):  # inside a tag; _Article handles the others
             return f"\n{self.text(node.title).strip()}\n"
-        if isinstance(node, Argument):
+        if isinstance(node, nodes.Argument):
             return self.text(node.default)
         return ""  # comments
 
@@ -236,7 +220,7 @@ class _Renderer:
         character = character_of(entity)
         return self._regions.protect(character) if character in _MARKUP else character
 
-    def _wikilink(self, node: Wikilink) -> str:
+    def _wikilink(self, node: nodes.Wikilink) -> str:
         target = unquote(str(node.title).strip())
         if is_marked(target):  # with <nowiki> in the target, the link is shown literally
             parts = [self.text(part) for part in (node.title, node.text) if part is not None]
@@ -250,7 +234,7 @@ class _Renderer:
             return self.text(node.text)
         if prefix in self._names.others:
             return self.text(node.title).strip()
-        if prefix in INTERLANGUAGE_PREFIXES:
+        if prefix in wikitext_names.INTERLANGUAGE_PREFIXES:
             return ""
         title = self.text(node.title).strip().lstrip(":")
         if "%" in title:
@@ -259,7 +243,7 @@ class _Renderer:
                 title = decoded
         if "''" in title:
             return self._regions.protect(self._regions.restore(title))
-        if prefix not in PROJECT_PREFIXES:
+        if prefix not in wikitext_names.PROJECT_PREFIXES:
             return title
         title = title.partition(":")[2].strip()
         return "" if prefix_of(title) in self._names.hidden else title
@@ -267,7 +251,7 @@ class _Renderer:
     def _as_written(self, start: str, parts: list[str], end: str) -> str:
         return self._regions.protect(start) + "|".join(parts) + self._regions.protect(end)
 
-    def _tag(self, node: Tag, before: str) -> str:
+    def _tag(self, node: nodes.Tag, before: str) -> str:
         name = str(node.tag).strip().casefold()
         if node.wiki_markup in ("*", "#"):
             return "- " if before.endswith("\n") else ""
@@ -293,7 +277,7 @@ class _Renderer:
             return f"\n{'- ' if name == 'li' else ''}{inside.strip()}\n"
         return inside
 
-    def _template(self, node: Template, before: str) -> str:
+    def _template(self, node: nodes.Template, before: str) -> str:
         name = str(node.name).strip()
         function, colon, _ = name.partition(":")
         if is_marked(function):
@@ -308,7 +292,7 @@ class _Renderer:
         name = name.casefold().replace("_", " ")
         for prefix in ("template:", "模板:", "樣板:"):
             name = name.removeprefix(prefix).lstrip()
-        if name in PAGE_NAMES:
+        if name in wikitext_names.PAGE_NAMES:
             return self._title
         if colon and is_function(function):
             first = self.text(node.name).partition(":")[2].strip()
@@ -318,5 +302,5 @@ class _Renderer:
             return text_of_function(function, first, [other.strip() for other in others])
         shown = text_of_template(name, values, argument, before)
         # {{'}} and {{!}} show a character that would otherwise be markup.
-        is_literal = name in LITERALS and not _MARKUP.isdisjoint(shown)
+        is_literal = name in wikitext_names.LITERALS and not _MARKUP.isdisjoint(shown)
         return self._regions.protect(shown) if is_literal else shown

@@ -9,14 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from wikillm.data.text.wikitext_names import (
-    AROUND,
-    FIRST_ARGUMENT,
-    LITERALS,
-    PRINTED_UNITS,
-    QUOTES,
-    RANGE_WORDS,
-)
+from wikillm.data.text import wikitext_names
 from wikillm.data.text.wikitext_scripts import subscript, superscript
 
 _LAST_ARGUMENT = frozenset(
@@ -83,15 +76,17 @@ def text_of_template(
         name: in lower case, with spaces for underscores.
         before: the text in front of the template.
     """
-    if name in LITERALS and not values:
-        return LITERALS[name]
-    if name in QUOTES:
+    if name in wikitext_names.LITERALS and not values:
+        return wikitext_names.LITERALS[name]
+    if name in wikitext_names.QUOTES:
         at = -1 if name == "columns-list" else 0  # a columns-list may begin with their number
         quoted = values[at] if values else named("text") or named("quote") or named("1")
         return f"\n{quoted.strip()}\n"
     if name == "su":  # {{su|b=2|p=8}} shows 8 above 2
         return subscript(named("b"), before) + superscript(named("p"), before)
-    if not values and (name in FIRST_ARGUMENT or name in _NUMBERS):  # {{nowrap|1=a = b}}
+    if not values and (
+        name in wikitext_names.FIRST_ARGUMENT or name in _NUMBERS
+    ):  # {{nowrap|1=a = b}}
         values = [value for value in (named("1"), named("2")) if value]
     if not values:
         return ""
@@ -150,7 +145,7 @@ def _quantity(values: Sequence[str], named: Callable[[str], str]) -> str:
 
 def _inline(name: str, values: Sequence[str]) -> str:
     """The text of templates that show some of their unnamed arguments."""
-    if name in FIRST_ARGUMENT or (name.startswith("lang-") and len(name) <= 12):
+    if name in wikitext_names.FIRST_ARGUMENT or (name.startswith("lang-") and len(name) <= 12):
         return values[0]
     if name in _LAST_ARGUMENT:
         return values[-1] if len(values) < 4 else values[1]
@@ -158,8 +153,8 @@ def _inline(name: str, values: Sequence[str]) -> str:
         return next((value for value in (*values[3:4], *values[2:3], *values[1:2]) if value), "")
     if name in ("convert", "cvt"):
         return _measure(values)
-    if name in AROUND:
-        return AROUND[name].format(values[0])
+    if name in wikitext_names.AROUND:
+        return wikitext_names.AROUND[name].format(values[0])
     if name in ("sqrt", "radic"):
         plain = values[0].strip("'")
         return f"√{plain}" if plain.isalnum() else f"√({values[0]})"
@@ -172,8 +167,8 @@ def _measure(values: Sequence[str]) -> str:
     """{{convert|5|km2|sqmi}}: the quantity as given, with its unit as printed (5 km²)."""
     shown = values[0]
     rest = list(values[1:])
-    while len(rest) >= 2 and rest[0] in RANGE_WORDS:  # 5|to|10|km, 2|x|3|x|4|m
-        shown += f"{RANGE_WORDS[rest[0]]}{rest[1]}"
+    while len(rest) >= 2 and rest[0] in wikitext_names.RANGE_WORDS:  # 5|to|10|km, 2|x|3|x|4|m
+        shown += f"{wikitext_names.RANGE_WORDS[rest[0]]}{rest[1]}"
         rest = rest[2:]
     if not rest:
         return shown
@@ -199,8 +194,8 @@ def _printed(code: str) -> str:
     unit, slash, per = code.partition("/")
     if slash:
         return f"{_printed(unit)}/{_printed(per)}"
-    if code in PRINTED_UNITS:
-        return PRINTED_UNITS[code]
+    if code in wikitext_names.PRINTED_UNITS:
+        return wikitext_names.PRINTED_UNITS[code]
     if found := _SQUARE_OR_CUBIC.fullmatch(code):
         return f"{found[1]} {found[2]}"
     if found := _POWER.fullmatch(code):
