@@ -24,7 +24,7 @@ from wikillm.core.files import write_atomic, write_json
 from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.filters.documents import CleanJob, content_hash
 from wikillm.data.funnel import Funnel, Tally
-from wikillm.data.sources.read import Cursor, RawShard
+from wikillm.data.sources.read import RawShard, ShardRange
 from wikillm.data.workers.progress import Report, Work
 
 DOCUMENT = np.dtype(
@@ -60,12 +60,9 @@ def _rensa() -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class MinHashShard:
-    """The shard between two cursors; `documents` counts the documents that were kept and hashed."""
+class MinHashShard(ShardRange):
+    """The result for a shard; `documents` counts the documents that were kept and hashed."""
 
-    number: int
-    start: Cursor
-    end: Cursor
     documents: int
     text_bytes: int
     funnel: Funnel

@@ -49,12 +49,18 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class RawShard:
-    """The records of one shard, between the cursors `start` and `end`."""
+class ShardRange:
+    """The number of a shard, and where its first record starts and its last record ends."""
 
     number: int
     start: Cursor
     end: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class RawShard(ShardRange):
+    """The records of one shard."""
+
     batches: list[RecordBatch]
 
 

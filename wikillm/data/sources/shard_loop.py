@@ -8,25 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from wikillm.data.sources.read import Cursor, RawShard
+from wikillm.data.sources.read import Cursor, RawShard, ShardRange
 from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress
 
-
-class ShardResult(Protocol):
-    """The result of a job for one shard, with the shard's number and place in the sources."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def start(self) -> Cursor: ...
-    @property
-    def end(self) -> Cursor: ...
-
-
-R = TypeVar("R", bound=ShardResult)
+R = TypeVar("R", bound=ShardRange)
+"""The result of a job for one shard."""
 
 
 def run_shards(

@@ -20,7 +20,7 @@ import orjson
 from wikillm.core.errors import DataError
 from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.fixes import set_aside
-from wikillm.data.sources.read import Cursor
+from wikillm.data.sources.read import ShardRange
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -88,18 +88,14 @@ class ShardSplit(SplitInfo):
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInfo:
+class ShardInfo(ShardRange):
     """The record of a shard.
 
     Attributes:
-        start, end: position of its records in the sources.
         is_cut: whether data.max_text_bytes ended the shard.
         backend: library that encoded it, with version.
     """
 
-    number: int
-    start: Cursor
-    end: Cursor
     is_cut: bool
     funnel: Funnel
     splits: dict[str, ShardSplit]
