@@ -53,14 +53,14 @@ def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, An
     for name, parameter in names.items():
         parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # read by DeepSpeed
     # AdamW's groups come first: the logged learning rate is the first group's.
-    adam = {
+    adam: dict[str, Any] = {
         "lr": train.learning_rate,
         "betas": (train.adam_beta1, train.adam_beta2),
         "eps": train.adam_epsilon,
         "weight_decay": 0.0,
         "use_muon": False,
     }
-    muon = {
+    muon: dict[str, Any] = {
         "lr": train.muon_learning_rate,
         "momentum": train.muon_momentum,
         "weight_decay": train.weight_decay,
