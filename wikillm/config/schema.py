@@ -76,7 +76,8 @@ class ModelSection(Section):
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
     final_norm_init: float = Field(default=1.0, gt=0)
-    """Initial weight of the norm before the output head: it scales the first logits."""
+    """Initial weight of the norm before the output head, which scales the first logits; without
+    effect on weights that are loaded."""
     vocab_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows of the embedding; auto is 151936 for Qwen2's tokenizer and otherwise the tokenizer's
     length rounded up to a multiple of 128."""

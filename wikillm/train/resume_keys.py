@@ -84,10 +84,11 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             model.tie_word_embeddings model.rope_theta model.rms_norm_eps model.vocab_size
         """),
         # The weights of step 0.
-        *_keys("model.initializer_range model.final_norm_init model.init_from"),
+        *_keys("model.initializer_range model.init_from"),
     ),
     IRRELEVANT: _keys("""
         run.name run.dir data.preset data.licence model.preset model.depth model.size
+        model.final_norm_init
         data.backend data.store data.cache
         data.cache_bytes data.workers data.verify data.streaming data.stall_seconds
         data.min_val_tokens data.max_bad_fraction train.dataloader_num_workers

@@ -17,7 +17,7 @@ from transformers.models.auto import tokenization_auto
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_json
 from wikillm.data.tokenizer.chat_template import read_chat_template
-from wikillm.data.tokenizer.encoders import choose_backend
+from wikillm.data.tokenizer.encoders import choose_encoder
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer, prompt_tokenizer
 from wikillm.export import plain_transformers
 from wikillm.export.check_before_training import predict_export
@@ -136,7 +136,7 @@ def test_a_literal_end_of_text_ends_no_document_whatever_its_flags(stores: dict[
     tokenizer = load_tokenizer(stores["marked"])
     assert tokenizer.eos_id not in tokenizer.encode("a<end>b")
     assert tokenizer.decode(tokenizer.encode("a<end>b")) == "a<end>b"
-    assert choose_backend("auto", stores["marked"].parent).startswith("tokenizers "), (
+    assert choose_encoder("auto", stores["marked"].parent).startswith("tokenizers "), (
         "fastokens ends the document there"
     )
 

@@ -64,7 +64,8 @@ def test_fresh_weights(architecture: str, args: TrainingArguments) -> None:
         if name.endswith("bias"):
             assert not parameter.any()
         elif "norm" in name:
-            assert torch.equal(parameter, torch.ones_like(parameter))
+            value = 0.25 if name == "model.norm.weight" else 1.0
+            assert torch.equal(parameter, torch.full_like(parameter, value))
         else:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1)
             assert abs(parameter.mean().item()) < 0.002

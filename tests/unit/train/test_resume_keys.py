@@ -49,7 +49,6 @@ MODEL = {
     "model.rope_theta": 1e4,
     "model.rms_norm_eps": 1e-5,
     "model.initializer_range": 0.01,
-    "model.final_norm_init": 0.5,
 }
 FIRST_WEIGHTS = {"model.init_from": "folder"}
 STORE = {
