@@ -37,8 +37,7 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value and its line number (from 1). A mapping has the value None, and each of its keys has
-    an entry of its own."""
+    """A value and its line number (from 1). A mapping has the value None; its keys have entries."""
 
     value: Any
     line: int

@@ -21,7 +21,7 @@ LAUNCHING = """
 
 
 def test_a_killed_launch_closes_its_connections() -> None:
-    """The process stands for ssh. Its end closes the terminal on the node, and the ranks save."""
+    """In place of ssh: when ssh ends, the terminal on the node closes, and the ranks save."""
     launch = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(LAUNCHING)], stdout=subprocess.PIPE, text=True
     )

@@ -250,7 +250,7 @@ class Cache:
         fsync_path(part)
         rename_durably(part, path)
         mark.unlink(missing_ok=True)
-        if file.size is None:  # the server did not tell how much room the file needs
+        if file.size is None:  # the server did not give the size of the file
             self.make_room(0, shown(file.url), {*keep, path})
         seconds = max(1e-3, time.monotonic() - start)
         say(f"data: downloaded {format_size(path.stat().st_size)} in {format_seconds(seconds)}")
