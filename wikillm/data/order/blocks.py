@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,12 @@ class _Ring:
 
     def phase(self, seed: int) -> int:
         return keyed_hash(seed, self.key[0], "phase", *self.key[1:]) % self.targets
+
+
+@lru_cache(maxsize=64)
+def _index_of_last(ring: _Ring, seed: int, length: int) -> int:
+    """The index in its ring of the sample that reads the ring's last block."""
+    return ring.permutation(seed, length).inverse(ring.blocks(length) - 1)
 
 
 class WindowedOrder:
@@ -208,9 +215,7 @@ class SampleOrder(WindowedOrder):
         # Only the last block may hold fewer than T targets; the inverse permutation says when
         # that block is read.
         blocks = ring.blocks(length)
-        last = blocks - 1
-        if self.shuffle:
-            last = ring.permutation(self.seed, length).inverse(last)
+        last = _index_of_last(ring, self.seed, length) if self.shuffle else blocks - 1
         short = blocks * length - ring.targets
         return ring.before + index * length - (short if last < index else 0)
 

@@ -78,15 +78,15 @@ class TimeLimitCallback(TrainerCallback):
         return f"train.max_hours={self.hours:g}" if self._elapsed() + needed >= limit else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._is_due = False
-        self._began = self._elapsed()
+        if self.hours is not None:
+            self._is_due = False
+            self._began = self._elapsed()
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        now = self._elapsed()
         if self._began is not None:
-            self._steps.append(now - self._began)
+            self._steps.append(self._elapsed() - self._began)
         self._is_due = control.should_save
 
 
