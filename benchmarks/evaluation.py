@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ from benchmarks.record import (
     interleaved,
     paired_ratio,
     peak_bytes,
+    report,
     run_in_fresh_process,
 )
 from wikillm.evals.loss import held_out_loss
@@ -47,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--only", choices=WAYS, help="run one of them, for its peak of memory")
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
     return parser.parse_args()
 
 
@@ -93,7 +96,7 @@ def ways_of(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 def main() -> None:
     args = arguments()
-    words = [f"--{name}={getattr(args, name)}" for name in vars(args) if name != "only"]
+    words = [f"--{name}={value}" for name, value in vars(args).items() if isinstance(value, int)]
     # First, while this process is small: a child's peak begins at its parent's size.
     peaks = {
         name: run_in_fresh_process([*words, "--only", name])["peak"]
@@ -108,16 +111,28 @@ def main() -> None:
         losses = {name: run() for name, run in ways.items()}
         assert abs(losses["stock"] - losses["wikillm"]) < 1e-4 * losses["stock"], losses
         times = interleaved(ways, args.repeats, synchronize)
-    found = {
-        "circumstances": circumstances(),
-        "losses": losses,
-        "stock / wikillm": {
-            kind: paired_ratio(times["stock"][kind], times["wikillm"][kind])
-            for kind in ("wall", "cpu")
-        },
-        "peak_bytes": peaks,
+    ratios = {
+        kind: paired_ratio(times["stock"][kind], times["wikillm"][kind]) for kind in ("wall", "cpu")
     }
-    print(json.dumps(found, indent=1))
+    facts = {
+        "circumstances": circumstances(), "losses": losses, "seconds": times,
+        "stock / wikillm": ratios, "peak_bytes": peaks,
+    }  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{statistics.median(times[name]['wall']):.2f}",
+            "1"
+            if name == "stock"
+            else "{median:.2f} ({least:.2f}-{most:.2f})".format(**ratios["wall"]),
+            f"{statistics.median(times[name]['cpu']):.2f}",
+            f"{peaks[name] / 1e9:.2f}",
+            f"{losses[name]:.6f}",
+        ]
+        for name in WAYS
+    ]
+    header = ("way", "s", "x stock (range)", "CPU s", "peak GB", "loss")
+    report(f"Evaluation, medians of {args.repeats}", facts, header, rows, args.out)
 
 
 def device_name() -> str:
