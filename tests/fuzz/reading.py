@@ -20,9 +20,9 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.prepare.quarantine import HEAD_BYTES, quarantined
 from wikillm.data.sources import decompress
+from wikillm.data.sources.check_source import check_source
 from wikillm.data.sources.read import ShardReader, csv_header, items_of
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.types import CleanedDocuments, DroppedItem, SourceFile
 
 LIMIT = 1 << 20
@@ -62,7 +62,7 @@ def read(
 
 def _read(path: Path, content: bytes, wanted: str, range_bytes: int) -> Read:
     source = sniff(path, wanted)
-    check_text_key(source, LIMIT)
+    check_source(source, LIMIT)
     items = list(items_of(source, 0, LIMIT))
     if source.format not in ("parquet", "mediawiki") and source.encoding == "utf-8":
         found = [(offset, size) for offset, _, size in items]

@@ -26,7 +26,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from wikillm.checkpoints.manifest import seal_files
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
-from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
+from wikillm.core.files import STAGING_SUFFIX, files_below, write_atomic, write_json
 from wikillm.data.tokenizer.chat_template import check_chat_template
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.export.card import ExportFacts, card_files
@@ -34,7 +34,7 @@ from wikillm.export.compare import refuse_other_tokenizer
 from wikillm.export.facts import trained_tokenizer
 from wikillm.export.probe_texts import probe_ids, probe_texts
 from wikillm.export.prove import Proof, prove_folder
-from wikillm.export.target_folder import MARK, check_target
+from wikillm.export.target_folder import MARK, check_target, replace_target
 from wikillm.export.tokenizer_files import model_type_for, tokenizer_files
 from wikillm.export.weights import (
     Weights,
@@ -124,7 +124,7 @@ def export_model(
         if logits is not None:
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
         size = _seal(staging, facts, trained)
-        _move_into_place(staging, target)
+        replace_target(target, staging)
     architecture = str((config.architectures or [""])[0])
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
@@ -263,18 +263,3 @@ def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]
         max_new_tokens=max(1, config.max_position_embeddings // 2),
     )
     generation.save_pretrained(folder)
-
-
-def _move_into_place(staging: Path, target: Path) -> None:
-    """Rename the finished folder. An earlier export is moved aside before, and removed after."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.earlier")
-    is_replaced = target.exists()
-    if is_replaced:
-        rename_durably(target, aside)
-    try:
-        rename_durably(staging, target)
-    except OSError:
-        if is_replaced:
-            rename_durably(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -1,12 +1,14 @@
-"""Check the target of an export: new, empty, or an earlier export without other files."""
+"""Check the target of an export (new, empty, or an earlier export without other files), and put the
+finished folder there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError, MachineError
-from wikillm.core.files import files_below, nearest_existing, read_object
+from wikillm.core.files import files_below, nearest_existing, read_object, rename_durably
 
 MARK = "wikillm_export.json"
 
@@ -40,3 +42,18 @@ def _foreign_files(target: Path) -> list[str] | None:
         return None
     present = {path.relative_to(target).as_posix() for path in files_below(target)}
     return sorted(present - set(listed) - {MARK})
+
+
+def replace_target(target: Path, staging: Path) -> None:
+    """Rename the finished folder. An earlier export is moved aside before, and removed after."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.earlier")
+    is_replaced = target.exists()
+    if is_replaced:
+        rename_durably(target, aside)
+    try:
+        rename_durably(staging, target)
+    except OSError:
+        if is_replaced:
+            rename_durably(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

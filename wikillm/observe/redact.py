@@ -125,6 +125,15 @@ def without_queries(text: str) -> str:
     return _QUERY.sub(rf"\g<address>?{HIDDEN}", redact_text(text))
 
 
+def redact_argument(argument: str) -> str:
+    """An argument of the command line for the record of a run: `--api_key=abc` -> `--api_key=***`,
+    `https://user:pass@host` -> `https://***@host`."""
+    name, equals, _ = argument.partition("=")
+    if equals and names_a_secret(name.lstrip("-")):
+        return f"{name}={HIDDEN}"
+    return without_queries(redact_text(argument, environment_secrets()))
+
+
 def holds_token(text: str) -> bool:
     """Whether `text` holds an access token of a known shape."""
     return _KNOWN_SHAPES.search(text) is not None

@@ -1,4 +1,4 @@
-"""The curves of a run over tokens, smoothed and thinned, and its loss spikes.
+"""The curves of a run over tokens, smoothed and thinned, its loss spikes and its resumes.
 
 Points are (tokens, value). A value that is not finite makes a gap in the curve.
 """

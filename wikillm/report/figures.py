@@ -1,4 +1,4 @@
-"""Choose the curves to draw: for one run with its resumes and spikes, for several runs overlaid."""
+"""Choose the curves to draw: for one run, with its resumes and spikes marked, or for several."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Requests as files in the run directory: `touch RUN/stop` and `touch RUN/save`.
+"""Files in the run directory for other programs: the requests `touch RUN/stop` and
+`touch RUN/save`, and RUN/restart.json while a launcher waits to start the run again.
 
-A thread of rank 0 looks for these files once a second from the start of the process on. So requests
-also work while data is prepared, and for runs that no signal can reach. The ranks agree on a
+A thread of rank 0 looks for requests once a second from the start of the process on. So they also
+work while data is prepared, and for runs that no signal can reach. The ranks agree on a
 request in the vote that follows each step.
 """
 

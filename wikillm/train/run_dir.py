@@ -33,13 +33,7 @@ from wikillm.core.files import nearest_existing, read_regular, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.units import format_size
 from wikillm.core.world import World
-from wikillm.observe.redact import (
-    HIDDEN,
-    environment_secrets,
-    names_a_secret,
-    redact_text,
-    without_queries,
-)
+from wikillm.observe.redact import redact_argument
 from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
 from wikillm.supervise.requests import stop_file
@@ -256,7 +250,7 @@ def describe_environment() -> dict[str, Any]:
     """Versions, machine and git revision. No environment variables: they hold secrets."""
     packages = "torch transformers deepspeed accelerate tokenizers numpy swanlab wikillm"
     return {
-        "command": [os.path.basename(sys.argv[0]), *map(_without_secret, sys.argv[1:])],
+        "command": [os.path.basename(sys.argv[0]), *map(redact_argument, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
@@ -264,14 +258,6 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in packages.split()},
         "git": _git_revision(),
     }
-
-
-def _without_secret(argument: str) -> str:
-    """`--api_key=abc` -> `--api_key=***`, `https://user:pass@host` -> `https://***@host`."""
-    name, equals, _ = argument.partition("=")
-    if equals and names_a_secret(name.lstrip("-")):
-        return f"{name}={HIDDEN}"
-    return without_queries(redact_text(argument, environment_secrets()))
 
 
 def _version(package: str) -> str | None:

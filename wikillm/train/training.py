@@ -75,7 +75,7 @@ def train(
     trainer.run_state = lambda step: checkpoint_state(
         trainer, step, report.meter.train_seconds, saver.longest_seconds
     )
-    for callback in _callbacks(trainer, report, stop, garbage, options.replay):
+    for callback in callbacks_in_order(trainer, report, stop, garbage, options.replay):
         trainer.add_callback(callback)
     end.step = lambda: int(trainer.state.global_step)
     context.heartbeat.enter("setup")
@@ -183,7 +183,7 @@ def _next_sequence(context: RunContext) -> int:
     return next_ancestry(context.run.checkpoints, 0, None).position.sequence
 
 
-def _callbacks(
+def callbacks_in_order(
     trainer: WikiTrainer,
     report: ReportCallback,
     stop: StopCallback,

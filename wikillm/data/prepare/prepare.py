@@ -32,9 +32,9 @@ from wikillm.data.prepare.validation_split import (
     refuse_few_held_out,
     refuse_one_text,
 )
+from wikillm.data.sources.check_source import check_source
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.store.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -214,7 +214,7 @@ def inspect_source(file: Fetched, cfg: DataSection) -> SourceFile:
 
 def _inspected(file: Fetched, cfg: DataSection, wanted: str) -> SourceFile:
     source = sniff(file.path, wanted, cfg.text_key)
-    check_text_key(source, cfg.max_document_bytes)
+    check_source(source, cfg.max_document_bytes)
     return replace(source, url=file.url, version=file.version, max_field_lines=cfg.max_field_lines)
 
 

@@ -144,7 +144,7 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
     lines = lines[:_PROBED_LINES]
     is_json = [_is_json(line) for line in lines]
     if text.startswith("["):
-        # If each line is an array, `check_text_key` explains what is wrong.
+        # If each line is an array, `check_source` explains what is wrong.
         return "jsonl" if len(lines) > 1 and all(is_json) else "json"
     if text.lstrip("\ufeff\x1e").startswith("{"):
         # A single line longer than the head counts as JSON Lines.

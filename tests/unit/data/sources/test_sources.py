@@ -16,10 +16,10 @@ from wikillm.core.errors import DataError
 from wikillm.data.filters.documents import TOO_LONG, CleanJob
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources import decompress
+from wikillm.data.sources.check_source import check_source
 from wikillm.data.sources.decompress import file_and_line, pieces
 from wikillm.data.sources.read import Cursor, ShardReader, items_of
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.text_key import check_text_key
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped, SourceFile
 
@@ -40,7 +40,7 @@ COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst"
 
 def texts_of(path, text_key="text", wanted="auto") -> list[str | Dropped]:
     source = sniff(path, wanted, text_key)
-    check_text_key(source, LIMIT)
+    check_source(source, LIMIT)
     clean = cleaner(source.format, text_key)
     return [
         Dropped(TOO_LONG, size) if payload is None else clean(payload, offset)
@@ -113,7 +113,7 @@ def test_a_text_file_is_one_document_unless_blocks_are_requested(tmp_path):
     assert texts_of(path) == ["[第一章]\n甲\n\n乙"]
     assert texts_of(path, wanted="blocks") == ["[第一章]\n甲", "乙"]
     with pytest.raises(DataError, match="longer than one document") as caught:
-        check_text_key(sniff(path), 10)
+        check_source(sniff(path), 10)
     assert "data.format=blocks" in caught.value.fix
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.sources.check_source import check_source
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.tables import RowSplitter, columns_of
-from wikillm.data.sources.text_key import check_text_key
 
 
 def table(count: int, delimiter: str, quote_at: dict[int, str], columns: int = 2) -> bytes:
@@ -155,7 +155,7 @@ def test_rows_do_not_depend_on_pieces_or_start(seed, size, columns):
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
 def test_delimiters_are_recognised_from_the_header_and_logged(tmp_path, capsys, delimiter, name):
     (tmp_path / name).write_bytes(table(5, delimiter, {}).replace(b"; it", b" it"))
-    check_text_key(sniff(tmp_path / name), LIMIT)
+    check_source(sniff(tmp_path / name), LIMIT)
     shown = capsys.readouterr().out
     assert ("is separated by" in shown) == (delimiter != ("\t" if name == "x.tsv" else ","))
 

@@ -1,4 +1,4 @@
-"""Check that `data.text_key` holds text, in the first records, the header or the schema."""
+"""Refuse a source whose header, schema or first records hold no text under `data.text_key`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ _LONGEST_SHOWN = 60
 _LONGEST_RECORD = 1 << 16  # bytes of a record in which mistakes are looked for
 
 
-def check_text_key(source: SourceFile, max_document_bytes: int) -> None:
-    """Raise DataError when the first records have no text under the text key."""
+def check_source(source: SourceFile, max_document_bytes: int) -> None:
+    """Raise DataError for a header that cannot be used, for first records without text under the
+    text key, and for a text file above `max_document_bytes`."""
     if source.format == "parquet":
         columns = parquet.columns_of(source)
         _refuse_namesakes(source, [name for name, _, _ in columns])
