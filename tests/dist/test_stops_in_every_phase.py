@@ -83,7 +83,7 @@ def test_a_signal_to_one_rank_stops_all_in_every_phase(
         assert results[0]["eval"] == [], "an evaluation that was cut short is not reported"
     if phase == "save":
         said = results[0]["output"]
-        assert "its checkpoint is being written at step 4" in said and said.count("saved ") == 1
+        assert "; with the checkpoint of step 4" in said and said.count("saved ") == 1
 
 
 def test_a_first_step_that_compiles_for_long_ends_without_a_checkpoint(

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.programs import train
+from harness.programs import inject, train
 
 
 def assert_proven(run: Path, last_step: int, *, superseded: int = 0, segments: int = 1) -> None:
@@ -58,11 +58,25 @@ def train_on_wrong_batches(words: list[str], fault: str, step: int) -> dict[str,
     return train(words)
 
 
-def replay(run: str, step: int, work: str) -> dict[str, Any] | None:
-    """Compute a step of a run again on this rank. What came of it, with its verdict, on rank 0."""
+def replay(run: str, step: int, work: str, **faults: Any) -> dict[str, Any] | None:
+    """Compute a step of a run again on this rank. What came of it, with its verdict, on rank 0.
+
+    `faults`: see `programs.inject`.
+    """
     from dataclasses import asdict
 
     from wikillm.train.replay import replay_step
 
+    inject(faults)
     found = replay_step(Path(run), step, Path(work))
     return None if found is None else {"verdict": found.verdict, **asdict(found)}
+
+
+def replay_and_stop(run: str, step: int, work: str, signal_at: int) -> str:
+    """`replay` with SIGTERM in the step `signal_at` (from 0). Returns the error."""
+    from wikillm.core.errors import StoppedError
+
+    try:
+        return f"no error: {replay(run, step, work, signal_at=signal_at)}"
+    except StoppedError as error:
+        return str(error)

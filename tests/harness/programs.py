@@ -106,7 +106,7 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
     from wikillm.core.errors import WikiLLMError
 
     deepspeed = options.pop("deepspeed", None)
-    _inject(options)
+    inject(options)
     resolved = load(options.pop("config", None), words, deepspeed)
     out = io.StringIO()
     from wikillm.train.run import pretrain
@@ -157,7 +157,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _inject(options: dict[str, Any]) -> None:
+def inject(options: dict[str, Any]) -> None:
     """Add a fault to this rank at an optimizer step, from outside the code under test."""
     signal_at = options.pop("signal_at", None)
     signal_rank = options.pop("signal_rank", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.programs import train
+from harness.stops import train_and_ask
 
 
 def scale_losses(factors: dict[tuple[int, int, int], float]) -> None:
@@ -62,6 +63,14 @@ def train_with_a_flipped_bit(
     """Run `train` with `flip_bit` of (step, rank, bit)."""
     flip_bit(*where)
     return train(words, **options)
+
+
+def flip_a_bit_and_stop_in_evaluation(
+    words: list[str], where: tuple[int, int, int], options: dict[str, Any]
+) -> dict[str, Any]:
+    """`train_with_a_flipped_bit`, with a stop that rank 0 requests in the first evaluation."""
+    flip_bit(*where)
+    return train_and_ask(words, "evaluate", "signal", 0, options)
 
 
 def scale_losses_of_samples(windows: list[tuple[int, int]], factor: float) -> dict[int, list[str]]:

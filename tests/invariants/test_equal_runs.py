@@ -18,7 +18,7 @@ from harness.reference import References
 from harness.tiny_run import run
 
 from wikillm.checkpoints.layout import list_checkpoints
-from wikillm.checkpoints.manifest import verify
+from wikillm.checkpoints.manifest import read_state, verify
 from wikillm.config.load import load
 from wikillm.core.files import files_below
 from wikillm.plan.checkpoint import checkpoint_bytes
@@ -115,6 +115,17 @@ def test_stopped_by_the_time_limit_and_resumed_is_bit_identical(
     assert resumed["code"] == 0, resumed["message"]
     assert resumed["losses"] == whole["losses"]
     assert resumed["grad_norms"] == whole["grad_norms"]
+
+
+def test_checkpoints_keep_the_duration_of_earlier_starts_saves(words: Any, tmp_path: Path) -> None:
+    """The first save of a start records it too, though none of this start has ended by then."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert run(1, words(tmp_path / "run", "train.save_steps=2"), signal_at=4)["code"] == 75
+    assert run(1, words(tmp_path / "run", "train.save_steps=8"), resume="auto")["code"] == 0
+    seconds = {
+        path.name: read_state(path)["save_seconds"] for path in list_checkpoints(checkpoints)
+    }
+    assert seconds["checkpoint-8"] == seconds["checkpoint-5"] > 0
 
 
 def test_no_launcher_and_no_deepspeed_is_the_same_run(

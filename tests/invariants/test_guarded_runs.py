@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from harness.ranks import run_ranks
 from harness.sick_runs import (
+    flip_a_bit_and_stop_in_evaluation,
     train_with_a_flipped_bit,
     train_with_losses,
     train_with_wrong_parts,
@@ -79,6 +80,18 @@ def test_one_flipped_bit_in_a_weight_names_the_rank(
     # Checkpoints are written at steps 4 and 8: the one of the corrupted step is not.
     saved = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert saved == (["checkpoint-4"] if found_at == 8 else [])
+
+
+def test_a_stop_in_an_evaluation_saves_no_differing_weights(words: Any, tmp_path: Path) -> None:
+    """No save is due at step 4: the stop asks for one, and the weights are compared before it."""
+    command = words(
+        tmp_path / "run",
+        *("train.weight_check_steps=100", "train.save_steps=100", "train.eval_steps=4"),
+    )
+    results = run_ranks(flip_a_bit_and_stop_in_evaluation, 2, command, (4, 1, 0), {})
+    assert [found["code"] for found in results] == [7, 7], results[0]["output"]
+    assert "differ at step 4." in results[0]["message"]
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
 @pytest.mark.deep

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness.ledgers import assert_proven, replay, train_on_wrong_batches
+from harness.ledgers import assert_proven, replay, replay_and_stop, train_on_wrong_batches
 from harness.programs import train_with_options
 from harness.ranks import end_ranks, run_ranks
 from harness.reference import References
@@ -160,6 +160,14 @@ def test_a_step_that_follows_from_its_data_is_computed_again_bit_for_bit(
     assert again.grad_norm
     assert found["documents"] and not (tmp_path / "work").exists()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_replay_stops_on_request(references: References, tmp_path: Path) -> None:
+    """SIGTERM in step 6 of a replay of step 8: the steps after it are not computed."""
+    folder = references(1, deepspeed="zero1")["folder"]
+    (said,) = run_ranks(replay_and_stop, 1, str(folder), 8, str(tmp_path / "work"), 5)
+    assert said.startswith("Stopped by SIGTERM at step 6; a replay keeps no checkpoint."), said
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("what", [pytest.param("loss", marks=pytest.mark.deep), "grad_norm"])

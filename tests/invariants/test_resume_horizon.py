@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.reference import References
 from harness.resume_programs import train_noting_settings
 from harness.tiny_run import run
 
@@ -84,3 +86,18 @@ def test_a_longer_horizon_holds_from_the_first_step(
         step: learning_rate_at(train, step, max_steps=12, warmup_steps=3) for step in range(5, 13)
     }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)
+
+
+def test_an_evaluation_that_a_stop_left_out_at_the_end_follows_on_resume(
+    words: Any, references: References, tmp_path: Path
+) -> None:
+    """SIGTERM in the last step: its checkpoint is saved, and its evaluation comes with the next
+    start."""
+    whole = references(1)
+    stopped = run(1, words(tmp_path / "run"), signal_at=7)
+    assert stopped["code"] == 75 and stopped["exit"]["step"] == 8 and stopped["eval"] == []
+    resumed = run(1, words(tmp_path / "run"), resume="auto")
+    assert resumed["code"] == 0 and resumed["eval"] == whole["eval"], resumed["output"]
+    shutil.copytree(whole["folder"], tmp_path / "whole")
+    again = run(1, words(tmp_path / "whole"), resume="auto")
+    assert again["code"] == 0 and again["eval"] == whole["eval"], "it is not evaluated again"

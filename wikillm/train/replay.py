@@ -27,7 +27,7 @@ from wikillm.checkpoints.manifest import verify
 from wikillm.config.checks import NEEDS
 from wikillm.config.load import load
 from wikillm.config.schema_train import TrainSection
-from wikillm.core.errors import CheckpointError
+from wikillm.core.errors import CheckpointError, StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
 from wikillm.data.fetch.remote import scheme_of
@@ -182,6 +182,9 @@ def _held_back() -> Iterator[None]:
     try:
         with redirect_stdout(printed), redirect_stderr(printed):
             yield
+    except StoppedError as error:
+        what = error.what.partition(";")[0]
+        raise StoppedError(f"{what}; a replay keeps no checkpoint.", fix="start it again") from None
     except BaseException:
         sys.stderr.write(printed.getvalue())
         raise

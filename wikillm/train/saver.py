@@ -112,7 +112,8 @@ class CheckpointSaver:
 
     Attributes:
         origin: ancestry of the checkpoint that this run resumed from or wrote last.
-        longest_seconds: duration of the longest save, from its first copy to its publication.
+        longest_seconds: duration of the longest save, from its first copy to its publication,
+            earlier starts included; 0 if unknown.
     """
 
     def __init__(

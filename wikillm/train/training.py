@@ -87,6 +87,7 @@ def train(
     try:
         with only_known_classes(folder, trust=options.trust_checkpoint):
             trainer.train(resume_from_checkpoint=str(folder) if point else None)
+        _evaluate_if_left_out(trainer)
         context.heartbeat.enter("save")
         saver.finish()
         if stop.stopped_by is not None:
@@ -123,11 +124,24 @@ def _saver(context: RunContext) -> CheckpointSaver:
         keep_of(context.resolved.config.train),
         point.origin if point else None,
     )
+    if point is not None:
+        saver.longest_seconds = float(point.state.get("save_seconds", 0.0))
     saver.make_room()
     will_save = point is not None and point.step < context.plan.max_steps
     if will_save and saver.origin is not None and context.world.is_main:
         record_return(run.checkpoints, saver.origin)
     return saver
+
+
+def _evaluate_if_left_out(trainer: WikiTrainer) -> None:
+    """Evaluate the last step's checkpoint if a stop left out or cut short its evaluation."""
+    context = trainer.context
+    point = context.point
+    if point is None or point.step < context.plan.max_steps:
+        return
+    if point.state.get("held_out_step") != point.step:
+        context.heartbeat.enter("evaluate")
+        trainer.evaluate()
 
 
 def _stopped(by: str, trainer: WikiTrainer) -> StoppedError:
@@ -193,24 +207,20 @@ def callbacks_in_order(
     """The callbacks in the order in which they act on a step."""
     context = trainer.context
     plan = context.plan
-    point = context.point
     train = context.resolved.config.train
-    limit = TimeLimitCallback(
-        train.max_hours,
-        context.checkpoint_bytes,
-        trainer.saver,
-        float(point.state.get("save_seconds", 0.0)) if point else 0.0,
-    )
+    limit = TimeLimitCallback(train.max_hours, context.checkpoint_bytes, trainer.saver)
     context.signals.limit = limit.reason
     yield limit
     yield stop
     # After the vote that may ask for a checkpoint, so that differing weights are not saved.
+    checks: list[TrainerCallback] = []
     if train.weight_check_steps:
-        yield WeightCheckCallback(train.weight_check_steps, context.group)
-    yield DiskSpaceCallback(context, trainer.saver)
-    yield trainer.ledger
+        checks.append(WeightCheckCallback(train.weight_check_steps, context.group))
+    checks.append(DiskSpaceCallback(context, trainer.saver))
     if train.spikes != "off":
-        yield SpikeCallback(trainer, report)
+        checks.append(SpikeCallback(trainer, report))
+    yield trainer.ledger
+    yield from checks
     # After the check for NaN, and before anything that saves the average.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
@@ -222,7 +232,7 @@ def callbacks_in_order(
     if train.eval_tasks:
         yield EvalTasksCallback(trainer, report)
     yield garbage
-    yield StopAfterPhase(stop)
+    yield StopAfterPhase(stop, checks)
     if replay is not None:
         yield ReplayCallback(replay)
     yield HeartbeatCallback(context.heartbeat)

@@ -53,7 +53,8 @@ def simulate(
     state = TrainerState()
     clock.now = starts_at
     saver = Saves(clock)
-    limit = TimeLimitCallback(hours, 0, saver, known, elapsed=clock)
+    saver.longest_seconds = known
+    limit = TimeLimitCallback(hours, 0, saver, elapsed=clock)
     for done, (step, save) in enumerate(zip(steps, saves, strict=True), start=1):
         control = TrainerControl()
         limit.on_step_begin(ARGS, state, control)

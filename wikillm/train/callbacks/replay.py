@@ -32,4 +32,5 @@ class ReplayCallback(TrainerCallback):
             raise Rewind("the replay computes the steps a second time")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= self.replay.logged.step
+        if state.global_step >= self.replay.logged.step:
+            control.should_training_stop = True

@@ -10,6 +10,7 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,21 @@ class DeferredFlag:
 
 
 class SkipCounter:
-    """Counts optimizer steps in a row that fp16's loss scaler skipped."""
+    """Counts optimizer steps in a row that fp16's loss scaler skipped.
+
+    Attributes:
+        seen: number of skipped steps after the latest step, earlier starts included.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.in_a_row = 0
-        self._seen = 0
+        self.seen = 0
 
     def step(self, skipped_in_total: int) -> bool:
         """Whether this step was skipped. Raises DivergedError at the limit."""
-        skipped = skipped_in_total > self._seen
-        self._seen = skipped_in_total
+        skipped = skipped_in_total > self.seen
+        self.seen = skipped_in_total
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row >= self.limit:
             raise DivergedError(
@@ -78,13 +83,23 @@ class SkipCounter:
 
 
 class StopAfterPhase(TrainerCallback):
-    """Stops before the next step for a request during evaluation, samples or a save."""
+    """Stops before the next step for a request during evaluation, samples or a save.
 
-    def __init__(self, stop: StopCallback) -> None:
+    Args:
+        checks: callbacks whose `on_step_end` checks a step that is followed by a save. They run
+            again for a save that only this callback asks for.
+    """
+
+    def __init__(self, stop: StopCallback, checks: Sequence[TrainerCallback]) -> None:
         self._ask_again = stop.ask_again
+        self._checks = checks
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        was_due = control.should_save
         self._ask_again(args, state, control, saved=False)
+        if control.should_save and not was_due:
+            for check in self._checks:
+                check.on_step_end(args, state, control, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._ask_again(args, state, control, saved=True)
@@ -102,6 +117,8 @@ class StopCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From now on a signal is handled at the end of a step, which can then be saved."""
         self.trainer.context.signals.defer()
+        # DeepSpeed's engine continues the count of the checkpoint.
+        self._skips.seen = getattr(self.trainer.model_wrapped, "skipped_steps", 0)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
@@ -139,12 +156,13 @@ class StopCallback(TrainerCallback):
     def ask_again(self, args: Any, state: Any, control: TrainerControl, *, saved: bool) -> None:
         """Stop at this step for a request that came after the step's vote. (all ranks)
 
-        At the horizon the run ends anyway.
+        Once the last step is saved, the run ends anyway.
         """
         context = self.trainer.context
-        if self.stopped_by is not None or state.global_step >= state.max_steps:
+        if self.stopped_by is not None or (saved and state.global_step >= state.max_steps):
             return
         if context.group.any(context.signals.received is not None)[0]:
+            saved = saved or not self.trainer.is_in_train  # resumed with the last step's checkpoint
             if not saved and not control.should_save:
                 self._check_before_saving(args, state)
             self._stop(state, control, saved=saved)
@@ -157,8 +175,8 @@ class StopCallback(TrainerCallback):
         reasons = dict(enumerate(self.trainer.context.group.gather(own_reason)))
         first = min((rank for rank, reason in reasons.items() if reason), default=0)
         self.stopped_by = own_reason or f"{reasons[first] or 'a signal'} (rank {first})"
-        action = "its checkpoint is being written" if saved else "saving a checkpoint"
-        say(f"stopping: {self.stopped_by}; {action} at step {state.global_step}")
+        action = "with the checkpoint of" if saved else "saving a checkpoint at"
+        say(f"stopping: {self.stopped_by}; {action} step {state.global_step}")
         control.should_save = not saved
         control.should_training_stop = True
 

@@ -24,7 +24,7 @@ MARGIN = 1.25
 
 
 class SaveTimes(Protocol):
-    """A saver's measurements: its longest save, and whether a save is under way."""
+    """A saver's measurements: the longest save (0 if unknown), and whether a save is under way."""
 
     longest_seconds: float
 
@@ -39,7 +39,6 @@ class TimeLimitCallback(TrainerCallback):
         hours: the limit in hours; None sets no limit.
         checkpoint: bytes of a checkpoint, to estimate a save until one was measured.
         saver: measures the saves.
-        save_seconds: longest save of earlier starts; 0 if unknown.
         elapsed: returns the seconds since the clock started; None uses `seconds_since_start`.
     """
 
@@ -48,13 +47,11 @@ class TimeLimitCallback(TrainerCallback):
         hours: float | None,
         checkpoint: int,
         saver: SaveTimes,
-        save_seconds: float = 0.0,
         *,
         elapsed: Callable[[], float] | None = None,
     ) -> None:
         self.hours = hours
         self._saver = saver
-        self._earlier = save_seconds
         self._elapsed = elapsed or seconds_since_start
         self._estimate = checkpoint / SLOW_DISK
         self._steps: deque[float] = deque(maxlen=50)  # seconds of each
@@ -70,7 +67,7 @@ class TimeLimitCallback(TrainerCallback):
         if self.hours is None or not self._steps:
             return None
         limit = 3600 * self.hours
-        save = MARGIN * (max(self._earlier, self._saver.longest_seconds) or self._estimate)
+        save = MARGIN * (self._saver.longest_seconds or self._estimate)
         step = MARGIN * max(self._steps)
         # A save that is due waits for the save under way.
         saves = 1 + self._is_due + self._saver.is_writing
