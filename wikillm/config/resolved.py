@@ -1,4 +1,4 @@
-"""A resolved configuration, and its text forms: rows, and YAML that loads to equal values."""
+"""A resolved configuration, and its text forms: a table, and a YAML file that loads to it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Resolved:
 def to_yaml(resolved: Resolved) -> str:
     """Every key with its origin as a comment; `load(FILE).config` equals `resolved.config`.
 
-    `layers` records the layer of every key. A run adjusts values of presets (the warm-up to a short
-    horizon, the vocabulary to the tokenizer), and a run from this file must adjust equal ones.
+    `layers` records the layer (default, preset, file or command line) of every key: a run may
+    adjust a value of a preset, such as the warm-up to a short horizon, but not a value of the user.
+    So a run from this file adjusts the same keys.
     """
     lines = ["# Every value of this run, with its origin. Usable as --config."]
     open_sections: list[str] = []
@@ -48,7 +49,7 @@ def to_yaml(resolved: Resolved) -> str:
 
 
 def to_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
-    """(dotted key, value as typed, origin) for every key, in the schema's order."""
+    """(dotted key, value in its typed form, origin) for every key, in the schema's order."""
     values = flat(resolved.config)
     return [(name, typed_form(values[name]), str(resolved.origins[name])) for name in all_keys()]
 

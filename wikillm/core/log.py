@@ -1,7 +1,8 @@
 """Output of a run: rank 0 prints to the terminal, every rank logs to a file in the run directory.
 
-`say` prints lines for a user (progress, decisions, results) on rank 0; everything else uses
-`logging`. A closed terminal, a full disk or a locale without UTF-8 never ends a run.
+`say` and `warn` print lines for the user (progress, decisions, results) on rank 0, and log them.
+Other lines only go through `logging`. A closed terminal, a full disk or a locale without UTF-8
+never ends a run.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ def _is_main() -> bool:
 
 
 def make_output_safe() -> None:
-    """Make stdout and stderr replace characters that they cannot encode, and escape control
-    characters.
+    """Replace characters that stdout and stderr cannot encode, and escape control characters.
 
     A stream that the caller closed (`>&-`) becomes /dev/null. Otherwise the next opened file would
     get the stream's descriptor, and C++ code would print into that file.
@@ -131,12 +131,12 @@ def warn(message: str) -> None:
 
 
 def _stream(name: str) -> Any:
-    """The stream for lines to the user. During a hold it is the original stdout or stderr."""
+    """The stream for lines to the user: the original stdout or stderr while output is held back."""
     return real_stream(name) or getattr(sys, name)
 
 
 def _write(name: str, stream: Any, text: str) -> None:
-    """Write to a standard stream. If that fails, warn and discard its further output."""
+    """Write to a standard stream. If that fails, warn, and discard all later output to it."""
     global _lost_output
     try:
         stream.write(text)
@@ -180,7 +180,7 @@ class _RankFile(logging.FileHandler):
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Formats records after `clean`, with control characters escaped."""
+    """Formats records: applies `clean` (which removes secrets), then escapes control characters."""
 
     def __init__(self, clean: Callable[[str], str], form: str) -> None:
         super().__init__(form)
@@ -191,7 +191,9 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
-    """Append every `logging` record of this process to `path`, after `clean`. (all ranks)
+    """Append every `logging` record of this process to `path`. (all ranks)
+
+    Each record passes through `clean`, which removes secrets.
 
     Output that was held back until now (see `held_output`) becomes the first record.
     """

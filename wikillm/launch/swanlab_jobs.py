@@ -1,6 +1,7 @@
 """Submits, follows and fetches tasks of SwanLab Launch, and uploads data sets.
 
-The functions take a logged-in `SwanLabApi` and send without a question: the caller asks the user.
+The functions take a `SwanLabApi` that is logged in. They upload and create tasks at once: asking
+the user before is the caller's duty.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str 
         "combo": manifest.combo,
         "datasets": [manifest.volume_id] if manifest.volume_id else None,
     }
-    # Create the task. The service may leave the id out of its answer: then the task is the only
-    # new one of this name.
+    # Create the task. If the service leaves the id out of its answer, look for a task of this name
+    # that did not exist before.
     known = {task.id for task in api.tasks(20)}
     identifier = api.create_task({name: value for name, value in body.items() if value})
     if identifier is not None:
@@ -51,7 +52,7 @@ def submit(api: SwanLabApi, manifest: SwanLabManifest, packing: Packing) -> str 
 def follow(
     api: SwanLabApi, identifier: str, *, every: float, on_change: Callable[[Task], None]
 ) -> Task:
-    """Poll the task every `every` seconds until it has ended. Returns its last state.
+    """Poll the task every `every` seconds until it has ended, and return it.
 
     Raises MachineError if the service stops answering. The task itself is not affected.
     """
@@ -75,7 +76,10 @@ def follow(
 
 
 def fetch_output(api: SwanLabApi, task: Task, folder: Path) -> Path | None:
-    """Download a task's output into `folder`, never over a file. None if the task has no output."""
+    """Download a task's output into `folder`. None if the task has no output.
+
+    Raises ConfigError if a file of that name exists.
+    """
     if not task.output.path:
         return None
     path = PurePosixPath(task.output.path)

@@ -1,8 +1,9 @@
 """Restricts `torch.load` to tensors, plain values and a few named classes.
 
 DeepSpeed's partitions and Hugging Face's optimizer states are pickles, and loading a pickle can run
-any code that its author put in. A verified manifest only proves that a folder is as its author left
-it. DeepSpeed loads with `weights_only=False`; `only_known_classes` overrides that for a block.
+any code that its author put in. A verified manifest proves only that the files did not change since
+they were written, not that they are harmless. DeepSpeed loads with `weights_only=False`;
+`only_known_classes` overrides that for a block.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
 
 @contextmanager
 def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[None]:
-    """In the block, make `torch.load` refuse classes outside `KNOWN`, for any `weights_only`.
+    """In the block, make `torch.load` refuse classes outside `KNOWN`, whatever its `weights_only`.
 
     Args:
         where: the checkpoint, named in the message.
@@ -46,7 +47,7 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
     if trust:
         yield
         return
-    # torch obeys one of two variables over any `weights_only` that a caller passes.
+    # Two variables of torch override the `weights_only` that a caller passes; set only _FORCE.
     before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
     os.environ[_FORCE] = "1"
     try:

@@ -1,9 +1,9 @@
 """A thread in rank 0's agent that receives messages from all ranks and sends them the verdict.
 
-Each rank has one TCP connection. After the start all connections together carry a few hundred bytes
-per second on 64 nodes. Anyone who reaches the port can connect, so a peer has 5 s to prove that it
-knows the run's secret, only a few connections of unproven peers are kept, and an error closes only
-the connection on which it occurs.
+The agent of each rank has one TCP connection. After the start, all connections together carry a few
+hundred bytes per second on 64 nodes. Anyone who reaches the port can connect, so a peer has 5 s to
+prove that it knows the run's secret, only a few connections of unproven peers are kept, and an
+error closes only the connection on which it occurs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wikillm.supervise.wire import Message, SealedWire
 
 TICK = 0.25
 PROVE_SECONDS = 5.0
-ALONE_SECONDS = 1.0
+AGENT_GONE_SECONDS = 1.0
 """Seconds from the end of a local agent to the check of its rank: both may be killed together."""
 SUSPENDED_SECONDS = 5.0
 """If more seconds pass between two checks, this process was suspended (Ctrl-Z, a scheduler)."""
@@ -58,11 +58,11 @@ class Coordinator(threading.Thread):
         self._listener = listener
         self._wires = selectors.DefaultSelector()
         self._rank_of: dict[SealedWire, int] = {}
-        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, address
-        self._processes: dict[int, Process] = {}  # of the ranks, if all are on this machine
-        self._alone: dict[int, float] = {}  # ranks whose agent has ended, and since when
+        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # time of connection, address
+        self._processes: dict[int, Process] = {}  # by rank, if all ranks are on this machine
+        self._agent_gone: dict[int, float] = {}  # local rank -> when its agent ended
         self._last_check = time.monotonic()
-        self._welcomed = False
+        self._has_welcomed = False  # the list of nodes was sent
         self._last_sent = 0.0
         self._end: End | None = None
         self._finished = threading.Event()
@@ -125,13 +125,13 @@ class Coordinator(threading.Thread):
             self._drop(wire)
 
     def _drop(self, wire: SealedWire) -> None:
-        """Close a connection. Its rank counts as dead; a local rank is checked first."""
+        """Close a connection. Its rank counts as dead; a rank on this machine is checked first."""
         self._unproven.pop(wire, None)
         rank = self._rank_of.pop(wire, None)
         if rank is not None and self._end is None:
             now = time.monotonic()
             if rank in self._processes:
-                self._alone[rank] = now
+                self._agent_gone[rank] = now
             else:
                 self.membership.died(rank, "is gone: its supervisor's connection was closed", now)
         with suppress(KeyError, ValueError):
@@ -173,9 +173,9 @@ class Coordinator(threading.Thread):
         now = time.monotonic()
         # While this thread was suspended it read no messages: that silence does not count.
         if now - self._last_check > SUSPENDED_SECONDS:
-            self.membership.since = now
+            self.membership.resumed_at = now
         self._last_check = now
-        self._check_alone(now)
+        self._check_ranks_without_agent(now)
         overdue = [w for w, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]
         for wire in overdue:
             self._drop(wire)
@@ -185,8 +185,8 @@ class Coordinator(threading.Thread):
             if self._end is not None:
                 reporter = self.membership.reporter()
                 self._send_all({**self._end.to_message(), "speaker": reporter})
-        if self._end is None and not self._welcomed and self.membership.is_complete:
-            self._welcomed = True
+        if self._end is None and not self._has_welcomed and self.membership.is_complete:
+            self._has_welcomed = True
             hosts: dict[str, Any] = {}
             for rank, member in sorted(self.membership.ranks.items()):
                 hosts.setdefault(member.host, [member.address, []])[1].append(rank)
@@ -195,10 +195,11 @@ class Coordinator(threading.Thread):
             self._last_sent = now
             self._send_all({"hub": True})
 
-    def _check_alone(self, now: float) -> None:
-        """Forget local ranks that still run without an agent; report how the others ended."""
-        for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
-            del self._alone[rank]
+    def _check_ranks_without_agent(self, now: float) -> None:
+        """Forget a local rank that still runs without its agent; else report how it ended."""
+        gone = [rank for rank, at in self._agent_gone.items() if now - at > AGENT_GONE_SECONDS]
+        for rank in gone:
+            del self._agent_gone[rank]
             process = self._processes[rank]
             if process.is_alive() and self.membership.ranks[rank].exited is None:
                 self.membership.forget(rank)

@@ -111,7 +111,7 @@ class Membership:
         nodes: names by node number, as far as the launcher passes them on.
         ranks: ranks that have joined, by number.
         refused: addresses whose messages were signed with a different secret.
-        since: end of the coordinator's last suspension; silence before it does not count.
+        resumed_at: end of the coordinator's last suspension; silence before it does not count.
     """
 
     world_size: int
@@ -121,7 +121,7 @@ class Membership:
     nodes: tuple[str, ...] = ()
     ranks: dict[int, Member] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
-    since: float = float("-inf")
+    resumed_at: float = float("-inf")
 
     @property
     def is_complete(self) -> bool:
@@ -248,7 +248,7 @@ class Membership:
     def _silent(self, now: float) -> End | None:
         """The verdict on ranks whose agents send no heartbeat."""
         silence = {
-            rank: now - max(member.last_received, self.since)
+            rank: now - max(member.last_received, self.resumed_at)
             for rank, member in self.ranks.items()
             if not member.exited
         }
@@ -269,7 +269,8 @@ class Membership:
         late = {
             rank: member
             for rank, member in running.items()
-            if member.limit is not None and min(member.standing, now - self.since) > member.limit
+            if member.limit is not None
+            and min(member.standing, now - self.resumed_at) > member.limit
         }
         if not late:
             return None

@@ -67,7 +67,7 @@ class DataWaiter:
         self._signals = signals
         self._on_complete = on_complete
         # Number of samples that every rank can read; None means all. The first window exists.
-        self._agreed = self._growing.covered_with(0) if self._growing else None
+        self._agreed = self._growing.end_of_committed(0) if self._growing else None
         self._is_first = True
 
     def wait_for(self, stop: int) -> None:
@@ -84,7 +84,7 @@ class DataWaiter:
         start = time.monotonic()
         logged = 0.0
         while True:
-            # Read the failure before looking for samples: those that exist after it are final.
+            # Read the failure before looking for samples: after a failure no samples are added.
             failure = growing.corpus.failure(start)
             exists = growing.covers(stop)
             is_asked = self._signals.received is not None
@@ -107,7 +107,7 @@ class DataWaiter:
                 progress = growing.corpus.progress()
                 say(f"waiting for data, {format_seconds(waited)} so far: {progress}")
             time.sleep(POLL_SECONDS)
-        self._agreed = growing.covered_with(stop)
+        self._agreed = growing.end_of_committed(stop)
         if is_first and self._agreed is None:
             self._on_complete()
 

@@ -114,7 +114,7 @@ def test_ranks_that_reported_their_exit_are_not_lost() -> None:
 def test_time_in_which_the_whole_job_was_suspended_does_not_count() -> None:
     """Ctrl-Z and an hour later fg: no heartbeat arrived, and no step was done."""
     made = membership()
-    made.since = 3600.0
+    made.resumed_at = 3600.0
     beat(made, [0, 1, 2, 3], 3600.5, standing=3600.0)
     assert made.verdict(3615.0) is None
     beat(made, [0, 1, 2, 3], 3721.0, standing=3720.0)

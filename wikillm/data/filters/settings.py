@@ -1,8 +1,8 @@
 """Turn the settings `data.*` into `Filters`, a picklable value that is part of the fingerprint.
 
-Filters that are off add nothing to the fingerprint, so stores without filters keep theirs. The
-files of a filter (protected terms, evaluation files) are pinned by sha256, which is checked again
-when a worker reads them.
+A filter that is off adds nothing to the fingerprint, so a new filter does not change the
+fingerprints of stores that do not use it. The files of a filter (protected terms, evaluation files)
+are pinned by sha256, which is checked again when a worker reads them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PinnedFile:
             raise DataError(
                 "A file changed while the store was being built.",
                 got=self.path,
-                fix="start again with its present content",
+                fix="start again, which uses its new content",
             )
 
     def read(self) -> bytes:
@@ -54,7 +54,10 @@ class PinnedFile:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """The filters for each clean text, in the order of use; the drop-list has the duplicates."""
+    """The filters of a store in the order in which they are applied to each clean text.
+
+    Duplicates are dropped by the drop-list (`drop_list.py`), not here.
+    """
 
     convert: str = "none"
     converter: str = ""  # library and version

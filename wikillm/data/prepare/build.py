@@ -183,10 +183,13 @@ def _refuse_too_small_disk(plan: BuildPlan) -> None:
 
 
 class _Build:
-    """Builds the missing shards, and commits all shards in order. Runs read committed shards."""
+    """Builds the missing shards, and commits all shards in order.
+
+    Runs read committed shards during the build, so a committed shard is not changed any more.
+    """
 
     def __init__(self, plan: BuildPlan, encoder: str) -> None:
-        self.shards: list[ShardInfo] = []  # committed shards, which other processes may have read
+        self.shards: list[ShardInfo] = []  # committed shards
         self._plan = plan
         self._job = plan.shard_job(encoder)
         self._bad = BadRecords(plan.max_bad_fraction)

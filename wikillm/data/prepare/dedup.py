@@ -60,14 +60,14 @@ class Deduplication:
             raise _refused(cfg.drop_list, {"data.dedup": facts}, {"data.dedup": own})
         return cls(facts, given, made_from)
 
-    def apply(self, plan: BuildPlan, cfg: DataSection, area: Path, is_main: bool) -> BuildPlan:
+    def apply(self, plan: BuildPlan, cfg: DataSection, folder: Path, is_main: bool) -> BuildPlan:
         """The plan with its drop-list, whose hash is added to the facts. (all ranks)
 
         The list is made if it is missing. Raises DataError when `data.drop_list` was made from
         other sources or settings.
         """
         if self.given is None:
-            drops = _first_pass(plan, cfg, self.facts, area).ensure(is_main=is_main)
+            drops = _first_pass(plan, cfg, self.facts, folder).ensure(is_main=is_main)
         else:
             made = dict(self.made_from or {})
             wanted = _made_from(plan, self.facts)
@@ -78,7 +78,7 @@ class Deduplication:
                 counts = f"{drops.exact:,} exact and {drops.near:,} near duplicates"
                 say(f"data: {counts} are dropped ({cfg.drop_list})")
         facts = {**plan.facts, "data.dedup": {**self.facts, "drop_list": drops.sha256}}
-        store = Path(cfg.store) if cfg.store else area / fingerprint_of(facts)[:12]
+        store = Path(cfg.store) if cfg.store else folder / fingerprint_of(facts)[:12]
         return replace(plan, store=store, facts=facts, drop_list=drops)
 
 

@@ -1,10 +1,10 @@
 """Plan and build the token store that `data.*` describes, or open it if it exists.
 
 Every rank calls `prepare_store` before a process group exists (for a corpus, through `read.open`).
-The first process computes the digests of the sources, chooses the tokenizer and builds. The others
-wait and open the same store. The digests are kept beside the stores, in a file named by the
-settings and by path, size and time of each source. So a later start neither reads the sources again
-nor repeats a download that failed.
+One process computes the digests of the sources, chooses the tokenizer and builds; the others wait
+and open the same store. The digests are kept in a file beside the store. Its name is a hash of the
+settings and of the path, size and time of each source, so a later start with the same data neither
+reads the sources again nor repeats a download of a tokenizer that failed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from wikillm.data.workers.exclusive import beside, exclusive
 from wikillm.data.workers.progress import Progress, Work
 
 STORES = Path("stores")
-_DECIDES_NOTHING = {  # settings that do not change what is found in the sources
+_NOT_IN_KEY = {  # settings on which the digests and the choice of the tokenizer do not depend
     "workers",
     "backend",
     "max_bad_fraction",
@@ -69,14 +69,14 @@ _DECIDES_NOTHING = {  # settings that do not change what is found in the sources
     "drop_list",
 }
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
-_WITHOUT_KEYS = ("mediawiki", "text", "blocks", "lines")
+_NO_TEXT_KEY = ("mediawiki", "text", "blocks", "lines")
 
 
 def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> Store:
     """Open the single token store of `cfg`; build it first if it is missing. (all ranks)
 
-    With `is_part` the store belongs to a mixture, and few held-out tokens are allowed: the mixture
-    checks the sum over its stores.
+    With `is_part` the store belongs to a mixture. Its held-out tokens are not checked here: the
+    mixture checks the sum over its stores.
 
     Raises:
         ConfigError: a setting out of range.
@@ -156,18 +156,18 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     if not is_part:
         refuse_one_text(sources)
     # One process finds digests, tokenizer and duplicates; the others wait for its results.
-    area = Path(cfg.store).absolute().parent if cfg.store else STORES
-    base = area / f".{_settings_key(cfg, sources)}"
+    folder = Path(cfg.store).absolute().parent if cfg.store else STORES
+    base = folder / f".{_settings_key(cfg, sources)}"
     with exclusive(base, "preparing the data", is_main):
         digests, tokenizer = _digests_and_tokenizer(cfg, sources, beside(base, ".found.json"))
-        plan = _plan(cfg, sources, digests, tokenizer, area, filters)
-        return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
+        plan = _plan(cfg, sources, digests, tokenizer, folder, filters)
+        return plan if dedup is None else dedup.apply(plan, cfg, folder, is_main)
 
 
 def _inspect_all(files: Sequence[Fetched], cfg: DataSection) -> tuple[SourceFile, ...]:
     """Inspect all files.
 
-    Raises DataError. If other files have the text key, its fix is not another data.text_key.
+    Raises DataError. If only some files lack the text key, the fix is not another data.text_key.
     """
     found: list[SourceFile] = []
     other_key: DataError | None = None
@@ -223,7 +223,7 @@ def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
     files = [
         (os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources
     ]
-    settings = cfg.model_dump(exclude=_DECIDES_NOTHING)
+    settings = cfg.model_dump(exclude=_NOT_IN_KEY)
     version = cleaner_version(source.format for source in sources)
     text = json.dumps([FORMAT_VERSION, version, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -232,13 +232,16 @@ def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
 def _digests_and_tokenizer(
     cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path
 ) -> tuple[list[str], TokenizerChoice]:
-    """Digests of the sources, and the tokenizer. `cache` is the file that keeps them for later."""
+    """Digests of the sources, and the tokenizer.
+
+    `cache` is the file that keeps the digests, and whether the download of a tokenizer failed.
+    """
     known = read_object(cache)
     digests = known.get("digests")
     if not isinstance(digests, list) or [type(d) for d in digests] != [str] * len(sources):
         known = {}
         digests = _digests(sources)
-    # With `auto`, a download that failed is not repeated for the same corpus.
+    # With data.tokenizer=auto, a download that failed is not repeated for the same corpus.
     failed = known.get("hubs_failed", False)
     size = _text_estimate(cfg, sources)
     tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)
@@ -272,15 +275,15 @@ def _plan(
     sources: tuple[SourceFile, ...],
     digests: list[str],
     tokenizer: TokenizerChoice,
-    area: Path,
+    folder: Path,
     filters: Filters,
 ) -> BuildPlan:
     size = _text_estimate(cfg, sources)
     fraction = automatic_fraction(size) if cfg.val_fraction == "auto" else cfg.val_fraction
     shard_bytes = cfg.shard_bytes or shard_range(size)
-    has_keys = any(source.format not in _WITHOUT_KEYS for source in sources)
-    # The facts decide every byte of the store. A new fact must be left out where it changes
-    # nothing, or all existing stores would be built again.
+    has_keys = any(source.format not in _NO_TEXT_KEY for source in sources)
+    # Every byte of the store follows from its facts. A new fact must be left out where it has no
+    # effect; otherwise all existing stores would be built again.
     facts = {
         "format_version": FORMAT_VERSION,
         "cleaner": cleaner_version(source.format for source in sources),
@@ -300,7 +303,7 @@ def _plan(
         facts["data.max_field_lines"] = cfg.max_field_lines
     facts |= filters.facts()
     return BuildPlan(
-        store=Path(cfg.store) if cfg.store else area / fingerprint_of(facts)[:12],
+        store=Path(cfg.store) if cfg.store else folder / fingerprint_of(facts)[:12],
         facts=facts,
         sources=sources,
         source_infos=tuple(

@@ -1,8 +1,8 @@
 """Build the files of one shard from its raw records, in a worker process.
 
 The files depend only on the records and the settings. The content hash of a document decides its
-split (`validation_split`). Text is encoded and written in groups of record batches, of about 1 MiB
-of source, so the memory of a worker does not grow with the size of a shard.
+split (`validation_split`). Text is encoded and written in groups of record batches, about 1 MiB
+of source at a time, so the memory of a worker does not grow with the size of a shard.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ShardJob:
     """Builds one shard: clean, encode, write. Its record `shards/NNNNN.json` is written last.
 
     Attributes:
-        text_budget: number of bytes of text after which the shard ends; None for no limit.
+        text_budget: most bytes of text in the shard; None for no limit.
         encoder: name of the encoder, from `choose_encoder`.
         check_first: number of documents of shard 0 whose ids are compared with `tokenizers`.
     """
@@ -60,7 +60,7 @@ class ShardJob:
         pages: list[tuple[int, int, bytes]] = []
         writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
         encoder = _open_encoder(self.encoder, self.store / "tokenizer")
-        unchecked = self.check_first if raw.number == 0 else 1
+        to_check = self.check_first if raw.number == 0 else 1
         remaining = self.text_budget
         is_cut = False
         group: list[CleanedDocuments] = []  # encoded together, since batches of files may be small
@@ -86,12 +86,12 @@ class ShardJob:
             group.append(batch)
             group_bytes += batch.source_bytes
             if group_bytes >= BATCH_BYTES:
-                unchecked -= self._write(group, encoder, writers, unchecked, report)
+                to_check -= self._write(group, encoder, writers, to_check, report)
                 group = []
                 group_bytes = 0
             if is_cut:
                 break
-        self._write(group, encoder, writers, unchecked, report)
+        self._write(group, encoder, writers, to_check, report)
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, pages)
         # The record is written last, because it marks the shard as finished.
@@ -109,7 +109,7 @@ class ShardJob:
         check_first: int,
         report: Report,
     ) -> int:
-        """Encode the documents of these batches all at once, and write each to its split.
+        """Encode the documents of several batches in one call, and write each to its split.
 
         The ids of the first `check_first` documents are compared with those of `tokenizers`.
         Returns the number of compared documents.

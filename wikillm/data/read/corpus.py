@@ -76,7 +76,7 @@ class Corpus(Protocol):
 
     Attributes:
         dir: folder of the store; of the first store in a mixture.
-        shards: final shards of a single store; () for a mixture.
+        shards: committed shards of a single store; () for a mixture.
         window_shards: number of shards in a window, which is permuted or packed as a whole.
         manifest: the manifest at the time the corpus was opened.
         mixture: the sources of a mixture; () for a single store.

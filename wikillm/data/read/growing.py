@@ -1,8 +1,9 @@
-"""Read the final shards of a token store that is still being built, in whole windows.
+"""Read the committed shards of a token store that is still being built, in whole windows.
 
-`GrowingCorpus` polls the files of the store for new shards. `GrowingOrder` is the order of its
-samples. Every sample equals that of the finished store (see `order.blocks`), however fast the
-builder is. Ranks are not synchronized here, but in `train`.
+The build commits shards in order, and does not change them afterwards. `GrowingCorpus` polls the
+files of the store for new shards. `GrowingOrder` is the order of its samples. Every sample equals
+that of the finished store (see `order.blocks`), however fast the builder is. Ranks are not
+synchronized here, but in `train.wait_for_data`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.read.corpus import Corpus, described
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
-from wikillm.data.store.store import Store, TokenStream, read_committed
+from wikillm.data.store.store import Store, TokenStream, committed_shards
 from wikillm.data.store.writer import shard_record_path
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.data.workers.exclusive import beside, read_failure
@@ -39,11 +40,11 @@ class GrowingCorpus(Corpus):
     """The finished part of a token store.
 
     Attributes:
-        train: tokens of the finished windows.
+        train: training tokens of the windows whose shards are all committed.
         val: held-out tokens of the first window, once `open` was called.
-        manifest: manifest of the shards that were known when `open` was called.
+        manifest: manifest of the shards that were committed when `open` was called.
         builder: the builder, if this process started one.
-        shards: records of all final shards.
+        shards: records of all committed shards.
     """
 
     def __init__(self, plan: BuildPlan, cfg: DataSection, since: float) -> None:
@@ -63,7 +64,7 @@ class GrowingCorpus(Corpus):
         self._has_same_facts = False  # True once build.json was read and has the facts of `plan`
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "builder": None}  # a copy only reads
+        return {**self.__dict__, "builder": None}  # a copy in a DataLoader worker only reads
 
     @property
     def is_complete(self) -> bool:
@@ -94,7 +95,7 @@ class GrowingCorpus(Corpus):
         return {**described(self.dir, self._manifest_now()), "complete": self.is_complete}
 
     def _manifest_now(self) -> Manifest:
-        """The manifest; during the build, a manifest of the shards that are known now."""
+        """The manifest; during the build, a manifest of the shards that are committed now."""
         if self._finished is not None:
             return self._finished
         return describe_shards(self.plan, load_tokenizer(self.tokenizer_dir), self.shards, None)
@@ -111,7 +112,7 @@ class GrowingCorpus(Corpus):
             self._finished = manifest
             self.shards = list(manifest.shards)
         else:
-            self._read_committed()
+            self._add_committed()
         if len(self.shards) > before:
             self._grown_at = time.monotonic()
         whole = len(self.shards)
@@ -120,15 +121,15 @@ class GrowingCorpus(Corpus):
         self.train.extend(self.shards[self.shards_in_windows : whole])
         self.shards_in_windows = whole
 
-    def _read_committed(self) -> None:
-        """Add the records of new final shards, up to the first record that cannot be read yet."""
+    def _add_committed(self) -> None:
+        """Add the records of new committed shards, up to the first one that cannot be read yet."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             if not self._has_same_facts:
                 made_from = json.loads((self.dir / "build.json").read_text(encoding="utf-8"))
                 self._has_same_facts = made_from["fingerprint"] == self.plan.fingerprint
             if not self._has_same_facts:
                 return  # the builder will refuse this folder
-            committed = read_committed(self.dir)
+            committed = committed_shards(self.dir)
             if self.shards and committed > len(self.shards):
                 self._refuse_changed([self._read_record(0)])
             for number in range(len(self.shards), committed):
@@ -184,8 +185,8 @@ class GrowingOrder:
     """The order of a growing store. Its methods wait for samples that do not exist yet.
 
     They raise the errors that `GrowingCorpus.failure` returns. A DataLoader worker reads ahead of
-    training, so a long wait in a worker is no stall. It ends when the builder fails or the parent
-    process ends.
+    training, so a long wait in a worker is no stall. The wait ends with an error when the builder
+    fails or the parent process ends.
     """
 
     def __init__(self, corpus: GrowingCorpus, sequence_length: int, seed: int) -> None:
@@ -212,10 +213,9 @@ class GrowingOrder:
     def _covers(self, stop: int) -> bool:
         return stop <= self._order.blocks_of_first_epoch or self.corpus.is_complete
 
-    def covered_with(self, stop: int) -> int | None:
-        """End of the samples that exist on every rank if the samples before `stop` exist.
-
-        None means that all samples exist.
+    def end_of_committed(self, stop: int) -> int | None:
+        """Index after the last sample that must exist when the samples before `stop` exist: shards
+        are added in whole windows, so this is the end of a window. None means all samples.
         """
         if stop > self._order.blocks_of_first_epoch:
             return None

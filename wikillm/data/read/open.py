@@ -81,7 +81,8 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
         return _with_first_window(ready, cfg)
-    # `is_read`: training reads final shards while later shards are built, so they must not change.
+    # `is_read`: training reads committed shards while later shards are built, so they must not
+    # change.
     _check_duplicates_come_first(cfg, is_main)
     plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
     size = estimated_bytes(plan.sources)

@@ -1,9 +1,9 @@
 """Record batches: consecutive records of one source, as they are sent from the reader to a worker.
 
-JSON Lines are sent uncut, about 1 MiB at a time, and the worker that parses them cuts them into
-records: the reader only looks for line feeds at the ends of a batch and at the borders of shards.
-It sends 1,000 MB/s in this way, whatever the length of the lines; cut into records, lines of 300
-bytes would be sent at 200 MB/s. The reader cuts the other formats.
+JSON Lines are sent about 1 MiB at a time, and cut into records by the worker that parses them: the
+reader only looks for line feeds at the ends of a batch and at the borders of shards. So it sends
+1,000 MB/s, whatever the length of the lines; if it cut them, it would send lines of 300 bytes at
+200 MB/s. Other formats are cut into records by the reader.
 """
 
 from __future__ import annotations
@@ -20,68 +20,70 @@ BATCH_BYTES = 1 << 20
 
 
 class LineBatch(NamedTuple):
-    """Whole lines. The first record begins at `start`; the last has no line feed."""
+    """Whole lines, not cut yet. The first line is a record, and so is the last."""
 
     source: int  # index into the list of source files
-    start: int
-    run: bytes
+    start: int  # offset of the first line
+    lines: bytes  # without the line feed of the last line
     limit: int  # longest record that is parsed, in bytes
 
     @property
     def end(self) -> int:
         """The offset after the last record."""
-        return self.start + len(self.run)
+        return self.start + len(self.lines)
 
     def items(self) -> list[Item]:
-        return split_run(self.run, self.start, self.limit)
+        return split_run(self.lines, self.start, self.limit)
 
     def cut(self, at: int) -> tuple[LineBatch, LineBatch | None]:
         """The records that start before offset `at` (at least the first record), and the rest."""
-        feed = self.run.find(b"\n", at - self.start - 1)
+        feed = self.lines.find(b"\n", at - self.start - 1)
         if feed < 0:
             return self, None
-        rest = self._of(self.run[feed + 1 :], self.start + feed + 1)
-        return self._of(self.run[:feed], self.start), rest
+        rest = self._part(self.lines[feed + 1 :], self.start + feed + 1)
+        return self._part(self.lines[:feed], self.start), rest
 
-    def _of(self, lines: bytes, offset: int) -> LineBatch:
-        found = trimmed(lines, offset, self.limit)
-        assert found is not None, "a batch starts and ends with a record"
-        return LineBatch(self.source, *found, self.limit)
+    def _part(self, lines: bytes, offset: int) -> LineBatch:
+        part = without_blank_ends(lines, offset, self.limit)
+        assert part is not None, "a batch starts and ends with a record"
+        return LineBatch(self.source, *part, self.limit)
 
 
 class ItemBatch(NamedTuple):
-    """Records that the reader has cut; `found` is never empty."""
+    """Records that the reader has cut; at least one."""
 
     source: int
-    found: list[Item]
+    records: list[Item]
 
     @property
     def start(self) -> int:
-        return self.found[0][0]
+        return self.records[0][0]
 
     @property
     def end(self) -> int:
-        offset, _, size = self.found[-1]
+        offset, _, size = self.records[-1]
         return offset + size
 
     def items(self) -> list[Item]:
-        return self.found
+        return self.records
 
     def cut(self, at: int) -> tuple[ItemBatch, ItemBatch | None]:
         """Like `LineBatch.cut`."""
-        first = bisect_left(self.found, at, key=itemgetter(0))
-        if first == len(self.found):
+        first = bisect_left(self.records, at, key=itemgetter(0))
+        if first == len(self.records):
             return self, None
-        return ItemBatch(self.source, self.found[:first]), ItemBatch(
-            self.source, self.found[first:]
-        )
+        rest = ItemBatch(self.source, self.records[first:])
+        return ItemBatch(self.source, self.records[:first]), rest
 
 
 RecordBatch = LineBatch | ItemBatch
 
 
-def trimmed(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
-    """The lines without blank lines at both ends, after their offset; None if all are blank."""
+def without_blank_ends(lines: bytes, offset: int, limit: int) -> tuple[int, bytes] | None:
+    """Leave out the blank lines at both ends. None if all lines are blank.
+
+    Returns the offset of the first line that stays, and the lines from there.
+    """
     begin = 0
     end = len(lines)
     while not _is_record(lines[begin : (stop := _line_end(lines, begin))], limit):
@@ -107,20 +109,20 @@ def batches_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[R
     for start, run, size in runs:
         if run is None:
             yield ItemBatch(source, [(start, None, size)])
-        elif (found := trimmed(run, start, limit)) is not None:
-            yield LineBatch(source, *found, limit)
+        elif (part := without_blank_ends(run, start, limit)) is not None:
+            yield LineBatch(source, *part, limit)
 
 
 def batches_of_items(source: int, items: Iterable[Item]) -> Iterator[RecordBatch]:
-    """Records that were cut one by one, in batches of about `BATCH_BYTES`."""
-    found: list[Item] = []
-    held = 0
+    """Group records that the reader has cut into batches of about `BATCH_BYTES`."""
+    records: list[Item] = []
+    size = 0
     for item in items:
-        found.append(item)
-        held += len(item[1] or b"")
-        if held >= BATCH_BYTES:
-            yield ItemBatch(source, found)
-            found = []
-            held = 0
-    if found:
-        yield ItemBatch(source, found)
+        records.append(item)
+        size += len(item[1] or b"")
+        if size >= BATCH_BYTES:
+            yield ItemBatch(source, records)
+            records = []
+            size = 0
+    if records:
+        yield ItemBatch(source, records)

@@ -6,7 +6,7 @@
           val/00000.tok  .idx    the documents of shard 0 that are held out
           shards/00000.json      counts, digests, position in the sources; written after its files
           build.json             facts and fingerprint; the first file that is written
-          committed.json         during the build: number of final shards, counted from shard 0
+          committed.json         during the build: number of committed shards, counted from shard 0
           tokenizer_report.json  how a tokenizer that was trained on the corpus fits its text
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
           packed/*.npy           which documents share a sequence (read.packed)
@@ -69,15 +69,18 @@ def shard_files(shard: ShardInfo) -> Iterator[tuple[str, int, str]]:
         yield index, part.documents * INDEX.itemsize, part.idx_sha256
 
 
-def read_committed(store: Path) -> int:
-    """Number of final shards of an unfinished store. Raises OSError or ValueError."""
+def committed_shards(store: Path) -> int:
+    """Number of committed shards of an unfinished store: the build no longer changes them.
+
+    Raises OSError or ValueError.
+    """
     return int(json.loads((store / COMMITTED_NAME).read_text(encoding="utf-8"))["shards"])
 
 
 class TokenStream:
     """The tokens of one split, read like one array of `n_tokens` ids.
 
-    Cheap to pickle; the copy opens its own files.
+    A pickled stream is small: the copy opens the files itself.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from wikillm.data.sources.record_batches import (
     LineBatch,
     batches_of_items,
     batches_of_runs,
-    trimmed,
+    without_blank_ends,
 )
 from wikillm.data.types import Item, SourceFile
 
@@ -74,7 +74,7 @@ def test_a_batch_of_lines_starts_and_ends_with_a_record(lines, size):
 @given(LINES, st.integers(0, 40), st.integers(-1, 1), st.booleans())
 def test_a_batch_is_cut_between_records(lines, number, beside, as_items):
     content = b"\n".join(lines)
-    found = trimmed(content, 100, LIMIT)
+    found = without_blank_ends(content, 100, LIMIT)
     if found is None:
         assert one_by_one(content, LIMIT) == []
         return
