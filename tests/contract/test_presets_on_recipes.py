@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, shipped_names
+from wikillm.config.deepspeed import DeepSpeedRun, read_deepspeed, shipped_names
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.load import Resolved, load
 from wikillm.config.presets import preset_names
@@ -54,7 +54,7 @@ def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
         plan = make_plan(
             resolved, world_size=world, tokenizer_length=length, train_tokens=TRAIN_TOKENS
         )
-        facts = DeepSpeedFacts(
+        values = DeepSpeedRun(
             resolved.config.train,
             hidden_size=resolved.config.model.hidden_size,
             micro_batch=plan.micro_batch,
@@ -64,7 +64,7 @@ def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
             precision="bf16",
             has_gpu=True,
         )
-        engine = resolve_deepspeed(read_deepspeed(recipe), facts)
+        engine = resolve_deepspeed(read_deepspeed(recipe), values)
         assert (
             plan.global_batch_sequences
             == plan.micro_batch * plan.accumulation * plan.sequence_groups

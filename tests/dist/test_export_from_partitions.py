@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from wikillm.cli.main import main
 from wikillm.core.errors import CheckpointError
-from wikillm.export.card import ExportFacts
+from wikillm.export.card import CardContent
 from wikillm.export.folder import export_model
 
 
@@ -29,7 +29,7 @@ def test_export_of_partitions(
     seal(checkpoint, 1)
     tokenizer = write_tokenizer(run / "tokenizer", ["一二三"] * 5)
     done = export_model(
-        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"), prove=False
+        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, content=CardContent("x"), prove=False
     )
     exported = AutoModelForCausalLM.from_pretrained(done.folder).state_dict()
     meant = torch.load(tmp_path / "whole.pt")
@@ -45,4 +45,4 @@ def test_export_of_partitions(
     shard = next((checkpoint / "global_step1").glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"))
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, content=CardContent("x"))

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
-from wikillm.export.card import ExportFacts
+from wikillm.export.card import CardContent
 from wikillm.export.folder import export_model
 from wikillm.export.probe_texts import probe_texts
 
@@ -45,9 +45,9 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base / "tokenizer", ["北京是中国的首都。", "The history of it."] * 20
     )
     checkpoint = write_checkpoint(base, tiny_model())
-    facts = ExportFacts("tiny")
+    content = CardContent("tiny")
     return export_model(
-        checkpoint, base / "tiny", tokenizer_dir=tokenizer, facts=facts, dtype="float32"
+        checkpoint, base / "tiny", tokenizer_dir=tokenizer, content=content, dtype="float32"
     ).folder
 
 

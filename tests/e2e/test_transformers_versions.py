@@ -21,7 +21,7 @@ from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer
 from wikillm.export import plain_transformers
-from wikillm.export.card import ExportFacts
+from wikillm.export.card import CardContent
 from wikillm.export.compare import compare_tokens
 from wikillm.export.folder import export_model
 from wikillm.export.probe_texts import PROMPT, probe_ids, probe_texts
@@ -92,7 +92,7 @@ def _export(base: Path, tokenizer: Path, model: torch.nn.Module) -> tuple[Path, 
         checkpoint,
         base / "m",
         tokenizer_dir=tokenizer,
-        facts=ExportFacts("x"),
+        content=CardContent("x"),
         dtype="float32",
         prove=False,
     )

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from harness.tiny_run import run
 
-from wikillm.export.facts import read_facts
 from wikillm.export.folder import export_model
+from wikillm.export.run_records import read_card_content
 
 
 def test_losses_are_equal_and_plain_transformers_opens_the_export(
@@ -27,7 +27,7 @@ def test_losses_are_equal_and_plain_transformers_opens_the_export(
         checkpoint,
         tmp_path / "model",
         tokenizer_dir=tmp_path / "two" / "tokenizer",
-        facts=read_facts(checkpoint),
+        content=read_card_content(checkpoint),
     )
     assert done.architecture == "LlamaForCausalLM"
     assert done.proof is not None and done.proof.texts > 300

@@ -1,7 +1,7 @@
 """Sorts the checkpoints of a folder into the run's current branch and abandoned checkpoints.
 
 A run can resume from an older checkpoint and write new ones from there, so the highest step is not
-always the newest. Every manifest therefore records two facts:
+always the newest. Every manifest therefore records two values:
 
     sequence   1 for the first checkpoint of the folder, then 2, 3, ... in the order of writing
     ancestors  the checkpoints from which it descends and that were still in the folder, nearest
@@ -9,9 +9,9 @@ always the newest. Every manifest therefore records two facts:
 
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
 earlier versions have no sequence. They count as sequence 0, so they come first, in the order of
-their steps. The facts of the checkpoint written last are also in `.newest.json`, so that its branch
-is still known when the checkpoint is deleted or its manifest is lost. A run that goes back writes
-its own position there before it saves.
+their steps. The values of the checkpoint written last are also in `.newest.json`, so that its
+branch is still known when the checkpoint is deleted or its manifest is lost. A run that goes back
+writes its own position there before it saves.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def read_ancestry(checkpoint: Path) -> Ancestry:
     return Ancestry(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
 
 
-def _from_json(facts: Mapping[str, Any]) -> Ancestry:
-    ancestors = [Position(each["sequence"], each["step"]) for each in facts["ancestors"]]
-    return Ancestry(Position(facts["sequence"], facts["step"]), tuple(ancestors))
+def _from_json(values: Mapping[str, Any]) -> Ancestry:
+    ancestors = [Position(each["sequence"], each["step"]) for each in values["ancestors"]]
+    return Ancestry(Position(values["sequence"], values["step"]), tuple(ancestors))
 
 
 def record_newest(checkpoint: Path) -> None:
@@ -106,9 +106,9 @@ def _record(folder: Path, ancestry: Ancestry) -> None:
 
 def _recorded(folder: Path) -> Ancestry | None:
     """Ancestry of the checkpoint written last; None if it is not recorded, or not readable."""
-    facts = read_object(folder / NEWEST)
+    values = read_object(folder / NEWEST)
     try:
-        return _from_json(facts) if "sequence" in facts and has_counts(facts) else None
+        return _from_json(values) if "sequence" in values and has_counts(values) else None
     except (KeyError, TypeError):
         return None
 

@@ -49,13 +49,13 @@ def tensor_entry(size: int) -> FileEntry:
 
 
 def write_manifest(
-    checkpoint: Path, entries: Mapping[str, FileEntry], facts: Mapping[str, Any]
+    checkpoint: Path, entries: Mapping[str, FileEntry], values: Mapping[str, Any]
 ) -> None:
-    """Write the manifest: `facts` (step, ...) and all entries. (one rank, after a barrier)"""
+    """Write the manifest: `values` (step, ...) and all entries. (one rank, after a barrier)"""
     for folder in {(checkpoint / name).parent for name in entries}:
         fsync_path(folder)
     files = dict(sorted(entries.items()))
-    write_json(checkpoint / MANIFEST, {"format_version": FORMAT_VERSION, **facts, "files": files})
+    write_json(checkpoint / MANIFEST, {"format_version": FORMAT_VERSION, **values, "files": files})
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def score_lm_eval(
 def trained_length(folder: Path) -> int | None:
     """The sequence length of the run that a checkpoint belongs to, the longest trained context;
     None without a run."""
-    from wikillm.export.facts import run_of
+    from wikillm.export.run_records import run_of
 
     length = read_object((run_of(folder) or folder) / "plan.json").get("sequence_length")
     return length if isinstance(length, int) and length > 0 else None
@@ -229,7 +229,7 @@ def trained_length(folder: Path) -> int | None:
 def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
     """The file for the record: --out, or a file in the checkpoint's run directory; None without
     either."""
-    from wikillm.export.facts import run_of
+    from wikillm.export.run_records import run_of
 
     if args.name is not None and not re.fullmatch(r"[\w][\w.\-]*", args.name):
         fix = "letters, digits, dot, dash and underscore"

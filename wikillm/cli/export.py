@@ -22,7 +22,7 @@ from wikillm.report.plot import svg_file
 from wikillm.report.run_files import read_run
 
 if TYPE_CHECKING:
-    from wikillm.export.card import ExportFacts, Grid
+    from wikillm.export.card import CardContent, Grid
     from wikillm.export.folder import Exported
 
 EPILOG = """
@@ -75,8 +75,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.export.facts import find_tokenizer, held_out_texts, read_facts
     from wikillm.export.push import check_token, parse_repository
+    from wikillm.export.run_records import find_tokenizer, held_out_texts, read_card_content
 
     _check_flags(args)
     repository = parse_repository(args.push) if args.push else None
@@ -86,14 +86,14 @@ def run(args: argparse.Namespace) -> int:
         return _push(args, Path(args.run))
     checkpoint = find_complete(Path(args.run))
     held_out = held_out_texts(checkpoint)
-    facts = _published_facts(args, read_facts(checkpoint), checkpoint, held_out)
+    content = _published_content(args, read_card_content(checkpoint), checkpoint, held_out)
     if args.ema:
         weights = "moving average of the run's weights (train.ema_decay)"
-        facts = replace(facts, training={**facts.training, "weights": weights})
-    default = f"exports/{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
+        content = replace(content, training={**content.training, "weights": weights})
+    default = f"exports/{content.name}-{content.step}{'-ema' if args.ema else ''}"
     target = Path(args.to or default)
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
-    facts = _with_template(args, facts, tokenizer)
+    content = _with_template(args, content, tokenizer)
     # Refuse a target that holds other files before the checkpoint is read.
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         trust=args.trust_checkpoint,
         dtype=args.dtype,
         tokenizer_dir=tokenizer,
-        facts=facts,
+        content=content,
         verified=True,
         ema=args.ema,
         held_out=held_out,
@@ -157,7 +157,7 @@ def _check_flags(args: argparse.Namespace) -> None:
             )
 
 
-def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path) -> ExportFacts:
+def _with_template(args: argparse.Namespace, content: CardContent, tokenizer: Path) -> CardContent:
     """Add the chat template for the exported folder.
 
     A model trained from scratch never saw its tokenizer's template. With the template, servers
@@ -166,47 +166,50 @@ def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path
     own = read_chat_template(tokenizer)
     name = args.chat_template
     if name is None:
-        name = "tokenizer" if own and facts.training.get("model.init_from") else "none"
+        name = "tokenizer" if own and content.training.get("model.init_from") else "none"
         if own and name == "none" and not args.json:
             print(
                 "template   the tokenizer's chat template is left out: the model was not trained "
                 "on it (--chat-template tokenizer keeps it)"
             )
     if name == "none":
-        return facts
+        return content
     if name == "chatml":
-        return replace(facts, chat_template=CHATML, template_name=name)
+        return replace(content, chat_template=CHATML, template_name=name)
     if name == "tokenizer":
         if own is None:
             what = "The tokenizer has no chat template."
             raise ConfigError(what, got=str(tokenizer), fix="--chat-template chatml")
-        return replace(facts, chat_template=own, template_name="the tokenizer's own")
+        return replace(content, chat_template=own, template_name="the tokenizer's own")
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         what = f"--chat-template {name} is neither a known name nor a readable file."
         fix = "--chat-template chatml, tokenizer, none or FILE"
         raise ConfigError(what, got=str(error), fix=fix) from error
-    return replace(facts, chat_template=text, template_name=Path(name).name)
+    return replace(content, chat_template=text, template_name=Path(name).name)
 
 
-def _published_facts(
-    args: argparse.Namespace, facts: ExportFacts, checkpoint: Path, held_out: list[str]
-) -> ExportFacts:
-    """Add to the run's facts what only the model card shows: licences, languages, curve, audit."""
+def _published_content(
+    args: argparse.Namespace, content: CardContent, checkpoint: Path, held_out: list[str]
+) -> CardContent:
+    """Add what the run does not record: licences, languages, curve, audit, evaluations."""
     from wikillm.export.card import languages_of
-    from wikillm.export.facts import run_of
+    from wikillm.export.run_records import run_of
 
     languages = args.language.split(",") if args.language else languages_of(held_out)
-    facts = replace(facts, licence=args.licence or facts.licence, languages=tuple(languages))
+    content = replace(content, licence=args.licence or content.licence, languages=tuple(languages))
     if args.data_licence:
-        facts = replace(facts, data_licence=args.data_licence)
+        content = replace(content, data_licence=args.data_licence)
     run = run_of(checkpoint)
     if run is None or args.dry_run:
-        return facts
-    provenance = {**facts.provenance, **_audit(run, facts.step, with_tokens=args.audit)}
+        return content
+    provenance = {**content.provenance, **_audit(run, content.step, with_tokens=args.audit)}
     return replace(
-        facts, curve=_curve(run), provenance=provenance, evaluations=_evaluations(run, facts.step)
+        content,
+        curve=_curve(run),
+        provenance=provenance,
+        evaluations=_evaluations(run, content.step),
     )
 
 

@@ -97,7 +97,7 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
 
     if is_model_folder(folder):
         return load_folder(folder, device=device)
-    from wikillm.export.facts import find_tokenizer
+    from wikillm.export.run_records import find_tokenizer
 
     checkpoint = find_complete(folder)
     tokenizer = find_tokenizer(checkpoint)
@@ -110,18 +110,18 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
 
 def export_for_reading(run: Path, place: Path, *, trust: bool) -> tuple[Path, str]:
     """Export a run or a checkpoint below `place`, without the proof. Returns (folder, name)."""
-    from wikillm.export.facts import find_tokenizer, read_facts
     from wikillm.export.folder import export_model
+    from wikillm.export.run_records import find_tokenizer, read_card_content
 
     checkpoint = find_complete(run)
-    facts = read_facts(checkpoint)
+    content = read_card_content(checkpoint)
     done = export_model(
         checkpoint,
         place / "model",
         trust=trust,
         tokenizer_dir=find_tokenizer(checkpoint),
-        facts=facts,
+        content=content,
         verified=True,
         prove=False,
     )
-    return done.folder, f"{facts.name}-{facts.step}"
+    return done.folder, f"{content.name}-{content.step}"

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     target = _planned(args, args.predict)
     planned = {depth: _planned(args, depth) for depth in depths}
     rungs = [_rung(args, depth, *planned[depth]) for depth in depths]
-    target_flops = _facts(*target)["flops"]
+    target_flops = _sizes(*target)["flops"]
     found = predict(rungs, target_flops, args.noise)
     check = predict(rungs[:-1], rungs[-1].flops, args.noise) if len(rungs) > 3 else None
     if args.json:
@@ -89,7 +89,7 @@ def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
     return resolve_run_config(args, [*words, f"train.max_tokens={tokens}"]), rows
 
 
-def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
+def _sizes(resolved: Resolved, rows: int) -> dict[str, Any]:
     model = resolved.config.model
     train = resolved.config.train
     tokens = train.max_tokens or 0
@@ -124,9 +124,9 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
     losses = [e for e in read_records(folder / "events.jsonl") if "eval_loss" in e]
     if not losses:
         raise ConfigError(f"{folder} has no held-out loss.", fix=f"remove {folder}, and run again")
-    facts = _facts(resolved, rows)
+    sizes = _sizes(resolved, rows)
     return Rung(
-        depth, facts["parameters"], facts["tokens"], facts["flops"], losses[-1]["eval_loss"]
+        depth, sizes["parameters"], sizes["tokens"], sizes["flops"], losses[-1]["eval_loss"]
     )
 
 

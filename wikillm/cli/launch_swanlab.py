@@ -89,7 +89,7 @@ def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
 
 def _lines(manifest: SwanLabManifest, packing: Packing) -> list[str]:
     machine = manifest.combo or "the default machine"
-    facts = [
+    head = [
         f"name       {manifest.name}{f': {manifest.desc}' if manifest.desc else ''}",
         f"runs       python {manifest.entry} (Python {manifest.python}) on {machine}, 4 h at most",
         f"folder     {manifest.folder.absolute()}",
@@ -97,7 +97,7 @@ def _lines(manifest: SwanLabManifest, packing: Packing) -> list[str]:
     width = max(len(format_size(file.size)) for file in packing.files)
     listed = [f"  {format_size(file.size):>{width}}  {file.name}" for file in packing.files]
     total = f"{len(packing.files)} files, {format_size(packing.size)} before compression"
-    return [*facts, *listed, total]
+    return [*head, *listed, total]
 
 
 def _submit(args: argparse.Namespace, manifest: SwanLabManifest, packing: Packing) -> int:
@@ -195,7 +195,7 @@ def _fetch(api: SwanLabApi, task: Task, folder: Path) -> None:
 
 def _describe(task: Task) -> list[str]:
     output = task.output.path and f"{task.output.path} ({format_size(task.output.size or 0)})"
-    facts = {
+    rows = {
         "task": f"{task.id}  {task.name}",
         "status": task.status,
         "runs": f"{task.python} {task.entry}" + (f" on {task.combo}" if task.combo else ""),
@@ -205,7 +205,7 @@ def _describe(task: Task) -> list[str]:
         "output": output,
         "message": task.message,
     }
-    return [f"{name:<10} {value}" for name, value in facts.items() if value]
+    return [f"{name:<10} {value}" for name, value in rows.items() if value]
 
 
 def _confirmed(args: argparse.Namespace, account: Account, sent: list[str], question: str) -> bool:
@@ -226,8 +226,8 @@ def _confirmed(args: argparse.Namespace, account: Account, sent: list[str], ques
 def _list_data(api: SwanLabApi) -> int:
     found = api.datasets()
     for dataset in found:
-        facts = (dataset.id, dataset.status, dataset.name, dataset.desc)
-        print("  ".join(filter(None, facts)))
+        cells = (dataset.id, dataset.status, dataset.name, dataset.desc)
+        print("  ".join(filter(None, cells)))
     if not found:
         print("there are no data sets")
     return 0

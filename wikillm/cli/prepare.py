@@ -108,8 +108,8 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
         drops = write_drop_list_of(plan_store(cfg), Path(args.drop_list_only))
     path = args.drop_list_only
     if args.json:
-        facts = {name: getattr(drops, name) for name in ("sha256", "exact", "near")}
-        print(json.dumps({"path": path, **facts}, indent=2))
+        values = {name: getattr(drops, name) for name in ("sha256", "exact", "near")}
+        print(json.dumps({"path": path, **values}, indent=2))
     else:
         print(f"drop-list  {path}: {drops.exact:,} exact and {drops.near:,} near duplicates")
         print(f"next       prepare or train with the same sources and data.drop_list={path}")

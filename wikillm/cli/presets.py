@@ -13,7 +13,7 @@ from wikillm.plan.params import count_parameters
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_json(parser, "one JSON object: axis -> name -> facts")
+    add_json(parser, "one JSON object: axis -> name -> values")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,19 +25,19 @@ def run(args: argparse.Namespace) -> int:
     width = max(len(name) for axis in presets.values() for name in axis)
     for axis, entries in presets.items():
         print(f"{axis} ({uses[axis]})")
-        for name, facts in entries.items():
-            count = f"{facts['parameters']:>14,}  " if "parameters" in facts else ""
-            print(f"  {name:<{width}}  {count}{facts['about']}")
+        for name, values in entries.items():
+            count = f"{values['parameters']:>14,}  " if "parameters" in values else ""
+            print(f"  {name:<{width}}  {count}{values['about']}")
         print()
     print("Parameter counts include the embedding; a tied output projection counts once.")
     return 0
 
 
 def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
-    """{axis: {name: facts}}. The facts of models and runs include `parameters`, by which they are
+    """{axis: {name: values}}. The values of models and runs include `parameters`, by which they are
     sorted."""
 
-    def facts(words: list[str], run: str | None, about: str) -> dict[str, Any]:
+    def values(words: list[str], run: str | None, about: str) -> dict[str, Any]:
         model = load(run, words).config.model
         rows = model.vocab_size if isinstance(model.vocab_size, int) else 0
         parameters = count_parameters(model, rows).total
@@ -51,8 +51,8 @@ def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
         return {name: load_preset(axis, name).about for name in preset_names(axis)}
 
     models = {
-        name: facts([f"model.preset={name}"], None, text) for name, text in about("models").items()
+        name: values([f"model.preset={name}"], None, text) for name, text in about("models").items()
     }
-    runs = {name: facts([], name, text) for name, text in about("runs").items()}
+    runs = {name: values([], name, text) for name, text in about("runs").items()}
     data = {name: {"about": text} for name, text in about("data").items()}
     return {"models": by_size(models), "data": data, "runs": by_size(runs)}

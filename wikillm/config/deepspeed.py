@@ -20,7 +20,7 @@ from wikillm.core.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
-class DeepSpeedFacts:
+class DeepSpeedRun:
     """Values of the run that a DeepSpeed JSON must agree with. All are known before a model exists.
 
     A field is None while it is unknown, as when planning for another machine; unknown fields are

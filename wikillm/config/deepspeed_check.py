@@ -1,7 +1,7 @@
 """Refuse a DeepSpeed JSON that cannot work, before a model exists and without importing DeepSpeed.
 
 `check_deepspeed(file)` checks the file alone: unknown, removed and ineffective keys, types of
-values, missing blocks. `check_deepspeed(file, facts)` also compares the file with the run: values
+values, missing blocks. `check_deepspeed(file, run)` also compares the file with the run: values
 that contradict the run, features that the hardware lacks, combinations that do not work. All
 problems are reported at once, with line, key, value and fix.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wikillm.config.compatibility import Case, Zero, add_conflicts
-from wikillm.config.deepspeed import DeepSpeedFacts, DeepSpeedFile
+from wikillm.config.deepspeed import DeepSpeedFile, DeepSpeedRun
 from wikillm.config.deepspeed_keys import (
     AUTO,
     BLOCKS,
@@ -29,23 +29,23 @@ from wikillm.config.deepspeed_keys import (
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
 
 
-def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) -> None:
+def check_deepspeed(file: DeepSpeedFile, run: DeepSpeedRun | None = None) -> None:
     """Raise one ConfigError that lists every problem of the file.
 
-    With `facts`, it also lists where the file contradicts the run.
+    With `run`, it also lists where the file contradicts the run.
     """
     problems = _FileProblems(file)
     _check_keys(problems, "", file.json, TOP_LEVEL)
     _check_blocks_present(problems)
     _check_zero(problems)
     _check_ineffective(problems)
-    if facts is not None:
-        _check_against_run(problems, facts)
+    if run is not None:
+        _check_against_run(problems, run)
         case = Case(
-            facts.train,
+            run.train,
             zero=Zero.of(file.json),
-            precision=facts.precision,
-            has_gpu=facts.has_gpu,
+            precision=run.precision,
+            has_gpu=run.has_gpu,
         )
         add_conflicts(case, problems, file=file)
     problems.raise_if_any()
@@ -243,23 +243,23 @@ class Linked:
     because: str = ""
 
 
-def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
+def linked_values(run: DeepSpeedRun) -> dict[str, Linked]:
     """Every dotted key whose value the run sets; the value is None while it is unknown.
 
     The order follows Hugging Face's `trainer_config_process`.
     """
-    train = facts.train
-    micro = facts.micro_batch
-    accumulation = facts.accumulation
-    world = facts.world_size
+    train = run.train
+    micro = run.micro_batch
+    accumulation = run.accumulation
+    world = run.world_size
     whole = None
     if micro is not None and accumulation is not None and world is not None:
         whole = micro * accumulation * world
     product = f" ({micro} sequences x {accumulation} micro-steps x {world} ranks)"
 
     def enabled(kind: str) -> Linked:
-        value = facts.precision == kind if facts.precision else None
-        return Linked(value, "train.precision", f" ({facts.precision})")
+        value = run.precision == kind if run.precision else None
+        return Linked(value, "train.precision", f" ({run.precision})")
 
     betas = [train.adam_beta1, train.adam_beta2]
     return {
@@ -278,18 +278,18 @@ def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
     }
 
 
-def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
+def _check_against_run(problems: _FileProblems, run: DeepSpeedRun) -> None:
     file = problems.file
     # Values that the run sets.
-    for path, linked in linked_values(facts).items():
+    for path, linked in linked_values(run).items():
         found = file.get(path)
         if found not in (None, "auto") and linked.value is not None and found != linked.value:
-            run = f"the run has {_show(linked.value)}{linked.because}: {linked.setting}"
+            expected = f"the run has {_show(linked.value)}{linked.because}: {linked.setting}"
             fix = f'"auto" in the JSON (the run decides), or change {linked.setting}'
-            problems.at(path, f"{path} contradicts the run.", fix, f", but {run}")
+            problems.at(path, f"{path} contradicts the run.", fix, f", but {expected}")
     # Muon, which no block may replace.
     kind = file.get("optimizer.type")
-    optimizer = facts.train.optimizer
+    optimizer = run.train.optimizer
     if str(kind).lower() == "muon" or (kind is not None and optimizer == "muon"):
         problems.at(
             "optimizer.type",
@@ -301,15 +301,15 @@ def _check_against_run(problems: _FileProblems, facts: DeepSpeedFacts) -> None:
     # hpZ's groups of ranks.
     path = "zero_optimization.zero_hpz_partition_size"
     hpz = file.get(path, 1)
-    if isinstance(hpz, int) and hpz > 1 and facts.world_size is not None and facts.world_size % hpz:
+    if isinstance(hpz, int) and hpz > 1 and run.world_size is not None and run.world_size % hpz:
         problems.at(
             path,
             "zero_hpz_partition_size must divide the number of ranks.",
-            f'"auto", which is the number of ranks per node ({facts.local_world_size})',
-            f", {facts.world_size} ranks",
+            f'"auto", which is the number of ranks per node ({run.local_world_size})',
+            f", {run.world_size} ranks",
         )
     # Features that need a GPU.
-    if facts.has_gpu is False:
+    if run.has_gpu is False:
         for path, feature in ZERO3_CUDA_FEATURES.items():
             if not is_off(file.get(path)):
                 what = f"{feature} has no CPU kernels, and there is no GPU."

@@ -17,7 +17,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from wikillm.config.deepspeed import DeepSpeedFacts, DeepSpeedFile, lookup
+from wikillm.config.deepspeed import DeepSpeedFile, DeepSpeedRun, lookup
 from wikillm.config.deepspeed_check import check_deepspeed, is_off, linked_values
 
 
@@ -29,25 +29,25 @@ class ResolvedDeepSpeed:
     notes: tuple[str, ...]
 
 
-def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
-    """Check `file` against the run, and replace each "auto". All fields of `facts` must be known.
+def resolve_deepspeed(file: DeepSpeedFile, run: DeepSpeedRun) -> ResolvedDeepSpeed:
+    """Check `file` against the run, and replace each "auto". All fields of `run` must be known.
 
     Raises ConfigError.
     """
-    assert None not in (facts.micro_batch, facts.accumulation, facts.world_size), facts
-    assert None not in (facts.local_world_size, facts.precision, facts.has_gpu), facts
+    assert None not in (run.micro_batch, run.accumulation, run.world_size), run
+    assert None not in (run.local_world_size, run.precision, run.has_gpu), run
     # An invalid file is refused before any value is filled in.
-    check_deepspeed(file, facts)
+    check_deepspeed(file, run)
     config = copy.deepcopy(dict(file.json))
     notes: list[str] = []
     if file.is_shipped and file.asked_for not in (file.path.stem, file.path.name):
         notes.append(f"{file.asked_for} does not exist; using the shipped {file.path}")
     _drop_nulls(config)
-    _fill_linked(config, facts, notes)
-    _fill_zero(config["zero_optimization"], facts, notes)
-    _place_optimizer(config, facts, notes)
-    _place_muon(config["zero_optimization"], facts, notes)
-    _set_quietly(config, facts, notes)
+    _fill_linked(config, run, notes)
+    _fill_zero(config["zero_optimization"], run, notes)
+    _place_optimizer(config, run, notes)
+    _place_muon(config["zero_optimization"], run, notes)
+    _set_quietly(config, run, notes)
     return ResolvedDeepSpeed(config, tuple(notes))
 
 
@@ -61,9 +61,9 @@ def _drop_nulls(block: dict[str, Any]) -> None:
             _drop_nulls(value)
 
 
-def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+def _fill_linked(config: dict[str, Any], run: DeepSpeedRun, notes: list[str]) -> None:
     filled: list[str] = []
-    for path, linked in linked_values(facts).items():
+    for path, linked in linked_values(run).items():
         if path.startswith("optimizer."):  # the block is left out
             continue
         *parents, key = path.split(".")
@@ -77,20 +77,20 @@ def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]
         notes.append("from the run: " + ", ".join(filled))
 
 
-def _fill_zero(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+def _fill_zero(zero: dict[str, Any], run: DeepSpeedRun, notes: list[str]) -> None:
     """Fill the "auto" values of zero_optimization.
 
     The formulas with the hidden size are those of transformers 5.23
     (`HfTrainerDeepSpeedConfig.trainer_config_finalize`).
     """
-    h = facts.hidden_size
+    h = run.hidden_size
     hpz = "zero_hpz_partition_size"
     gather = "stage3_gather_16bit_weights_on_model_save"
     values = {
         "reduce_bucket_size": h * h,
         "stage3_prefetch_bucket_size": int(0.9 * h * h),
         "stage3_param_persistence_threshold": 10 * h,
-        hpz: facts.local_world_size,
+        hpz: run.local_world_size,
         gather: zero["stage"] == 3,
     }
     filled = {key: value for key, value in values.items() if zero.get(key) == "auto"}
@@ -100,7 +100,7 @@ def _fill_zero(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) ->
         notes.append(f"from hidden_size {h}, ranks and stage: {texts}")
     if hpz in filled:
         notes.append(f"{hpz}={filled[hpz]}: each node keeps a copy of the weights")
-    if not is_off(zero.get(hpz)) and facts.world_size == facts.local_world_size:
+    if not is_off(zero.get(hpz)) and run.world_size == run.local_world_size:
         notes.append("hpZ costs memory, and on one node it saves no traffic between nodes")
     if zero["stage"] == 3 and not zero.get(gather):
         notes.append(
@@ -108,7 +108,7 @@ def _fill_zero(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) ->
         )
 
 
-def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+def _place_optimizer(config: dict[str, Any], run: DeepSpeedRun, notes: list[str]) -> None:
     """Decide which implementation of Adam runs, and on which device."""
     zero = config["zero_optimization"]
     if config.pop("optimizer", None) is not None:
@@ -116,7 +116,7 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
         notes.append(f"the optimizer block is left out: {note}")
     for name in ("offload_optimizer", "offload_param"):
         offload = zero.get(name)
-        if offload and not facts.has_gpu and offload.get("pin_memory", True):
+        if offload and not run.has_gpu and offload.get("pin_memory", True):
             offload["pin_memory"] = False
             notes.append(f"{name}.pin_memory=false: pinned memory is of no use without a GPU")
     offloads = lookup(zero, "offload_optimizer.device", "none") != "none"
@@ -124,7 +124,7 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
     config["zero_allow_untested_optimizer"] = True
     if not offloads:
         return
-    force = config.setdefault("zero_force_ds_cpu_optimizer", facts.has_gpu)
+    force = config.setdefault("zero_force_ds_cpu_optimizer", run.has_gpu)
     if force:
         adam = "DeepSpeed's CPU Adam (built once, in about 3 minutes)"
     else:
@@ -134,19 +134,19 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
     )
 
 
-def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+def _place_muon(zero: dict[str, Any], run: DeepSpeedRun, notes: list[str]) -> None:
     """Newton-Schulz needs complete gradients, so ZeRO-3 must all-reduce them; otherwise DeepSpeed
     raises."""
-    if facts.train.optimizer == "muon" and zero["stage"] == 3:
+    if run.train.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
         notes.append(
             "reduce_scatter=false: Muon needs complete gradients at ZeRO-3 (twice the traffic)"
         )
 
 
-def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+def _set_quietly(config: dict[str, Any], run: DeepSpeedRun, notes: list[str]) -> None:
     """Disable features that cost time or hide NaN, unless the file sets them."""
-    if facts.precision == "bf16" and config["bf16"].setdefault("check_grad_overflow", False):
+    if run.precision == "bf16" and config["bf16"].setdefault("check_grad_overflow", False):
         notes.append(
             "bf16.check_grad_overflow is true: steps with an overflow are skipped, and every step "
             "synchronises the device"

@@ -27,7 +27,7 @@ _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 
 @dataclass(frozen=True, slots=True)
 class RunNeeds:
-    """The facts of a run that a variable can contradict. `precision` may be auto."""
+    """The values of a run that a variable can contradict. `precision` may be auto."""
 
     precision: str = "auto"
     compiles: bool = False

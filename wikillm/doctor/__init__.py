@@ -1,1 +1,1 @@
-"""Are machines fit for a run? One file for each question: it gathers facts and judges them."""
+"""Are machines fit for a run? One file for each question: it measures and judges."""

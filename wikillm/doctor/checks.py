@@ -1,6 +1,6 @@
 """Defines a check: a function that measures one property and returns a finding about it.
 
-Checks of one node take the `Needs` of the run, checks between nodes the `ClusterFacts`. A check has
+Checks of one node take the `Needs` of the run, checks between nodes the `Cluster`. A check has
 the name of its function, and its docstring is the sentence that `--list` shows.
 """
 
@@ -25,7 +25,7 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        found: the measured fact.
+        found: what was measured.
         why: its consequence for the run.
         fix: how to correct it.
         node: the node, "" for a finding about all nodes.

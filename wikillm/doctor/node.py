@@ -23,7 +23,7 @@ from wikillm.doctor.disk import existing_folder
 from wikillm.doctor.examine import check_node
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import outer_card
-from wikillm.doctor.nodes import facts_to_compare
+from wikillm.doctor.nodes import values_to_compare
 from wikillm.doctor.probe import in_time
 
 MARK = "wikillm-doctor"
@@ -60,7 +60,7 @@ class NodeServer:
         self.token = token
         answer: dict[str, Any] = {
             "findings": [asdict(finding) for finding in check_node(self.needs, self.name)],
-            "facts": facts_to_compare(self.needs),
+            "facts": values_to_compare(self.needs),
         }
         if len(slots) > 1:
             late = f"no answer within {FOLDER_SECONDS:.0f} s"

@@ -1,6 +1,6 @@
 """Checks whether the nodes are equal, and whether they reach each other.
 
-Each node sends its `facts_to_compare`. The machine on which the command runs compares them.
+Each node sends its `values_to_compare`. The machine on which the command runs compares them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import FASTER, MASTER_FIX, SLOWER, outer_card, route_of
 from wikillm.doctor.probe import in_time
 from wikillm.doctor.software import digest_of_code, supported_ranges
-from wikillm.supervise.facts import installed_version
+from wikillm.supervise.node_versions import installed_version
 
 SLOW_BANDWIDTH = 100e6
 """Bytes/s that a link of 1 Gbit/s reaches."""
@@ -30,7 +30,7 @@ SECONDS = 12.0
 _VERSION = "version of "
 
 
-def facts_to_compare(needs: Needs) -> dict[str, str]:
+def values_to_compare(needs: Needs) -> dict[str, str]:
     """The known values of this node that must be equal on all nodes, or different."""
     jobs = {
         "software": _software,
@@ -65,28 +65,28 @@ def _network(needs: Needs) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class ClusterFacts:
-    """The answers of all nodes.
+class Cluster:
+    """What the nodes of a run answered.
 
     Attributes:
         slots: processes of each node, in the order of the hostfile.
-        facts: `facts_to_compare` of each node that answered.
+        values: `values_to_compare` of each node that answered.
         shared: for each node, the nodes whose files it did not see, or why it could not write.
         connections: the error of each connection (from, to), "" if it works.
         all_reduce: bytes per second, or why it was not measured.
     """
 
     slots: Mapping[str, int]
-    facts: Mapping[str, dict[str, str]]
+    values: Mapping[str, dict[str, str]]
     shared: dict[str, list[str] | str] = field(default_factory=dict)
     connections: dict[tuple[str, str], str] = field(default_factory=dict)
     all_reduce: float | str = "not measured"
 
-    def by_value(self, fact: str) -> dict[str, list[str]]:
-        """The nodes by their value of a fact, without nodes whose value is unknown."""
+    def by_value(self, name: str) -> dict[str, list[str]]:
+        """The nodes by their value of `name`, without nodes whose value is unknown."""
         found: dict[str, list[str]] = {}
         for node in self.slots:
-            if value := self.facts.get(node, {}).get(fact):
+            if value := self.values.get(node, {}).get(name):
                 found.setdefault(value, []).append(node)
         return found
 
@@ -95,8 +95,8 @@ class ClusterFacts:
 
         For the first node it is the address to which most nodes resolve the master's name.
         """
-        found = {node: facts["address"] for node, facts in self.facts.items() if "address" in facts}
-        master = next((node for node in self.slots if node in self.facts), None)
+        found = {node: own["address"] for node, own in self.values.items() if "address" in own}
+        master = next((node for node in self.slots if node in self.values), None)
         resolved = self.by_value("master")
         if master is not None and resolved:
             found[master] = max(resolved, key=lambda address: len(resolved[address]))
@@ -113,12 +113,12 @@ REACH = Check(
 
 
 def _equal(
-    group: str, name: str, about: str, fact: str, why: str, fix: str, level: Level = "fail"
+    group: str, name: str, about: str, key: str, why: str, fix: str, level: Level = "fail"
 ) -> Check:
-    """A check that `fact` has the same value on all nodes."""
+    """A check that `key` has the same value on all nodes."""
 
-    def look(cluster: ClusterFacts) -> Finding:
-        found = cluster.by_value(fact)
+    def look(cluster: Cluster) -> Finding:
+        found = cluster.by_value(key)
         if len(found) > 1:
             return Finding(level, _groups(found), why, fix)
         return ok(next(iter(found))) if found else skip("not known on any node")
@@ -164,9 +164,9 @@ MASTER = _equal(
 
 
 @check("python")
-def versions_equal(cluster: ClusterFacts) -> Finding:
+def versions_equal(cluster: Cluster) -> Finding:
     """All nodes have the same versions of Python and of all packages."""
-    names = {fact for facts in cluster.facts.values() for fact in facts}
+    names = {name for own in cluster.values.values() for name in own}
     compared = sorted(name for name in names if name.startswith(_VERSION))
     versions = {name.removeprefix(_VERSION): cluster.by_value(name) for name in compared}
     differ = [f"{name} {_groups(found)}" for name, found in versions.items() if len(found) > 1]
@@ -176,7 +176,7 @@ def versions_equal(cluster: ClusterFacts) -> Finding:
 
 
 @check("gpu")
-def slots_equal(cluster: ClusterFacts) -> Finding:
+def slots_equal(cluster: Cluster) -> Finding:
     """The hostfile gives every node the same number of processes."""
     counts = sorted(set(cluster.slots.values()))
     if len(counts) == 1:
@@ -187,18 +187,18 @@ def slots_equal(cluster: ClusterFacts) -> Finding:
 
 
 @check("nodes")
-def distinct_machines(cluster: ClusterFacts) -> Finding:
+def distinct_machines(cluster: Cluster) -> Finding:
     """No two names in the hostfile are one machine."""
     twice = [nodes for nodes in cluster.by_value("machine").values() if len(nodes) > 1]
     if twice:
         found = f"{' and '.join(twice[0])} are one machine"
         fix = "keep one line per machine in the hostfile"
         return fail(found, "each of its GPUs would get two processes", fix)
-    return ok(f"{len(cluster.facts)} machines")
+    return ok(f"{len(cluster.values)} machines")
 
 
 @check("disk")
-def shared_folder(cluster: ClusterFacts) -> Finding:
+def shared_folder(cluster: Cluster) -> Finding:
     """A file that one node writes beside the run directory can be read by every other node."""
     if not cluster.shared:
         return skip("not tried")
@@ -214,7 +214,7 @@ def shared_folder(cluster: ClusterFacts) -> Finding:
 
 
 @check("network")
-def connections(cluster: ClusterFacts) -> Finding:
+def connections(cluster: Cluster) -> Finding:
     """Every node reaches every other node, on the master's port and on a high port."""
     if not cluster.connections:
         return skip("not tried")
@@ -227,12 +227,12 @@ def connections(cluster: ClusterFacts) -> Finding:
 
 
 @check("network")
-def all_reduce(cluster: ClusterFacts) -> Finding:
+def all_reduce(cluster: Cluster) -> Finding:
     """An all-reduce between the nodes (gloo over TCP, one process per node), and its bandwidth."""
     measured = cluster.all_reduce
     if isinstance(measured, str):
         if measured.startswith("not "):
             return skip(measured)
         return fail(measured, "the run's first collective would fail too", "see the checks above")
-    found = f"{format_size(measured)}/s over {len(cluster.facts)} nodes"
+    found = f"{format_size(measured)}/s over {len(cluster.values)} nodes"
     return warn(found, SLOWER, FASTER) if measured < SLOW_BANDWIDTH else ok(found)

@@ -12,7 +12,7 @@ from wikillm.doctor.host import memory, open_files
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import card_named
 from wikillm.doctor.software import INSTALL
-from wikillm.supervise.facts import installed_version
+from wikillm.supervise.node_versions import installed_version
 
 IMPORTED = (
     "torch", "transformers", "accelerate", "numpy", "orjson", "pyarrow", "safetensors",

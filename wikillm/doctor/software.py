@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 from wikillm.doctor.checks import Finding, check, fail, ok, warn
 from wikillm.doctor.gpus import read_gpus
 from wikillm.doctor.needs import Needs
-from wikillm.supervise.facts import PACKAGE, code_digest, installed_version
+from wikillm.supervise.node_versions import PACKAGE, code_digest, installed_version
 
 INSTALL = "make env in a checkout; without one: pip install --upgrade wikillm"
 SUPPORTED_PYTHON = SpecifierSet(">=3.11,<3.13")

@@ -73,8 +73,8 @@ def examine_nodes(
             token=secrets.token_hex(8),
             environment=dict(environment),
         )
-        facts = {name: answer["facts"] for name, answer in answers.items()}
-        cluster = nodes.ClusterFacts(slots, facts)
+        values = {name: answer["facts"] for name, answer in answers.items()}
+        cluster = nodes.Cluster(slots, values)
         if len(answers) > 1:
             _meet(session, cluster, answers)
             cluster.all_reduce = _reduce(session, cluster, answers)
@@ -89,7 +89,7 @@ def examine_nodes(
     return Examination(tuple(slots), tuple(findings), time.monotonic() - start)
 
 
-def _meet(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]) -> None:
+def _meet(session: Session, cluster: nodes.Cluster, answers: dict[str, Any]) -> None:
     """Every node looks for the files of all others and connects to them."""
     addresses = cluster.addresses()
     write_errors = {name: answer["write_error"] for name, answer in answers.items()}
@@ -105,7 +105,7 @@ def _meet(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]
             cluster.connections[name, peer] = error
 
 
-def _reduce(session: Session, cluster: nodes.ClusterFacts, answers: dict[str, Any]) -> float | str:
+def _reduce(session: Session, cluster: nodes.Cluster, answers: dict[str, Any]) -> float | str:
     """Bytes per second of an all-reduce of all nodes that answer, or why it was not measured."""
     names = [name for name in answers if name not in session.lost]
     addresses = cluster.addresses()

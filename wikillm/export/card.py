@@ -25,8 +25,8 @@ Grid = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class ExportFacts:
-    """The facts in a card that do not follow from the weights. Any table may be empty.
+class CardContent:
+    """The parts of a model card that do not follow from the weights. Any table may be empty.
 
     Args:
         name: name of the run.
@@ -36,7 +36,7 @@ class ExportFacts:
         metrics: {label: value} of losses, bits per byte and tokens trained on.
         evaluations: (head, rows) of tables that `wikillm eval` recorded.
         provenance: {label: value} of WikiLLM's version, the ledger's digest and its audit.
-        environment: {package or fact: version or value}.
+        environment: {package or property of the machine: version or value}.
         licence: licence id of the weights, as hubs spell it (apache-2.0).
         data_licence: licence id of the training data.
         languages: ISO 639-1 codes of the data's languages.
@@ -125,15 +125,15 @@ _ZH = {
 
 
 def card_files(
-    facts: ExportFacts, config: PretrainedConfig, parameters: int, trained_as: str, eos: str
+    content: CardContent, config: PretrainedConfig, parameters: int, trained_as: str, eos: str
 ) -> dict[str, str]:
     """{file name: text} of the card and of the curve that it shows."""
-    card = render_card(facts, config, parameters=parameters, trained_as=trained_as, eos=eos)
-    return {"README.md": card} | ({CURVE: facts.curve} if facts.curve else {})
+    card = render_card(content, config, parameters=parameters, trained_as=trained_as, eos=eos)
+    return {"README.md": card} | ({CURVE: content.curve} if content.curve else {})
 
 
 def render_card(
-    facts: ExportFacts, config: PretrainedConfig, *, parameters: int, trained_as: str, eos: str
+    content: CardContent, config: PretrainedConfig, *, parameters: int, trained_as: str, eos: str
 ) -> str:
     """README.md of the exported folder, with the metadata block that hubs read.
 
@@ -143,10 +143,10 @@ def render_card(
         eos: token at the end of each document.
     """
     (architecture,) = config.architectures or [trained_as]
-    length = facts.training.get("train.sequence_length") or config.max_position_embeddings
+    length = content.training.get("train.sequence_length") or config.max_position_embeddings
     values = {
-        "name": facts.name,
-        "step": f"{facts.step:,}" if facts.step is not None else "",
+        "name": content.name,
+        "step": f"{content.step:,}" if content.step is not None else "",
         "count": format_count(parameters),
         "parameters": f"{parameters:,}",
         "architecture": architecture,
@@ -156,18 +156,18 @@ def render_card(
         "vocabulary": f"{config.vocab_size:,}",
         "length": f"{int(length):,}",
         "eos": eos,
-        "licence": facts.licence,
-        "data_licence": facts.data_licence,
-        "curve": CURVE if facts.curve else "",
-        "chat_template": facts.template_name,
+        "licence": content.licence,
+        "data_licence": content.data_licence,
+        "curve": CURVE if content.curve else "",
+        "chat_template": content.template_name,
     }
     tables = {
         "Model": _shape(config),
-        "Data": facts.data,
-        "Evaluation": facts.metrics,
-        "Training": facts.training,
-        "Provenance": facts.provenance,
-        "Made with": facts.environment,
+        "Data": content.data,
+        "Evaluation": content.metrics,
+        "Training": content.training,
+        "Provenance": content.provenance,
+        "Made with": content.environment,
     }
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -175,10 +175,10 @@ def render_card(
         trim_blocks=True,
         autoescape=False,  # Markdown
     )
-    parts = [_front_matter(facts)]
+    parts = [_front_matter(content)]
     for language, prompt in (("en", "The history of"), ("zh", "北京是")):
         translate = _ZH if language == "zh" else {}
-        grids = "".join(f"\n\n{_grid(*grid, translate)}" for grid in facts.evaluations)
+        grids = "".join(f"\n\n{_grid(*grid, translate)}" for grid in content.evaluations)
         shown = [
             (
                 translate.get(title, title),
@@ -192,11 +192,11 @@ def render_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(facts: ExportFacts) -> str:
+def _front_matter(content: CardContent) -> str:
     """The metadata block. Only ModelScope reads `frameworks` and `tasks`."""
-    values: dict[str, Any] = {"license": facts.licence}
-    if facts.languages:
-        values["language"] = list(facts.languages)
+    values: dict[str, Any] = {"license": content.licence}
+    if content.languages:
+        values["language"] = list(content.languages)
     values |= {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

@@ -29,11 +29,11 @@ from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, write_atomic, write_json
 from wikillm.data.tokenizer.chat_template import check_chat_template
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
-from wikillm.export.card import ExportFacts, card_files
+from wikillm.export.card import CardContent, card_files
 from wikillm.export.compare import refuse_other_tokenizer
-from wikillm.export.facts import trained_tokenizer
 from wikillm.export.probe_texts import probe_ids, probe_texts
 from wikillm.export.prove import Proof, prove_folder
+from wikillm.export.run_records import trained_tokenizer
 from wikillm.export.target_folder import MARK, check_target, replace_target
 from wikillm.export.tokenizer_files import model_type_for, tokenizer_files
 from wikillm.export.weights import (
@@ -73,7 +73,7 @@ def export_model(
     *,
     trust: bool = False,
     tokenizer_dir: Path,
-    facts: ExportFacts,
+    content: CardContent,
     dtype: str | None = None,
     verified: bool = False,
     ema: bool = False,
@@ -102,9 +102,9 @@ def export_model(
     config = _read_config(checkpoint)
     chosen = _pick_dtype(dtype, config)
     trained, texts = _tokenizer(tokenizer_dir, trained_tokenizer(checkpoint), held_out, config)
-    ends = _ends(trained, facts.chat_template)
+    ends = _ends(trained, content.chat_template)
     positions = config.max_position_embeddings
-    files = tokenizer_files(tokenizer_dir, max_length=positions, template=facts.chat_template)
+    files = tokenizer_files(tokenizer_dir, max_length=positions, template=content.chat_template)
     # Read the weights under the checkpoint's parameter names, and convert their dtype.
     model = skeleton(config)
     read = read_average(checkpoint) if ema else read_weights(checkpoint, verified, trust)
@@ -115,7 +115,7 @@ def export_model(
     ids = probe_ids(trained, positions)
     logits = trained_logits(config, weights, ids) if prove else None
     config = _finish_config(config, weights, stored, files["tokenizer.json"])
-    files |= card_files(facts, config, parameters, type(model).__name__, trained.eos_token)
+    files |= card_files(content, config, parameters, type(model).__name__, trained.eos_token)
     # Write all files next to the target, the list of digests last; then rename the folder.
     with _staged(target) as staging:
         tensors = _write(staging, weights, config, files, ends)
@@ -123,18 +123,23 @@ def export_model(
         proof = None
         if logits is not None:
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
-        size = _seal(staging, facts, trained)
+        size = _seal(staging, content, trained)
         replace_target(target, staging)
     architecture = str((config.architectures or [""])[0])
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
 
-def _seal(folder: Path, facts: ExportFacts, trained: TextTokenizer) -> int:
+def _seal(folder: Path, content: CardContent, trained: TextTokenizer) -> int:
     """Write wikillm_export.json (size and sha256 of each file), the mark of an export.
 
     Returns the size of the folder in bytes.
     """
-    mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
+    mark = {
+        "format_version": 1,
+        "run": content.name,
+        "step": content.step,
+        "tokenizer": trained.sha256,
+    }
     names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
     write_json(folder / MARK, {**mark, "files": seal_files(folder, names)})
     return sum(path.stat().st_size for path in files_below(folder))

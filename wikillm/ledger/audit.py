@@ -189,10 +189,10 @@ def _compare_tokens(
 ) -> Iterator[WrongStep]:
     """Compare each digest with that of the store's tokens; stop at the first difference."""
     # Open the store of the run, whose shards are compared with their sha256 at first use.
-    facts = history.segments[-1].order
-    corpus = corpus_of_run(run, facts, stores)
-    order = corpus.order(facts["sequence_length"], facts["seed"])
-    found.epochs = _epochs(corpus, facts, found.stop)
+    values = history.segments[-1].order
+    corpus = corpus_of_run(run, values, stores)
+    order = corpus.order(values["sequence_length"], values["seed"])
+    found.epochs = _epochs(corpus, values, found.stop)
     corpus.train.verify_on_first_use()
     since = time.perf_counter()
     for portion in _portions(steps):
@@ -275,12 +275,12 @@ def _explain(tokens: TokenStream, order: Order, wrong: StepLine) -> WrongStep:
     return WrongStep(wrong.step, "tokens", text)
 
 
-def _epochs(corpus: Corpus, facts: dict[str, Any], samples: int) -> str:
+def _epochs(corpus: Corpus, values: dict[str, Any], samples: int) -> str:
     """The number of epochs in the first `samples` samples, as text; by source in a mixture."""
     if corpus.mixture:
-        used = corpus.order(facts["sequence_length"], facts["seed"]).used(samples)
+        used = corpus.order(values["sequence_length"], values["seed"]).used(samples)
         return ", ".join(f"{source.name} {source.epochs:.2f}" for source in used) + " epochs"
-    sizes = corpus.epoch_sizes(facts["sequence_length"])
+    sizes = corpus.epoch_sizes(values["sequence_length"])
     assert sizes is not None, "a finished store knows its size"
     first, later = sizes
     passes = samples / first if samples <= first else 1 + (samples - first) / later

@@ -18,7 +18,7 @@ from wikillm.data.store.store import Store
 
 
 def corpus_of_run(run: Path, order: Mapping[str, Any], places: Sequence[str] = ()) -> Corpus:
-    """The corpus of a run whose ledger has these `order` facts.
+    """The corpus of a run. `order` is recorded in its ledger (see `record.Segment`).
 
     Args:
         places: folder or address of the store, if it is not the place in RUN/data.json. For a

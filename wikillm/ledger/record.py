@@ -32,7 +32,7 @@ _CRC = b',"crc":'
 
 
 class Segment(NamedTuple):
-    """A process start. `order`: the facts that decide the tokens of a sample."""
+    """A process start. `order` holds the values that decide the tokens of a sample."""
 
     number: int
     step: int
@@ -126,9 +126,9 @@ class LedgerWriter:
             warn(f"{error}\n  the damaged file is kept as {renamed.name}; a new ledger begins")
             self._known = History()
 
-    def begin(self, **facts: Any) -> None:
-        """Begin a segment with these facts (see `Segment`)."""
-        segment = Segment(len(self._known.segments), **facts)
+    def begin(self, **values: Any) -> None:
+        """Begin a segment with these values (see `Segment`)."""
+        segment = Segment(len(self._known.segments), **values)
         known = self._known.steps[-1].step if self._known.steps else 0
         if segment.step > known:
             warn(

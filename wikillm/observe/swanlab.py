@@ -4,9 +4,9 @@ All of SwanLab runs in one daemon thread: a stalled server never blocks a traini
 `finish` waits for a limited time. SwanLab's excepthook and its atexit hook, which waits forever for
 a dead server, are removed. (SwanLab sets its SIGINT handler in the main thread only.) The default
 mode is offline. The mode online falls back to offline, with a warning, without a key or if no
-server answers within 5 s. All arguments are explicit, and only static hardware facts are collected:
-no stdout, command line, host name, packages or git remote. An error is logged once and turns the
-tracker off; `metrics.jsonl` continues. Works with swanlab 0.10.
+server answers within 5 s. All arguments are explicit, and only static properties of the hardware
+are collected: no stdout, command line, host name, packages or git remote. An error is logged once
+and turns the tracker off; `metrics.jsonl` continues. Works with swanlab 0.10.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class SwanLabSink:
         self.folder = Path(run.dir)
 
     def _probes(self) -> dict[str, Any]:
-        """SwanLab's own probes: facts about the hardware, and readings of it if configured."""
+        """SwanLab's own probes: properties of the hardware, and readings of it if configured."""
         seconds = self._settings.hardware_seconds
         readings = {"monitor": True, "monitor_interval": seconds} if seconds else {}
         return {"hardware": True, **_NO_PROBES, **readings}

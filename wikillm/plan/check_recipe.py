@@ -5,7 +5,7 @@ Facts that are not known yet (the ranks of a target, the precision of a remote G
 
 from __future__ import annotations
 
-from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
+from wikillm.config.deepspeed import DeepSpeedRun, read_deepspeed
 from wikillm.config.deepspeed_check import check_deepspeed
 from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
@@ -23,7 +23,7 @@ def check_recipe(
 ) -> None:
     """Raise one ConfigError that lists every mistake in the run's DeepSpeed JSON.
 
-    A fact that is None is unknown, and not checked. A batch that does not divide has its own error
+    A value that is None is unknown, and not checked. A batch that does not divide has its own error
     elsewhere, and counts as unknown here.
     """
     config = resolved.config
@@ -38,7 +38,7 @@ def check_recipe(
         except ConfigError:
             ranks = None
     chosen = config.train.precision
-    facts = DeepSpeedFacts(
+    run = DeepSpeedRun(
         config.train,
         hidden_size=config.model.hidden_size,
         micro_batch=micro,
@@ -48,4 +48,4 @@ def check_recipe(
         precision=precision if chosen == "auto" else chosen,
         has_gpu=has_gpu,
     )
-    check_deepspeed(read_deepspeed(config.deepspeed.config), facts)
+    check_deepspeed(read_deepspeed(config.deepspeed.config), run)

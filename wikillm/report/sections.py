@@ -46,7 +46,7 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
         "path": str(run.path.absolute()),
         "parts": _PARTS,
         **_state(run),
-        "facts": list(_facts(run, effort)),
+        "facts": list(_overview(run, effort)),
         "spikes": [
             (
                 f"{spike.step:,}",
@@ -104,7 +104,7 @@ def _state(run: RunFiles) -> dict[str, Any]:
     return {"state": f"no end recorded: running or killed; {done}{seen}", "failed": False}
 
 
-def _facts(run: RunFiles, effort: Effort) -> Any:
+def _overview(run: RunFiles, effort: Effort) -> Any:
     """(label, value, note) of the main results."""
     last = run.last
     parameters = number(run.plan, "parameters")

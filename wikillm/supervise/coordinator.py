@@ -30,7 +30,7 @@ SUSPENDED_SECONDS = 5.0
 MOST_UNPROVEN = 16
 """Connections of unproven peers that are kept, plus one for each rank that has not joined. The
 oldest is closed first."""
-_LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
+_LONGEST_TEXT = 16384  # characters of a reason, a host name, a version
 _CODES = frozenset(map(int, ExitCode))
 
 
@@ -159,9 +159,9 @@ class Coordinator(threading.Thread):
         if rank in self.membership.ranks or wire in self._rank_of or self._end is not None:
             raise ValueError("the rank has joined already, or the run has ended")
         pid = _whole(message.get("pid", 0), 1 << 31)
-        facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
+        versions = {_text(name): _text(value) for name, value in message["facts"].items()}
         host = _text(message["host"])
-        self.membership.hello(rank, Member(host, _text(message["address"]), facts, now, pid=pid))
+        self.membership.hello(rank, Member(host, _text(message["address"]), versions, now, pid=pid))
         if self._listener.family == socket.AF_UNIX and pid:
             with suppress(OSError, ValueError, IndexError):
                 self._processes[rank] = Process.here(pid)

@@ -66,7 +66,7 @@ class CoordinatorLink:
             self.wire = SealedWire(sock, self._secret, setup["job"], is_coordinator=False)
             self._answer_by = now + ANSWER_SECONDS
             hello = {"hello": setup["rank"], "host": self._host, "pid": setup["pid"]}
-            self.wire.send({**hello, "address": setup["address"], "facts": setup["facts"]})
+            self.wire.send({**hello, "address": setup["address"], "facts": setup["versions"]})
         return None
 
     def receive(self) -> list[Message]:

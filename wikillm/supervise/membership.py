@@ -89,7 +89,7 @@ class Member:
 
     host: str
     address: str
-    facts: dict[str, str]
+    versions: dict[str, str]
     last_received: float
     phase: str = "start"
     step: int = 0
@@ -226,20 +226,20 @@ class Membership:
         return End(ExitCode.MACHINE, reason, "lost")
 
     def _different(self) -> End | None:
-        """The verdict on nodes whose facts differ from those of rank 0's node."""
+        """The verdict on nodes whose versions differ from those of rank 0's node."""
         if not self.is_complete:
             return None
         reference = self.ranks[0]
         lines = []
-        for fact, expected in reference.facts.items():
+        for name, expected in reference.versions.items():
             hosts_by_value: dict[str, dict[str, None]] = {}  # the hosts in order, each once
             for _, member in sorted(self.ranks.items()):
-                value = member.facts.get(fact, "nothing")
+                value = member.versions.get(name, "nothing")
                 if value != expected:
                     hosts_by_value.setdefault(value, {})[member.host] = None
             for value, hosts in hosts_by_value.items():
                 where = f"{value} on {', '.join(hosts)}"
-                lines.append(f"  {fact}: {expected} on {reference.host}, {where}")
+                lines.append(f"  {name}: {expected} on {reference.host}, {where}")
         if not lines:
             return None
         reason = "\n".join(["Versions, code or settings differ between the nodes.", *lines])

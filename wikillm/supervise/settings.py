@@ -68,7 +68,7 @@ def agent_setup(
     settings: SuperviseSettings,
     route: Route | None,
     port: int | None,
-    facts: dict[str, str],
+    versions: dict[str, str],
     environ: Mapping[str, str],
 ) -> Message:
     """The first message to the agent. `route` and `port` are None if all ranks are local."""
@@ -102,7 +102,7 @@ def agent_setup(
         "interface": route.interface,
         "job": job,
         "secret": secret,
-        "facts": facts,
+        "versions": versions,
         "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
         "alerts": alerts_of(world, settings).arguments(),
     }

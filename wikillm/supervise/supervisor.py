@@ -69,7 +69,7 @@ class Supervisor:
         self._noted = threading.Event()  # the agent has recorded this rank's exit, or has ended
 
     def start(
-        self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
+        self, versions: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
     ) -> None:
         """Start the agent; on several nodes wait until all ranks have joined. (all ranks)
 
@@ -86,7 +86,7 @@ class Supervisor:
         if not self.is_active:
             return
         if not self.is_local:
-            self._join(facts(), environ)
+            self._join(versions(), environ)
             return
         try:
             self._start_agent(agent_setup(world, self.settings, None, None, {}, environ))
@@ -94,7 +94,7 @@ class Supervisor:
             warn(f"no supervisor: {error.strerror or error}; the run continues without it")
             self.is_active = False
 
-    def _join(self, facts: dict[str, str], environ: Mapping[str, str]) -> None:
+    def _join(self, versions: dict[str, str], environ: Mapping[str, str]) -> None:
         """Find the route to the first node, and wait until all ranks have joined there."""
         world = self.world
         master = environ.get("MASTER_ADDR")
@@ -107,7 +107,8 @@ class Supervisor:
         self.route = find_route(master)
         is_remote = world.size != world.local_size
         name = set_interface(self.route) if is_remote else str(self.route.interface)
-        self._start_agent(agent_setup(world, self.settings, self.route, int(port), facts, environ))
+        setup = agent_setup(world, self.settings, self.route, int(port), versions, environ)
+        self._start_agent(setup)
         answer = self._answers.get()
         if "welcome" not in answer:
             raise MachineError(str(answer["reason"]))
@@ -292,13 +293,13 @@ class Supervisor:
 
 @contextmanager
 def supervise(
-    world: World, settings: SuperviseSettings, facts: Callable[[], dict[str, str]]
+    world: World, settings: SuperviseSettings, versions: Callable[[], dict[str, str]]
 ) -> Iterator[Supervisor]:
     """Supervise the block, and report to the other ranks how it ended. (all ranks)"""
     supervisor = Supervisor(world, settings)
     error: BaseException | None = None
     try:
-        supervisor.start(facts)
+        supervisor.start(versions)
         yield supervisor
     except BaseException as caught:
         error = caught

@@ -9,8 +9,9 @@ text ends the connection. A message is recognized by its first key:
     agent -> coordinator   hello, beat, bye, died
     coordinator -> agent   hub (keep-alive), welcome, end
 
-Keys and the labels in the MAC keep old names ("hub" and "speaker" for coordinator and reporter), so
-that nodes with different versions still connect and report the difference.
+Keys and labels in the MAC keep old names ("hub" for the coordinator, "speaker" for the reporter,
+"facts" for the versions on a node), so that nodes with different versions still connect and report
+the difference.
 """
 
 from __future__ import annotations

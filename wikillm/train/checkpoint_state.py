@@ -1,4 +1,4 @@
-"""Makes wikillm_state.json: the facts, progress and settings that a checkpoint records."""
+"""Makes wikillm_state.json: what a resume compares, the progress and the settings of a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from wikillm.train.resume_keys import recorded_settings
 from wikillm.train.trainer import WikiTrainer
 
 
-def run_facts(context: RunContext) -> dict[str, Any]:
-    """The facts that must be equal when a run resumes from a checkpoint (see `resume.FACTS`)."""
+def run_values(context: RunContext) -> dict[str, Any]:
+    """The values that a resume compares with those of the checkpoint (see `resume.MUST_MATCH`)."""
     cfg = context.resolved.config
     plan = context.plan
     engine = context.engine
@@ -44,13 +44,13 @@ def run_facts(context: RunContext) -> dict[str, Any]:
 def checkpoint_state(
     trainer: WikiTrainer, step: int, train_seconds: float, save_seconds: float
 ) -> dict[str, Any]:
-    """The content of wikillm_state.json: facts, progress, and the settings of this start."""
+    """The content of wikillm_state.json: values, progress, and the settings of this start."""
     context = trainer.context
     samples = trainer.consumed_samples
     before = context.point.state.get("skipped", []) if context.point else []
     since = [asdict(window) for window in trainer.samples.skipped_before(step)]
     return {
-        **run_facts(context),
+        **run_values(context),
         "step": step,
         "consumed_samples": samples,
         "skipped": [*before, *since],

@@ -26,7 +26,7 @@ from wikillm.train.run_dir import RunDir, describe_environment
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """The facts of a run that are known before its process group exists. (all ranks)"""
+    """What is known of a run before its process group exists. (all ranks)"""
 
     resolved: Resolved
     world: World

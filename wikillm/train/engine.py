@@ -15,7 +15,7 @@ import torch
 from wikillm.checkpoints.latest import find_complete
 from wikillm.checkpoints.manifest import read_state
 from wikillm.config.compatibility import Case, refuse_conflicts
-from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
+from wikillm.config.deepspeed import DeepSpeedRun, read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.environment_variables import RunNeeds, clean_environment
 from wikillm.config.precision import Precision, resolve_precision
@@ -146,8 +146,8 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     )
     if cfg.deepspeed.config is None:
         return Engine(precision, None, ())
-    # The run's facts fill in the JSON's "auto", and must agree with its other values.
-    facts = DeepSpeedFacts(
+    # The run's values fill in the JSON's "auto", and must agree with its other values.
+    run = DeepSpeedRun(
         cfg.train,
         hidden_size=cfg.model.hidden_size,
         micro_batch=plan.micro_batch,
@@ -157,7 +157,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
         precision=precision,
         has_gpu=has_gpu,
     )
-    resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
+    resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), run)
     return Engine(precision, resolved.json, resolved.notes)
 
 

@@ -138,9 +138,9 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
             shutil.rmtree(folder, ignore_errors=True)
     # Compare the tokens of every computed step with the ledger, and name the step's documents.
     digests = {each.step: each.digest for each in history.steps}
-    facts = history.segments[-1].order
-    corpus = corpus_of_run(run, facts)
-    order = corpus.order(facts["sequence_length"], facts["seed"])
+    values = history.segments[-1].order
+    corpus = corpus_of_run(run, values)
+    order = corpus.order(values["sequence_length"], values["seed"])
     segment = [each for each in history.segments if each.step < step][-1]
     return Replayed(
         line=line,

@@ -39,7 +39,7 @@ from wikillm.train.resume_keys import (
     changed_settings,
 )
 
-FACTS = {
+MUST_MATCH = {
     "store": "data.*",
     "mixture": "data.mixture",
     "seed": "run.seed",
@@ -58,14 +58,14 @@ FACTS = {
     "optimizer": "train.optimizer",
     "ema": "train.ema_decay, train.ema_start",
 }
-"""Each fact that must be equal, and the setting that decides it."""
+"""Each value of a checkpoint that must equal the run's, and the setting that decides it."""
 REMOVED = {"batch_ramp": "off"}
-"""Facts that new checkpoints no longer record, each with the value that counts when missing."""
+"""Values that new checkpoints no longer record, each with what a missing one means."""
 CHANGEABLE = ("max_steps", "global_batch_sequences")
-"""Facts whose change --allow-change accepts. With any other change the state would not load, or
+"""Values that --allow-change lets differ. With any other difference the state would not load, or
 would mean something else."""
 _LAYOUT = ("zero_stage", "world_size")
-"""Facts that must be equal for checkpoints of format 1 only, which are not portable."""
+"""Values that must be equal for checkpoints of format 1 only, which are not portable."""
 
 
 class Computed(NamedTuple):
@@ -213,7 +213,7 @@ def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
 
 def check_same_run(
     point: ResumePoint,
-    facts: dict[str, Any],
+    values: dict[str, Any],
     *,
     allow_change: bool,
     model: ModelSection | None = None,
@@ -222,24 +222,25 @@ def check_same_run(
     """Refuse to resume when the configuration no longer fits the checkpoint.
 
     Args:
-        facts: see FACTS.
+        values: see MUST_MATCH.
         model: compared field by field, since another model may have as many parameters.
         settings: this start's settings, as returned by `resume_keys.recorded_settings`.
 
     Raises:
         CheckpointError: lists every difference with its setting, and a fix.
     """
-    # One line for each difference in the facts, the model and the first weights.
-    facts = REMOVED | facts
-    then = {name: (REMOVED | point.state).get(name) for name in FACTS}
-    changed = {name for name in FACTS if then[name] != facts[name]}
+    # One line for each difference in MUST_MATCH, the model and the first weights.
+    values = REMOVED | values
+    then = {name: (REMOVED | point.state).get(name) for name in MUST_MATCH}
+    changed = {name for name in MUST_MATCH if then[name] != values[name]}
     if allow_change:
         changed -= set(CHANGEABLE)
     if is_portable(point.checkpoint):
         changed -= set(_LAYOUT)
-    lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
+    deciding = {name: MUST_MATCH[name] for name in MUST_MATCH if name in changed}
+    lines = [f"{n}: {then[n]} then, {values[n]} now   ({by})" for n, by in deciding.items()]
     if "store" in changed:
-        lines += _differences(point.state.get("store_facts", {}), facts.get("store_facts", {}))
+        lines += _differences(point.state.get("store_facts", {}), values.get("store_facts", {}))
     other_model = _model_differences(point.checkpoint, model) if model is not None else []
     lines += other_model
     other_start = changed_first_weights(point.state.get("settings", {}), settings or {})
@@ -303,7 +304,7 @@ def _model_differences(checkpoint: Path, model: ModelSection) -> list[str]:
         if values["model.head_dim"] is None:
             heads = values["model.num_attention_heads"]
             values["model.head_dim"] = values["model.hidden_size"] // heads
-    del now["model.vocab_size"]  # may be "auto" here; the number of rows is one of FACTS
+    del now["model.vocab_size"]  # may be "auto" here; the number of rows is one of MUST_MATCH
     return _differences({key: then[key] for key in now}, now)
 
 
@@ -317,7 +318,7 @@ def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:
         say(f"           abandoned: {names}; --resume auto continues from here")
 
 
-def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def log_changes(point: ResumePoint, values: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Log each setting that differs from the checkpoint's and is applied from now on."""
     recorded = point.state.get("settings", {})
     for change in changed_settings(recorded, settings):
@@ -327,14 +328,14 @@ def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[
     if recorded.get("train.warmup_steps") != settings.get("train.warmup_steps"):
         del names["warmup_steps"]  # logged above
     for key, name in names.items():
-        before = point.state.get(key, facts[key])
-        if before != facts[key]:
-            say(f"changed on resume: {name} {before:,} -> {facts[key]:,} steps")
+        before = point.state.get(key, values[key])
+        if before != values[key]:
+            say(f"changed on resume: {name} {before:,} -> {values[key]:,} steps")
     for name in _LAYOUT:
         then = point.state[name]
-        if then != facts[name]:
+        if then != values[name]:
             label = name.replace("_", " ")
-            say(f"changed on resume: {label} {_layout_name(then)} -> {_layout_name(facts[name])}")
+            say(f"changed on resume: {label} {_layout_name(then)} -> {_layout_name(values[name])}")
 
 
 def _layout_name(value: int | None) -> str:

@@ -105,7 +105,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
 
 ON_RESUME: Mapping[str, str] = {key: role for role, keys in _TABLE.items() for key in keys}
 _FIRST_WEIGHTS = "model.init_from"
-"""A refused key that is recorded here, since no fact of a checkpoint implies it."""
+"""A refused key that is recorded here, since no value in MUST_MATCH implies it."""
 _JSON = "deepspeed.json"
 """The name under which the content of the file deepspeed.config is recorded, by dotted key."""
 
@@ -122,7 +122,7 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
     if config.deepspeed.config is not None:
         content = _leaves(read_deepspeed(config.deepspeed.config).json)
         found[_JSON] = {key: value for key, value in content if "/" not in str(value)}
-        found[_JSON].pop("zero_optimization.stage", None)  # a fact of the checkpoint
+        found[_JSON].pop("zero_optimization.stage", None)  # it is in MUST_MATCH
     return dict(json.loads(json.dumps(found)))
 
 

@@ -31,7 +31,7 @@ from wikillm.models.build import build_model
 from wikillm.observe.peak_memory import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan, make_plan
-from wikillm.supervise.facts import facts_of_this_node
+from wikillm.supervise.node_versions import versions_of_this_node
 from wikillm.supervise.requests import FileRequests, watched_requests
 from wikillm.supervise.settings import run_folder, settings_of
 from wikillm.supervise.signals import StopSignals, installed
@@ -94,7 +94,7 @@ def pretrain(
         check_engine(resolved, world)
         # Start the supervision, and watch for the files RUN/stop and RUN/save.
         if supervisor is None:
-            watching = supervise(world, settings, lambda: facts_of_this_node(to_yaml(resolved)))
+            watching = supervise(world, settings, lambda: versions_of_this_node(to_yaml(resolved)))
             supervisor = stack.enter_context(watching)
             stack.enter_context(signals.as_error())
         watching_files = watched_requests(settings.run, signals.request, is_main=world.is_main)

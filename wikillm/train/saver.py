@@ -292,8 +292,8 @@ class CheckpointSaver:
         entries |= seal_files(staged, rest)
         entries |= {name: tensor_entry(size) for name, size in sizes.items()}
         ancestry = next_ancestry(self.folder, job.step, self.origin)
-        facts = {"step": job.step, "world_size": self.world.size, **ancestry.to_json()}
-        write_manifest(staged, entries, facts)
+        values = {"step": job.step, "world_size": self.world.size, **ancestry.to_json()}
+        write_manifest(staged, entries, values)
         final = self.folder / checkpoint_name(job.step)
         publish(staged, final)
         self.origin = ancestry

@@ -30,7 +30,7 @@ from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
 from wikillm.train.callbacks.time_limit import TimeLimitCallback
 from wikillm.train.callbacks.weight_check import WeightCheckCallback
 from wikillm.train.checkpoint_errors import check_training_state
-from wikillm.train.checkpoint_state import checkpoint_state, run_facts
+from wikillm.train.checkpoint_state import checkpoint_state, run_values
 from wikillm.train.context import RunContext
 from wikillm.train.exit import Ending
 from wikillm.train.plan_vs_measured import record_outcome
@@ -155,10 +155,10 @@ def _stopped(by: str, trainer: WikiTrainer) -> StoppedError:
 
 def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions) -> RunData:
     """Open the data of a resumed run after checking configuration, files and tokens."""
-    facts = run_facts(context)
+    values = run_values(context)
     settings = recorded_settings(context.resolved.config)
     model = context.resolved.config.model
-    check_same_run(point, facts, allow_change=options.allow_change, model=model, settings=settings)
+    check_same_run(point, values, allow_change=options.allow_change, model=model, settings=settings)
     if not is_portable(point.checkpoint):
         check_training_state(
             point.checkpoint, context.world, is_deepspeed=context.engine.json is not None
@@ -168,7 +168,7 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
         say(f"           nothing is left to train: the horizon is step {context.plan.max_steps:,}")
     else:
         log_abandoned(point, context.run.checkpoints)
-        log_changes(point, facts, settings)
+        log_changes(point, values, settings)
     data = open_run_data(context)
     data.wait_for(point.consumed_samples)
     check_same_tokens(point, context.corpus.data_read(data.order, point.consumed_samples))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wikillm.config.deepspeed import (
-    DeepSpeedFacts,
+    DeepSpeedRun,
     find_deepspeed,
     read_deepspeed,
     shipped_folder,
@@ -22,7 +22,7 @@ from wikillm.config.deepspeed_check import check_deepspeed, linked_values
 from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError
 
-CPU = DeepSpeedFacts(
+CPU = DeepSpeedRun(
     TrainSection(),
     hidden_size=512,
     micro_batch=4,
@@ -54,13 +54,13 @@ def zero(stage: int, **keys: Any) -> dict[str, Any]:
     return {"zero_optimization": {"stage": stage, **keys}}
 
 
-def refusal(tmp_path: Path, content: Any, facts: DeepSpeedFacts | None = None) -> str:
+def refusal(tmp_path: Path, content: Any, run: DeepSpeedRun | None = None) -> str:
     """What `read_deepspeed` and `check_deepspeed` say about a file with this content; "" when
     nothing is wrong."""
     path = tmp_path / "ds.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
     try:
-        check_deepspeed(read_deepspeed(path), facts)
+        check_deepspeed(read_deepspeed(path), run)
     except ConfigError as error:
         return str(error)
     return ""

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from wikillm.config.deepspeed import DeepSpeedFacts, lookup, read_deepspeed, shipped_names
+from wikillm.config.deepspeed import DeepSpeedRun, lookup, read_deepspeed, shipped_names
 from wikillm.config.deepspeed_keys import AUTO
 from wikillm.config.deepspeed_resolve import ResolvedDeepSpeed, resolve_deepspeed
 from wikillm.config.keys import nested
 from wikillm.config.schema import TrainSection
 
-CPU = DeepSpeedFacts(
+CPU = DeepSpeedRun(
     TrainSection(max_grad_norm=0.7, adam_epsilon=1e-9),
     hidden_size=96,
     micro_batch=4,
@@ -31,11 +31,11 @@ GPU = replace(CPU, world_size=16, local_world_size=8, precision="bf16", has_gpu=
 ON_CPU = tuple(name for name in shipped_names() if name != "zero3_plus")
 
 
-def with_train(facts: DeepSpeedFacts, **changes: Any) -> DeepSpeedFacts:
-    return replace(facts, train=facts.train.model_copy(update=changes))
+def with_train(run: DeepSpeedRun, **changes: Any) -> DeepSpeedRun:
+    return replace(run, train=run.train.model_copy(update=changes))
 
 
-def resolve(tmp_path: Path, facts: DeepSpeedFacts, **changes: Any) -> ResolvedDeepSpeed:
+def resolve(tmp_path: Path, run: DeepSpeedRun, **changes: Any) -> ResolvedDeepSpeed:
     config: dict[str, Any] = {
         "bf16": {"enabled": "auto"},
         "fp16": {"enabled": "auto"},
@@ -44,32 +44,32 @@ def resolve(tmp_path: Path, facts: DeepSpeedFacts, **changes: Any) -> ResolvedDe
     }
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(config))
-    return resolve_deepspeed(read_deepspeed(path), facts)
+    return resolve_deepspeed(read_deepspeed(path), run)
 
 
-def arguments(facts: DeepSpeedFacts) -> SimpleNamespace:
+def arguments(run: DeepSpeedRun) -> SimpleNamespace:
     """The attributes of TrainingArguments that `HfTrainerDeepSpeedConfig` reads, for a world this
     machine is not."""
     return SimpleNamespace(
-        world_size=facts.world_size,
-        per_device_train_batch_size=facts.micro_batch,
-        gradient_accumulation_steps=facts.accumulation,
-        max_grad_norm=facts.train.max_grad_norm,
-        learning_rate=facts.train.learning_rate,
-        adam_beta1=facts.train.adam_beta1,
-        adam_beta2=facts.train.adam_beta2,
-        adam_epsilon=facts.train.adam_epsilon,
-        weight_decay=facts.train.weight_decay,
+        world_size=run.world_size,
+        per_device_train_batch_size=run.micro_batch,
+        gradient_accumulation_steps=run.accumulation,
+        max_grad_norm=run.train.max_grad_norm,
+        learning_rate=run.train.learning_rate,
+        adam_beta1=run.train.adam_beta1,
+        adam_beta2=run.train.adam_beta2,
+        adam_epsilon=run.train.adam_epsilon,
+        weight_decay=run.train.weight_decay,
         save_on_each_node=False,
-        fp16=facts.precision == "fp16",
+        fp16=run.precision == "fp16",
         fp16_full_eval=False,
-        bf16=facts.precision == "bf16",
+        bf16=run.precision == "bf16",
         bf16_full_eval=False,
         get_warmup_steps=lambda steps: 10,
     )
 
 
-def hugging_face_fills(config: dict[str, Any], facts: DeepSpeedFacts) -> dict[str, Any]:
+def hugging_face_fills(config: dict[str, Any], run: DeepSpeedRun) -> dict[str, Any]:
     """The config after Hugging Face's own two passes; raises ValueError on a mismatch."""
     from transformers.integrations.deepspeed import (
         HfTrainerDeepSpeedConfig,
@@ -78,9 +78,9 @@ def hugging_face_fills(config: dict[str, Any], facts: DeepSpeedFacts) -> dict[st
 
     hf = HfTrainerDeepSpeedConfig(copy.deepcopy(config))
     try:
-        hf.trainer_config_process(arguments(facts))
-        model = SimpleNamespace(config=SimpleNamespace(hidden_size=facts.hidden_size))
-        hf.trainer_config_finalize(arguments(facts), model, num_training_steps=100)
+        hf.trainer_config_process(arguments(run))
+        model = SimpleNamespace(config=SimpleNamespace(hidden_size=run.hidden_size))
+        hf.trainer_config_finalize(arguments(run), model, num_training_steps=100)
         return hf.config
     finally:
         unset_hf_deepspeed_config()
@@ -89,9 +89,9 @@ def hugging_face_fills(config: dict[str, Any], facts: DeepSpeedFacts) -> dict[st
 @pytest.mark.parametrize("name", shipped_names())
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_hugging_face_finds_nothing_to_change(name: str, precision: str) -> None:
-    facts = replace(GPU, precision=precision)
-    resolved = resolve_deepspeed(read_deepspeed(name), facts).json
-    assert hugging_face_fills(resolved, facts) == resolved
+    run = replace(GPU, precision=precision)
+    resolved = resolve_deepspeed(read_deepspeed(name), run).json
+    assert hugging_face_fills(resolved, run) == resolved
 
 
 @pytest.mark.parametrize("name", ON_CPU)
@@ -136,7 +136,7 @@ def test_the_file_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "facts", "expected", "note"),
+    ("name", "run", "expected", "note"),
     [
         ("zero3_plus", GPU, {"zero_optimization.zero_hpz_partition_size": 8}, "partition_size=8"),
         ("zero3_plus", replace(GPU, world_size=8), {}, "one node"),
@@ -163,9 +163,9 @@ def test_the_file_is_not_changed() -> None:
     ],
 )
 def test_hpz_and_offload_are_resolved_with_a_note(
-    name: str, facts: DeepSpeedFacts, expected: dict[str, Any], note: str
+    name: str, run: DeepSpeedRun, expected: dict[str, Any], note: str
 ) -> None:
-    resolved = resolve_deepspeed(read_deepspeed(name), facts)
+    resolved = resolve_deepspeed(read_deepspeed(name), run)
     assert {key: lookup(resolved.json, key) for key in expected} == expected
     assert any(note in line for line in resolved.notes)
 

@@ -20,9 +20,9 @@ from wikillm.doctor.examine import NODE_CHECKS, check_node
 from wikillm.doctor.needs import Needs, needs_of
 from wikillm.doctor.network import card_addresses
 from wikillm.doctor.node import NodeServer
-from wikillm.doctor.nodes import REACH, ClusterFacts
+from wikillm.doctor.nodes import REACH, Cluster
 from wikillm.doctor.ssh_session import CLUSTER_CHECKS, node_command, why_no_value
-from wikillm.supervise.facts import code_digest
+from wikillm.supervise.node_versions import code_digest
 
 CHECKS = {check.name: check for check in (*NODE_CHECKS, *CLUSTER_CHECKS)}
 
@@ -33,15 +33,15 @@ def needs(*words: str, **fields: Any) -> Needs:
     return replace(needs_of(resolved, nodes=1, slots=1), **fields)
 
 
-def sound(**second: str) -> ClusterFacts:
-    """What gpu1 and gpu2 sent; some facts of gpu2 differ."""
+def sound(**second: str) -> Cluster:
+    """What gpu1 and gpu2 sent; some values of gpu2 differ."""
     one = {"code": "0123", "user": "ada", "sources": "1 files, aa", "gpus": "H100", "mtu": "9000",
            "machine": "boot1", "master": "10.0.0.1", "address": "10.0.0.1",
            "version of Python": "3.12.4", "version of torch": "2.13.0"}  # fmt: skip
     two = one | {"machine": "boot2", "address": "10.0.0.2"} | second
-    return ClusterFacts(
+    return Cluster(
         slots={"gpu1": 2, "gpu2": 2},
-        facts={"gpu1": one, "gpu2": two},
+        values={"gpu1": one, "gpu2": two},
         shared={"gpu1": [], "gpu2": []},
         connections={("gpu1", "gpu2"): "", ("gpu2", "gpu1"): ""},
         all_reduce=2e9,
@@ -90,9 +90,9 @@ def test_a_fault_names_the_node(
 def test_addresses_are_those_that_other_nodes_use() -> None:
     """The master may resolve its own name to 127.0.1.1: then the others' answer counts."""
     cluster = sound()
-    one = {name: fact for name, fact in cluster.facts["gpu1"].items()
+    one = {name: value for name, value in cluster.values["gpu1"].items()
            if name not in ("master", "address")}  # fmt: skip
-    wrong = replace(cluster, facts={**cluster.facts, "gpu1": one})
+    wrong = replace(cluster, values={**cluster.values, "gpu1": one})
     expected = {"gpu1": "10.0.0.1", "gpu2": "10.0.0.2"}
     assert cluster.addresses() == wrong.addresses() == expected
 

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import sha256_file
-from wikillm.export.card import ExportFacts, languages_of, render_card
+from wikillm.export.card import CardContent, languages_of, render_card
 from wikillm.export.folder import Exported, export_model
 from wikillm.export.target_folder import MARK
 from wikillm.export.weights import check_written, read_weights, weight_files, write_weights
 
-FACTS = ExportFacts(
+CONTENT = CardContent(
     name="a-run",
     step=7,
     data={"documents": 106, "tokens": 884_000, "sources": ["a.jsonl", "b|c.jsonl"]},
@@ -42,7 +42,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(checkpoint: Path, target: Path, tokenizer: Path, dtype: str | None = None) -> Exported:
     """An export without the proof."""
     return export_model(
-        checkpoint, target, tokenizer_dir=tokenizer, facts=FACTS, dtype=dtype, prove=False
+        checkpoint, target, tokenizer_dir=tokenizer, content=CONTENT, dtype=dtype, prove=False
     )
 
 
@@ -70,7 +70,7 @@ def test_logits_are_equal_without_wikillm(tmp_path: Path, tokenizer_dir: Path) -
     """A process without wikillm loads the folder and computes equal logits."""
     model = tiny_model().eval()
     checkpoint = write_checkpoint(tmp_path, model)
-    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, content=CONTENT)
     assert done.proof is not None and done.proof.texts > 300
     folder = done.folder
     ids = AutoTokenizer.from_pretrained(tokenizer_dir).encode("北京是")
@@ -272,33 +272,33 @@ def test_rereading_notices_one_changed_bit(tmp_path: Path) -> None:
         check_written({**weights, "more": torch.zeros(1)}, tmp_path)
 
 
-def test_the_card_states_the_facts_in_two_languages() -> None:
+def test_the_card_has_its_content_in_two_languages() -> None:
     config = Qwen2Config(vocab_size=512, architectures=["Qwen2ForCausalLM"], dtype=torch.bfloat16)
 
-    def card(facts: ExportFacts) -> str:
+    def card(content: CardContent) -> str:
         return render_card(
-            facts, config, parameters=123_426_304, trained_as="Qwen2ForCausalLM", eos="</s>"
+            content, config, parameters=123_426_304, trained_as="Qwen2ForCausalLM", eos="</s>"
         )
 
-    full = card(FACTS)
+    full = card(CONTENT)
     assert full.startswith("---\nlicense: unknown\nlibrary_name: transformers\n")
     # The metadata as Hugging Face's client reads it.
-    named = replace(FACTS, licence="mit", data_licence="cc-by-sa-4.0", languages=("zh", "no"))
+    named = replace(CONTENT, licence="mit", data_licence="cc-by-sa-4.0", languages=("zh", "no"))
     read = ModelCard(card(named))
     assert (read.data.license, read.data.language) == ("mit", ["zh", "no"])
     assert (read.data.library_name, read.data.pipeline_tag) == ("transformers", "text-generation")
     assert read.data.to_dict()["frameworks"] == ["pytorch"]  # as ModelScope names it
     assert "Training data: cc-by-sa-4.0" in read.text and "训练数据：cc-by-sa-4.0" in read.text
     assert "the publisher stated no licence" in full and "the publisher stated" not in read.text
-    assert "![" not in full and "](loss.svg)" in card(replace(FACTS, curve="<svg/>"))
+    assert "![" not in full and "](loss.svg)" in card(replace(CONTENT, curve="<svg/>"))
     for part in ("123.4M", "123,426,304", "bfloat16", "vocabulary 512", "| tokens | 884,000 |"):
         assert part in full
     for part in ("b\\|c.jsonl", "5.12346", "0.0005", "step 7"):
         assert part in full
-    bare = card(ExportFacts("x"))
+    bare = card(CardContent("x"))
     assert "## Data" not in bare and "was trained as" not in bare
     config.architectures = ["LlamaForCausalLM"]
-    assert "trained as `Qwen2ForCausalLM`" in card(ExportFacts("x"))
+    assert "trained as `Qwen2ForCausalLM`" in card(CardContent("x"))
 
 
 def test_languages_are_seen_in_the_text() -> None:

@@ -20,7 +20,7 @@ from wikillm.data.filters.settings import plan_filters
 from wikillm.data.prepare.dedup import dedup_facts
 from wikillm.data.prepare.prepare import plan_store
 from wikillm.train.reapply_settings import with_state
-from wikillm.train.resume import FACTS, ResumePoint, check_same_run, short_facts
+from wikillm.train.resume import MUST_MATCH, ResumePoint, check_same_run, short_facts
 from wikillm.train.resume_keys import ON_RESUME, REFUSED, changed_settings, recorded_settings
 
 SHAPE = {
@@ -69,7 +69,7 @@ FILTERS = {
 COPIES = {"data.dedup": "minhash", "data.dedup_similarity": 0.9}
 ELSEWHERE = {
     "data.format": "the format is among a source's facts",
-    "data.mixture": "a fact of its own (FACTS)",
+    "data.mixture": "a value of its own (MUST_MATCH)",
     "data.max_field_lines": "a fact of CSV sources: tests/unit/data",
     "data.convert": "needs OpenCC: tests/unit/data/filters/test_filters.py",
     "data.protected_terms": "likewise",
@@ -79,11 +79,11 @@ ELSEWHERE = {
 
 def test_every_refused_key_is_covered_here() -> None:
     refused = {key for key, role in ON_RESUME.items() if role == REFUSED}
-    by_fact = {key for key in refused if any(key in setting for setting in FACTS.values())}
-    assert refused == {*by_fact, *MODEL, *FIRST_WEIGHTS, *STORE, *FILTERS, *COPIES, *ELSEWHERE}
+    by_value = {key for key in refused if any(key in setting for setting in MUST_MATCH.values())}
+    assert refused == {*by_value, *MODEL, *FIRST_WEIGHTS, *STORE, *FILTERS, *COPIES, *ELSEWHERE}
 
 
-SAME = dict.fromkeys(FACTS, 1)
+SAME = dict.fromkeys(MUST_MATCH, 1)
 
 
 def make_point(tmp_path: Path, **state: Any) -> ResumePoint:
@@ -179,11 +179,11 @@ def test_deduplication_settings_are_facts(shape: dict[str, Any]) -> None:
     assert len({json.dumps(facts, sort_keys=True) for facts in wanted}) == 3
 
 
-@pytest.mark.parametrize("name", FACTS)
-def test_a_fact_that_differs_is_refused_by_its_setting(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MUST_MATCH)
+def test_a_value_that_differs_is_refused_by_its_setting(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         check_same_run(make_point(tmp_path), SAME | {name: 2}, allow_change=False)
-    assert f"{name}: 1 then, 2 now   ({FACTS[name]})" in str(caught.value)
+    assert f"{name}: 1 then, 2 now   ({MUST_MATCH[name]})" in str(caught.value)
     assert caught.value.exit_code == 6
 
 

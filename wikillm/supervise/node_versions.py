@@ -1,4 +1,4 @@
-"""Facts that must be equal on every node of a run, as short texts: versions, code, settings."""
+"""Versions that must be equal on all nodes of a run: Python, packages, WikiLLM's code, settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "tokenizers", "n
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def facts_of_this_node(config: str) -> dict[str, str]:
-    """The facts of this node. Of the code and of `config`, the resolved configuration as text, only
-    digests are included."""
+def versions_of_this_node(config: str) -> dict[str, str]:
+    """The versions on this node, by name. For the code, and for `config` (the resolved
+    configuration as text), the version is the start of a digest."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in PACKAGES:
         found[name] = installed_version(name) or "not installed"

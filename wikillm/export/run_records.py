@@ -1,6 +1,6 @@
-"""Read facts about a checkpoint from its run directory: tables for the model card, the tokenizer.
+"""Read what an export needs from the run directory: content of the model card, tokenizer, texts.
 
-Any record may be missing (an older run, a moved checkpoint); the card is then shorter. Paths are
+Any file may be missing (an older run, a moved checkpoint); the card is then shorter. Paths are
 cut to file names, because a card is published and a path can name people and machines.
 """
 
@@ -17,7 +17,7 @@ from wikillm.checkpoints.layout import STATE, step_of
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.core.files import read_object, sha256_file
 from wikillm.data.store.store import Store
-from wikillm.export.card import UNKNOWN, ExportFacts
+from wikillm.export.card import UNKNOWN, CardContent
 from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics, read_records
 
@@ -112,17 +112,17 @@ def held_out_texts(checkpoint: Path) -> list[str]:
     return []
 
 
-def read_facts(checkpoint: Path) -> ExportFacts:
-    """The facts for the card, from the run's records up to the checkpoint's step."""
+def read_card_content(checkpoint: Path) -> CardContent:
+    """The card's content as far as the run recorded it up to the checkpoint's step."""
     run = run_of(checkpoint)
     step = step_of(checkpoint)
     if run is None:
-        return ExportFacts(name=checkpoint.name, step=step)
+        return CardContent(name=checkpoint.name, step=step)
     config = _settings_of(run)
     state = read_object(checkpoint / STATE)
     environment = read_object(run / "environment.json")
     settings = config.get("data") or {}
-    return ExportFacts(
+    return CardContent(
         name=str(config.get("run", {}).get("name") or run.name),
         step=step,
         data=_data(read_object(run / "data.json"), settings),
@@ -181,11 +181,11 @@ def _training(
         value = config.get(section, {}).get(name)
         if value is not None:
             rows[key] = Path(value).name if name in ("init_from", "config") else value
-    facts = {name: plan[name] for name in PLANNED if name in plan}
+    computed = {name: plan[name] for name in PLANNED if name in plan}
     if "micro_batch" in plan:  # the micro-batch that `auto` chose
-        facts["per_device_train_batch_size"] = plan["micro_batch"]
-    facts |= {name: state[name] for name in ("precision", "world_size") if name in state}
-    for name, value in {**config.get("train", {}), **facts}.items():
+        computed["per_device_train_batch_size"] = plan["micro_batch"]
+    computed |= {name: state[name] for name in ("precision", "world_size") if name in state}
+    for name, value in {**config.get("train", {}), **computed}.items():
         if value is not None and name not in NOT_SHOWN:
             rows["ranks" if name == "world_size" else f"train.{name}"] = value
     return rows
