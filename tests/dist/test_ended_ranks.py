@@ -101,11 +101,14 @@ def test_a_single_process_that_hangs_ends_with_its_stacks(
     assert f"in {place}" in (run / "logs" / "rank_0.log").read_text()
 
 
-def test_the_error_of_the_rank_that_failed_is_kept(words: Words, tmp_path: Path) -> None:
-    codes, said = broken(words, tmp_path / "run", "fail", 1)
-    assert codes[0] != 0 and codes[1] != 0
-    assert "/data/shard_7.bin" in said["reason"] and "onnection" not in said["reason"]
-    assert said["lost_rank"] == 1
+@pytest.mark.parametrize(("fault", "code"), [("fail", 3), ("compile", 1)])
+def test_the_error_of_the_rank_that_failed_is_kept(
+    fault: str, code: int, words: Words, tmp_path: Path
+) -> None:
+    codes, said = broken(words, tmp_path / "run", fault, 1)
+    assert codes[0] == code and codes[1] != 0
+    assert "shard_7." in said["reason"] and "onnection" not in said["reason"]
+    assert (said["lost_rank"], said["code"]) == (1, code) and len(said["reason"]) < 10_000
 
 
 def test_a_closed_session_saves_on_all_ranks(words: Words, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from harness.programs import train
 def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, Any]) -> None:
     """Run `train` with a fault in one rank, at its fourth step or during set-up.
 
-    Faults: kill, suspend, hang-up and terminate (signals to itself), fail (an exception), hang (in
-    Python) and hold (in C, with the interpreter's lock, where no Python thread runs any more).
+    Faults: kill, suspend, hang-up and terminate (signals to itself), fail (an exception), compile
+    (an exception with a compiler's long output), hang (in Python) and hold (in C, with the
+    interpreter's lock, where no Python thread runs any more).
     "set-up kill" and "set-up terminate" occur after the model is built, while the other ranks
     enter DeepSpeed's collectives. The process ends with the exit code of the run.
     """
@@ -35,6 +36,8 @@ def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, 
     def meet() -> None:
         if what == "fail":
             raise OSError(5, "Input/output error", "/data/shard_7.bin")
+        if what == "compile":
+            raise RuntimeError("shard_7.cpp did not compile:\n" + "an error\n" * 5000)
         if what == "hang":
             a_wait_without_end()
         if what == "hold":
@@ -61,6 +64,6 @@ def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, 
         run.build_model = breaking_build
     elif os.environ["RANK"] == str(rank):
         WikiTrainer.training_step = breaking_step  # type: ignore[method-assign]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
         os._exit(train(words, **options)["code"])
     os._exit(1)

@@ -9,12 +9,29 @@ from contextlib import suppress
 from pathlib import Path
 
 from wikillm.core.errors import ExitCode, WikiLLMError
+from wikillm.core.faults import as_refusal
 from wikillm.core.files import write_json
 from wikillm.core.log import logger
+from wikillm.supervise.alerts import event_of
 from wikillm.supervise.membership import AGREED, End
 
 OTHERS_WAIT_SECONDS = 8.0
 """Seconds that the other ranks give rank 0 to report first: launchers kill all ranks at an exit."""
+_LONGEST_REASON = 8000
+"""Characters; a compiler's output may be longer than a message to the coordinator can be."""
+
+
+def end_with(error: BaseException | None) -> End:
+    """How a process ends because of `error`; None: the run is done."""
+    if error is None:
+        return End(ExitCode.DONE, "the horizon was reached", event_of(ExitCode.DONE))
+    refusal = as_refusal(error)
+    code = ExitCode.BUG if refusal is None else refusal.exit_code
+    reason = str(refusal or error) or type(error).__name__
+    if len(reason) > _LONGEST_REASON:
+        half = _LONGEST_REASON // 2
+        reason = f"{reason[:half]} ... {reason[-half:]}"
+    return End(code, reason, event_of(code), getattr(error, "lost_rank", None))
 
 
 def write_exit(run: Path, end: End, rank: int, step: int | None, *, keep: bool = False) -> None:

@@ -22,13 +22,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
-from wikillm.core.errors import ExitCode, MachineError, StoppedError
-from wikillm.core.faults import as_refusal
+from wikillm.core.errors import MachineError, StoppedError
 from wikillm.core.held_output import real_descriptors
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
-from wikillm.supervise.alerts import WAIT_SECONDS, environment_with_wikillm, event_of
-from wikillm.supervise.exit_file import is_agreed, print_end, write_exit
+from wikillm.supervise.alerts import WAIT_SECONDS, environment_with_wikillm
+from wikillm.supervise.exit_file import end_with, is_agreed, print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
 from wikillm.supervise.membership import (
@@ -183,19 +182,14 @@ class Supervisor:
         """Report exit code and reason, once. From then on the agent does not end this process."""
         if self._exited is not None:
             return
-        code = ExitCode.DONE
-        reason = "the horizon was reached"
-        if error is not None:
-            refusal = as_refusal(error)
-            code = ExitCode.BUG if refusal is None else refusal.exit_code
-            reason = str(refusal or error) or type(error).__name__
-        self._exited = End(int(code), reason, event_of(code))
+        self._exited = end = end_with(error)
         if self._recorder is not None:
-            self._recorder.close(self._record(self._exited))
+            self._recorder.close(self._record(end))
         if self._wire is not None:
-            self._wire.send({"bye": int(code), "reason": reason, "agreed": is_agreed(error)})
+            agreed = is_agreed(error)
+            self._wire.send({"bye": end.code, "reason": end.reason, "agreed": agreed})
             self._noted.wait(_FILE_SECONDS)
-        self._alert(self._exited)
+        self._alert(end)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()

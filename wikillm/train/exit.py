@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
 
-from wikillm.core.errors import ExitCode
-from wikillm.core.faults import as_refusal
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
 from wikillm.report.page import refresh_page
-from wikillm.supervise.alerts import event_of
-from wikillm.supervise.exit_file import is_agreed, is_common, let_rank_0_report_first, write_exit
-from wikillm.supervise.membership import End
+from wikillm.supervise.exit_file import (
+    end_with,
+    is_agreed,
+    is_common,
+    let_rank_0_report_first,
+    write_exit,
+)
 from wikillm.train.collectives import ControlGroup
 
 
@@ -33,14 +35,8 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_report_first(error)
         if path.exists():
             return
-    code = ExitCode.DONE
-    reason = "the horizon was reached"
-    if error is not None:
-        refusal = as_refusal(error)
-        code = refusal.exit_code if refusal else ExitCode.BUG
-        reason = without_queries(str(refusal or error))
-    end = End(code, reason, event_of(code), getattr(error, "lost_rank", None))
-    write_exit(run_dir, end, rank, step)
+    end = end_with(error)
+    write_exit(run_dir, replace(end, reason=without_queries(end.reason)), rank, step)
 
 
 @dataclass(slots=True)
