@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from harness.faults import train_and_break
-from harness.ranks import end_ranks
+from harness.ranks import end_ranks, run_ranks
+from harness.sick_runs import train_with_slow_saves
 from harness.tiny_run import Words
 
 from wikillm.checkpoints.layout import MANIFEST
@@ -99,6 +100,15 @@ def test_a_single_process_that_hangs_ends_with_its_stacks(
     assert said["code"] == 3 and "No progress for" in said["reason"]
     assert "in the phase 'step' (limit 2 s).\n  rank 0: step, step 3, for" in said["reason"]
     assert f"in {place}" in (run / "logs" / "rank_0.log").read_text()
+
+
+def test_a_save_may_take_longer_than_a_step(words: Words, tmp_path: Path) -> None:
+    """Step 4 waits for the save of step 2, for more than train.stall_seconds."""
+    line = words(
+        tmp_path / "run", "train.max_steps=4", "train.save_steps=2", "train.stall_seconds=2"
+    )
+    results = run_ranks(train_with_slow_saves, 2, line, 5.0)
+    assert [result["code"] for result in results] == [0, 0], results[0]["message"]
 
 
 @pytest.mark.parametrize(("fault", "code"), [("fail", 3), ("compile", 1)])

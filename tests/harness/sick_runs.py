@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from harness.programs import train
@@ -108,6 +109,8 @@ def train_with_bad_samples(
 ) -> dict[str, Any]:
     """Run `train` with `scale_losses_of_samples`.
 
+    The option `save_seconds` slows down every save.
+
     `alive`: the largest number of earlier models in memory while another one was being built.
     """
     import weakref
@@ -125,8 +128,28 @@ def train_with_bad_samples(
         return model
 
     run.build_model = noting
+    slow_down_saves(options.pop("save_seconds", 0.0))
     read = scale_losses_of_samples(windows, factor)
     return train(words, **options) | {"read": read, "alive": max(alive), "built": len(built)}
+
+
+def slow_down_saves(seconds: float) -> None:
+    """Let this rank's part of every save take `seconds` longer."""
+    from wikillm.train import saver
+
+    write_share = saver.write_share
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(seconds)
+        return write_share(*args)
+
+    saver.write_share = slowly
+
+
+def train_with_slow_saves(words: list[str], seconds: float) -> dict[str, Any]:
+    """Run `train` with `slow_down_saves`."""
+    slow_down_saves(seconds)
+    return train(words)
 
 
 def train_with_wrong_parts(words: list[str], part: str) -> dict[str, Any]:

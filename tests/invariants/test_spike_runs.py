@@ -47,10 +47,14 @@ def spikes_of(run: Path) -> list[dict[str, Any]]:
 def test_a_spike_is_skipped_and_the_next_samples_are_as_planned(
     recipe: str | None, words: Any, shared: Path, tmp_path: Path
 ) -> None:
-    """Step 15 reads bad samples: ten times the loss. Back at 12, those of steps 14 and 15 go."""
-    command = words(tmp_path / "run", *LONG, "train.spikes=skip", "train.weight_check_steps=1")
+    """Step 15 reads bad samples: ten times the loss. Back at 12, those of steps 14 and 15 go.
+
+    The checkpoint of step 12 is still being written then, for longer than ranks wait at an exit.
+    """
+    more = ("train.spikes=skip", "train.weight_check_steps=1", "train.exit_timeout_seconds=0.1")
+    command = words(tmp_path / "run", *LONG, *more)
     bad = [(14 * BATCH, 15 * BATCH)]
-    options = {"deepspeed": recipe}
+    options = {"deepspeed": recipe, "save_seconds": 1.5}
     results = run_ranks(train_with_bad_samples, 2, command, bad, 10.0, options)
     found = results[0]
     assert found["code"] == 0, found["message"] + found["output"]

@@ -31,7 +31,10 @@ class DiskSpaceCallback(TrainerCallback):
     ) -> None:
         if not control.should_save:
             return
-        self.saver.finish()  # the saver writes and removes checkpoints in the background
+        # The saver writes and removes checkpoints in the background. Waiting for the last save may
+        # take longer than a step may.
+        self.context.heartbeat.enter("save")
+        self.saver.finish()
         reported = self._missing_space() if self.context.world.is_main else None
         missing: Any = self.context.group.gather(reported)[0]
         if missing is None:

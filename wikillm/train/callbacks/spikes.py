@@ -143,5 +143,7 @@ class SpikeCallback(TrainerCallback):
         if context.world.is_main:
             write_skips(context.run.path, [*skips, window])
         context.group.barrier()
+        context.heartbeat.enter("save")
+        self.trainer.saver.finish()  # go back to the checkpoint that is being written
         say(f"skipping   samples {window.first:,} to {window.stop - 1:,}; going back")
         raise Rewind(what)
