@@ -7,7 +7,7 @@ ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# The versions are those of the base's release; DeepSpeed compiles with g++ and Python's headers.
+# The versions are those of the base's release. g++ and Python's headers serve offload and torch.compile.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \

@@ -35,6 +35,9 @@ class Needs:
         data_path: the sources that are paths. `has_source` is False if the run has only addresses
             or finished stores.
         keep: the fields of checkpoints.retention.Keep.
+        compiles: train.compile is set.
+        gpu_ops: ops that DeepSpeed compiles if the ranks use GPUs.
+        uses_triton: Triton runs if the ranks use GPUs.
         recipe: the DeepSpeed recipe, "" without one.
         host_memory: bytes that offload keeps in memory, on each node.
         not_forwarded: variables set here that a run reads and that other nodes do not get.
@@ -54,6 +57,8 @@ class Needs:
     keep: tuple[int, int | None, int]
     precision: str
     compiles: bool
+    gpu_ops: tuple[str, ...]
+    uses_triton: bool
     recipe: str
     checkpoint: int
     least_checkpoint: int
@@ -98,6 +103,7 @@ def needs_of(
     )
     # Without the tokenizer, the size of the embedding is an estimate.
     is_sure = cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int)
+    compiles = cfg.train.compile != "off"
     named, local = sources_of(cfg.data)
     store = cfg.data.store or "stores"
     is_remote = bool(scheme_of(store))
@@ -116,7 +122,12 @@ def needs_of(
         text_key=cfg.data.text_key,
         keep=astuple(keep_of(cfg.train)),
         precision=cfg.train.precision,
-        compiles=cfg.train.compile != "off",
+        compiles=compiles,
+        gpu_ops=("cpu_adam",) * strategy.offload_optimizer + ("quantizer",) * strategy.quantized,
+        # DeepSpeed's Muon compiles its Newton-Schulz steps by torch.
+        uses_triton=compiles
+        or cfg.train.loss_kernel == "triton"
+        or (strategy.muon and recipe is not None),
         recipe=recipe or "",
         checkpoint=written(workload.vocab_size),
         least_checkpoint=written(workload.vocab_size, embedding_is_sure=is_sure),

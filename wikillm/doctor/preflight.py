@@ -7,6 +7,7 @@ that the start finds anyway (shared memory on CPU, run directory, store) are not
 from __future__ import annotations
 
 from wikillm.core.errors import MachineError, Problems
+from wikillm.doctor.compiler import toolchain
 from wikillm.doctor.disk import checkpoint_room
 from wikillm.doctor.host import memory, open_files
 from wikillm.doctor.needs import Needs
@@ -28,7 +29,7 @@ def refuse_broken_machine(needs: Needs) -> None:
     if missing:
         problems.add("Packages are not installed.", got=", ".join(missing), fix=INSTALL)
     between_ranks = (card_named,) if needs.ranks > 1 else ()
-    for check in (memory, open_files, checkpoint_room, *between_ranks):
+    for check in (memory, open_files, toolchain, checkpoint_room, *between_ranks):
         finding = check(needs)
         if finding.level == "fail":
             what = f"{check.name}: {finding.why}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,7 @@ from wikillm.config.environment_variables import RunNeeds, clean_environment
 from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig, TrainSection
-from wikillm.core.errors import CheckpointError, ConfigError, MachineError
+from wikillm.core.errors import CheckpointError, ConfigError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel
 from wikillm.measure.device import bf16_gain
@@ -131,11 +130,8 @@ def check_attention_package(kernel: str) -> None:
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     """Check the DeepSpeed JSON against the run and fill in every "auto".
 
-    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or the
-    loss kernel does not run.
+    Raises ConfigError with all conflicts, MachineError where the loss kernel does not run.
     """
-    if cfg.train.compile != "off":
-        check_compiler(cfg.train.compile)
     precision = precision_here(cfg.train.precision)
     has_gpu = torch.cuda.is_available()
     check_loss_kernel(
@@ -159,24 +155,6 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     )
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), run)
     return Engine(precision, resolved.json, resolved.notes)
-
-
-def check_compiler(asked: str) -> None:
-    """Raise MachineError without the compiler that torch.compile needs.
-
-    On a CPU it generates C++; on a GPU Triton compiles its launchers as C.
-    """
-    if torch.cuda.is_available():
-        names = [os.environ.get("CC"), "cc", "gcc", "clang"]
-    else:
-        names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
-    wanted = [name for name in names if name]
-    if not any(map(shutil.which, wanted)):
-        raise MachineError(
-            f"train.compile={asked} needs a compiler, and there is none.",
-            got=f"none of {', '.join(wanted)} in PATH",
-            fix="apt-get install g++, or train.compile=off",
-        )
 
 
 def start_engine(world: World, engine: Engine) -> None:

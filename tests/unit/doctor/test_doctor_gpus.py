@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from wikillm.config.load import load
-from wikillm.doctor import gpus, network, software
+from wikillm.core.errors import MachineError
+from wikillm.doctor import compiler, gpus, network, software
 from wikillm.doctor.checks import Finding
 from wikillm.doctor.examine import NODE_CHECKS
 from wikillm.doctor.needs import Needs, needs_of
+from wikillm.doctor.preflight import refuse_broken_machine
 
 HEAD = """\
 +-----------------------------------------------------------------------------------------+
@@ -36,7 +38,9 @@ def nvidia_smi(folder: Path, cards: list[str]) -> None:
     (folder / "head").write_text(HEAD)
     (folder / "cards").write_text("\n".join(["WARNING: infoROM is corrupted at gpu 0", *cards]))
     program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n[ $# = 0 ] && cat {folder}/head || cat {folder}/cards\n")
+    program.write_text(
+        f"#!/bin/sh\n[ $# = 0 ] && /bin/cat {folder}/head || /bin/cat {folder}/cards\n"
+    )
     program.chmod(0o755)
 
 
@@ -178,3 +182,55 @@ def test_torch_nvcc_and_driver_must_fit_each_other(corpus: Path, tmp_path: Path)
     assert said["torch-build"].level == "fail"
     assert (said["nvcc"].level, said["nvcc"].found) == ("fail", "nvcc 12.4, torch for CUDA 13.0")
     assert said["gpu-count"].found == "2 GPUs, 2 processes", "one process per GPU"
+
+
+@pytest.mark.parametrize(
+    ("line", "cuda", "level", "found"),
+    [
+        ("", "", "skip", "not needed: C++, C"),
+        ("deepspeed.config=zero2_offload", "", "skip", "not needed: C++, C"),
+        ("deepspeed.config=zero2_offload", "13.0", "fail", "missing: C++"),
+        ("deepspeed.config=zero3_plus", "13.0", "fail", "missing: C++"),
+        ("train.compile=layers", "", "fail", "missing: C++"),
+        ("train.compile=elementwise", "13.0", "fail", "missing: C"),
+        ("train.optimizer=muon train.max_grad_norm=0", "13.0", "skip", "not needed"),
+        ("train.optimizer=muon train.max_grad_norm=0 deepspeed.config=zero2", "13.0", "fail", ""),
+        ("deepspeed.config=zero2", "13.0", "skip", "not needed: C++, C"),
+    ],
+)
+def test_a_compiler_is_asked_for_by_runs_that_compile(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    line: str,
+    cuda: str,
+    level: str,
+    found: str,
+) -> None:
+    machine(SOUND)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(compiler, "torch_cuda", lambda: cuda)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    asked = needs(2, *line.split())
+    said = CHECKS["toolchain"](asked)
+    assert said.level == level and found in said.found, said
+    if level == "fail":
+        with pytest.raises(MachineError, match="toolchain"):
+            refuse_broken_machine(asked)
+    else:
+        refuse_broken_machine(asked)
+
+
+def test_a_compiled_op_needs_no_compiler(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine(SOUND)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(compiler, "torch_cuda", lambda: "13.0")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert CHECKS["toolchain"](needs(2, "deepspeed.config=zero2_offload")).level == "fail"
+    (tmp_path / "py311_cu130/cpu_adam").mkdir(parents=True)
+    (tmp_path / "py311_cu130/cpu_adam/cpu_adam.so").touch()
+    assert CHECKS["toolchain"](needs(2, "deepspeed.config=zero2_offload")).level == "skip"

@@ -72,7 +72,7 @@ def test_a_sound_machine_has_no_failure(words: Words, tmp_path: Path) -> None:
     code, said, _ = doctor(["--deepspeed", "zero2", "--gpus", "1", *words(run)], HF_HUB_OFFLINE="1")
     assert (code, {name for name, each in said.items() if each["level"] == "fail"}) == (0, set())
     sound = {"python-version", "packages", "memory", "open-files", "shared-memory",
-             "toolchain", "op-folder", "checkpoint-room", "card-named", "data-source",
+             "toolchain", "checkpoint-room", "card-named", "data-source",
              "batch"}  # fmt: skip
     assert {said[name]["level"] for name in sound} == {"ok"}, said
     build = ("ok", "CPU build, no GPU") if not torch_cuda() else ("warn", "no GPU is seen")
@@ -83,7 +83,7 @@ def test_a_sound_machine_has_no_failure(words: Words, tmp_path: Path) -> None:
 
 @needs_mounts
 def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Path) -> None:
-    made = {name: tmp_path / name for name in ("small", "noexec", "shm", "sys", "bin")}
+    made = {name: tmp_path / name for name in ("small", "shm", "sys", "bin")}
     for folder in made.values():
         folder.mkdir()
     nvidia_smi = made["bin"] / "nvidia-smi"
@@ -99,7 +99,6 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
     port = "/sys/class/infiniband/mlx5_0/ports/1"
     mounts = (
         f"mount -t tmpfs -o size=64k,nr_inodes=50 tmpfs {made['small']}",
-        f"mount -t tmpfs -o noexec tmpfs {made['noexec']}",
         "mount -t tmpfs -o size=1m tmpfs /dev/shm",
         f"mount --bind {project} {repo / 'pyproject.toml'}",
         f"mount -t tmpfs tmpfs /sys/bus/pci/devices && mkdir {device}",
@@ -132,7 +131,6 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
             before=limits,
             tools=f"{made['bin']}:/usr/sbin:/sbin",
             CXX="",
-            TORCH_EXTENSIONS_DIR=str(made["noexec"] / "ops"),
             GLOO_SOCKET_IFNAME="nosuch0",
             TORCHDYNAMO_DISABLE="1",
             HF_ENDPOINT=f"http://me:{CANARY}@localhost",
@@ -152,7 +150,6 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
         "locked-memory": ("fail", "limit 4096"),
         "shared-memory": ("fail", "1 MiB free"),
         "toolchain": ("fail", "C++"),
-        "op-folder": ("fail", "is mounted noexec"),
         "run-folder": ("warn", "inodes free"),
         "checkpoint-room": ("fail", "64 KiB free"),
         "data-source": ("warn", "for the store, 64 KiB free"),
@@ -173,3 +170,27 @@ def test_each_fault_of_a_machine_is_found(repo: Path, corpus: Path, tmp_path: Pa
     assert "psutil " in said["packages"]["found"] and "(wanted <1)" in said["packages"]["found"]
     assert "zero2_offload keeps" in said["memory"]["why"]
     assert CANARY not in output
+
+
+@needs_mounts
+def test_a_mount_without_exec_loads_no_compiled_op(
+    words: Words, repo: Path, tmp_path: Path
+) -> None:
+    """With an optimizer offloaded from a GPU; the card and torch for CUDA are text."""
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text("#!/bin/sh\necho '0, H100, 81559, 4, Default, 9.0, 0, Disabled'\n")
+    nvidia_smi.chmod(0o755)
+    for folder in ("torch", "noexec"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "torch/__init__.py").touch()
+    (tmp_path / "torch/version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    _, said, _ = doctor(
+        ["--deepspeed", "zero2_offload", *words(tmp_path / "run")],
+        mounts=(f"mount -t tmpfs -o noexec tmpfs {tmp_path / 'noexec'}",),
+        tools=f"{tmp_path}:{os.environ['PATH']}",
+        TORCH_EXTENSIONS_DIR=str(tmp_path / "noexec/ops"),
+        PYTHONPATH=f"{tmp_path}:{repo}",
+        HF_HUB_OFFLINE="1",
+    )
+    folder = said["op-folder"]
+    assert folder["level"] == "fail" and "is mounted noexec" in folder["found"], folder
