@@ -68,6 +68,8 @@ print("\\n" + json.dumps([len(sys.modules), sorted(parts)]))
         ("plan", SCHEMA, 360),
         ("config show", SCHEMA, 340),
         ("presets", SCHEMA, 340),
+        ("doctor --list", {"packaging", "psutil", "xxhash"}, 300),
+        ("import wikillm.cli.data", set(), 180),
         ("import wikillm.supervise.status", set(), 180),
         ("import wikillm.report.page", {"jinja2", "markupsafe", "orjson"}, 270),
         ("import wikillm.ledger.audit", {"numpy", "orjson", "tokenizers", "xxhash"}, 400),

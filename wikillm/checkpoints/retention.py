@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING, step_of
 from wikillm.checkpoints.lineage import arrange, read_ancestry, record_newest
 from wikillm.checkpoints.manifest import read_state, verify
-from wikillm.config.schema import TrainSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, rename_durably
+
+if TYPE_CHECKING:
+    from wikillm.config.schema import TrainSection
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, index, positive
-from wikillm.config.schema import DataSection, RunSection, TrainSection
 
 if TYPE_CHECKING:
     from wikillm.data.store.store import Store
@@ -56,13 +55,11 @@ def _configure_show(show: argparse.ArgumentParser) -> None:
     help = "its split (default train)"
     add("--split", choices=("train", "val"), default="train", help=help)
     add("--sample", action="store_true", help="show training sample N instead")
-    length = TrainSection().sequence_length
     help = "train.sequence_length of the run"
-    add("--sequence-length", type=positive, default=length, metavar="T", help=help)
-    add("--seed", type=index, default=RunSection().seed, metavar="S", help="run.seed of the run")
-    shards = DataSection().window_shards
+    add("--sequence-length", type=positive, metavar="T", help=help)
+    add("--seed", type=index, metavar="S", help="run.seed of the run")
     help = "data.window_shards of the run"
-    add("--window-shards", type=positive, default=shards, metavar="K", help=help)
+    add("--window-shards", type=positive, metavar="K", help=help)
     help = "data.packing of the run"
     add("--packing", choices=("concat", "best_fit"), default="concat", help=help)
 
@@ -116,12 +113,14 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     from wikillm.data.inspect.show import show_document, show_sample, show_text
 
     if args.sample:
+        from wikillm.config.schema import DataSection, RunSection, TrainSection
+
         found = show_sample(
             store,
             args.number,
-            sequence_length=args.sequence_length,
-            seed=args.seed,
-            window_shards=args.window_shards,
+            sequence_length=args.sequence_length or TrainSection().sequence_length,
+            seed=RunSection().seed if args.seed is None else args.seed,
+            window_shards=args.window_shards or DataSection().window_shards,
             packing=args.packing,
         )
     else:

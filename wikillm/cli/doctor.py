@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 from wikillm.cli.arguments import folder, gpus, host, port
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, ExitCode
-from wikillm.doctor.gpus import count_gpus
-from wikillm.doctor.needs import needs_of
 from wikillm.observe.redact import names_a_secret
 from wikillm.remote.environment import forwarded
 from wikillm.remote.hosts import Host, read_hostfile
@@ -43,12 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.doctor.report import lines, to_json
-
     _check(args)
     if args.list:
         _print_list(as_json=args.json)
         return ExitCode.DONE
+    from wikillm.doctor.report import lines, to_json
+
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         examination = _examine(args)
     if args.json:
@@ -60,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _examine(args: argparse.Namespace) -> Examination:
     from wikillm.doctor.examine import examine_here
+    from wikillm.doctor.gpus import count_gpus
+    from wikillm.doctor.run_needs import needs_of
     from wikillm.doctor.ssh_session import examine_nodes
 
     resolved = resolve_run_config(args)

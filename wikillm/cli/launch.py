@@ -19,7 +19,6 @@ from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.log import say, warn
 from wikillm.core.world import World, free_port
-from wikillm.doctor.needs import needs_of
 from wikillm.launch.description import DEFAULT_PORT, Launch
 from wikillm.launch.kubernetes import MEMORY_PER_GPU
 from wikillm.launch.restart import DEFAULT, Launched, keep_running
@@ -30,7 +29,6 @@ from wikillm.plan.batch import split_batch
 from wikillm.plan.check_recipe import check_recipe
 from wikillm.remote.environment import forwarded
 from wikillm.remote.hosts import read_hostfile
-from wikillm.supervise.settings import alerts_of, settings_of
 
 _TARGETS = """\
 the target, directly after `launch`:
@@ -88,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         return start(again, render(args.target, again), launched)
 
     def alert(code: int, reason: str) -> None:
+        from wikillm.supervise.settings import alerts_of, settings_of
+
         cfg = resolved.config
         settings = settings_of(cfg.train, cfg.run, cfg.alerts)
         alerts_of(World(), settings).end("failed", code, reason, None)
@@ -147,6 +147,8 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     """Bytes that a pod requests: --memory, or 32 GiB per GPU plus the states offloaded to the
     host."""
+    from wikillm.doctor.run_needs import needs_of
+
     gpus = args.gpus or 1
     if args.memory is not None or resolved.config.deepspeed.config is None:
         return int(args.memory or MEMORY_PER_GPU * gpus)

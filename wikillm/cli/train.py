@@ -90,8 +90,8 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
 def check_machine(resolved: Resolved, world: World) -> None:
     """Raises MachineError if a check fails that would end the run. (only local rank 0 checks)"""
-    from wikillm.doctor.needs import needs_of
     from wikillm.doctor.preflight import refuse_broken_machine
+    from wikillm.doctor.run_needs import needs_of
 
     if world.local_rank:
         return

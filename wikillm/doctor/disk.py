@@ -15,10 +15,8 @@ from wikillm.checkpoints.retention import Keep, bytes_freed_at_start
 from wikillm.core.errors import WikiLLMError
 from wikillm.core.files import file_system_kind, files_below, nearest_existing
 from wikillm.core.units import format_size
-from wikillm.data.prepare.plan import predicted_store_bytes
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.types import SourceFile
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.needs import Needs
@@ -94,6 +92,9 @@ def _existing_checkpoints(needs: Needs) -> tuple[int, int]:
 @check("run")
 def data_source(needs: Needs) -> Finding:
     """The files of data.path can be read, and their token store fits on the disk."""
+    from wikillm.data.prepare.plan import predicted_store_bytes
+    from wikillm.data.store.manifest import MANIFEST_NAME
+
     sources, error = find_sources(needs)
     has_store = Path(needs.store_dir, MANIFEST_NAME).exists()
     if error and not has_store:

@@ -18,8 +18,9 @@ from wikillm.core.errors import MachineError
 from wikillm.doctor import compiler, gpus, network, software
 from wikillm.doctor.checks import Finding
 from wikillm.doctor.examine import NODE_CHECKS
-from wikillm.doctor.needs import Needs, needs_of
+from wikillm.doctor.needs import Needs
 from wikillm.doctor.preflight import refuse_broken_machine
+from wikillm.doctor.run_needs import needs_of
 
 HEAD = """\
 +-----------------------------------------------------------------------------------------+

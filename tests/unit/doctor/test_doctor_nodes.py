@@ -17,10 +17,11 @@ from wikillm.doctor import software
 from wikillm.doctor.checks import GROUPS, Check, ok
 from wikillm.doctor.disk import quick_digest
 from wikillm.doctor.examine import NODE_CHECKS, check_node
-from wikillm.doctor.needs import Needs, needs_of
+from wikillm.doctor.needs import Needs
 from wikillm.doctor.network import card_addresses
 from wikillm.doctor.node import NodeServer
 from wikillm.doctor.nodes import REACH, Cluster
+from wikillm.doctor.run_needs import needs_of
 from wikillm.doctor.ssh_session import CLUSTER_CHECKS, node_command, why_no_value
 from wikillm.supervise.node_versions import code_digest
 

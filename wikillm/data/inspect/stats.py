@@ -54,7 +54,7 @@ def _split_stats(stream: TokenStream) -> dict[str, Any]:
         "bytes_per_token": stream.text_bytes / stream.n_tokens,
         "length": {
             "least": int(lengths.min()),
-            "median": float(np.median(lengths)),
+            "median": float(np.percentile(lengths, 50)),
             "mean": float(lengths.mean()),
             "p99": float(np.percentile(lengths, 99)),
             "most": int(lengths.max()),
