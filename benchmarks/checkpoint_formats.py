@@ -68,7 +68,7 @@ def write_ours(folder: Path, specs: list[Any], parts: list[Any], rank: int) -> N
     import torch.distributed as dist
 
     from wikillm.checkpoints.tensor_digests import digests_to_json, rank_file
-    from wikillm.checkpoints.tensor_files import create_files, write_share
+    from wikillm.checkpoints.tensor_files import create_files, write_part
     from wikillm.checkpoints.tensor_layout import lay_out
 
     layout = lay_out(specs)
@@ -86,7 +86,7 @@ def write_ours(folder: Path, specs: list[Any], parts: list[Any], rank: int) -> N
     import torch
 
     data = torch.cat([values for _, values in placed]).numpy().data.cast("B")
-    digests = write_share(folder, layout, [extent for extent, _ in placed], data)
+    digests = write_part(folder, layout, [extent for extent, _ in placed], data)
     record = digests_to_json([file.name for file in layout.files], digests)
     (folder / rank_file(rank)).write_text(json.dumps(record))
     dist.barrier()

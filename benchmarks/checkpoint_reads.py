@@ -18,7 +18,7 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from wikillm.checkpoints.tensor_digests import RANKS, digests_to_json, rank_file, verify_tensors
-from wikillm.checkpoints.tensor_files import create_files, open_tensors, write_share
+from wikillm.checkpoints.tensor_files import create_files, open_tensors, write_part
 from wikillm.checkpoints.tensor_layout import TensorSpec, lay_out
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 
@@ -41,7 +41,7 @@ def _write(folder: Path) -> dict[str, int]:
     values = np.random.default_rng(0).standard_normal(1_000_000, np.float32)
     for spec in SPECS:
         extent = layout.extent(spec, 0, spec.numel)
-        digests |= write_share(folder, layout, [extent], memoryview(values).cast("B"))
+        digests |= write_part(folder, layout, [extent], memoryview(values).cast("B"))
     (folder / RANKS).mkdir()
     record = {"digests": digests_to_json([file.name for file in layout.files], digests)}
     (folder / rank_file(0)).write_text(json.dumps(record))

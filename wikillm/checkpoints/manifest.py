@@ -34,7 +34,7 @@ def files_to_list(checkpoint: Path) -> list[str]:
 
 
 def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """fsync these files and return their sizes and digests. (each rank for its share)"""
+    """fsync these files and return their sizes and digests. (each rank for its part)"""
     entries = {}
     for name in names:
         path = checkpoint / name
@@ -128,7 +128,8 @@ def damage(
     """Findings about a damaged checkpoint, one line per file; an empty list for a sound one.
 
     Args:
-        rank, ranks: this process hashes share `rank` of `ranks` of the content; rank 0 also checks
+        rank, ranks: this process hashes part `rank` of the content, divided into `ranks` parts;
+        rank 0 also checks
             names and sizes.
         kept: receives the bytes of tensor files that this process has verified.
     """
@@ -137,7 +138,7 @@ def damage(
     wrong = _wrong_names_and_sizes(checkpoint, files) if rank == 0 else []
     if not hashes or wrong:
         return wrong or (_other_steps(checkpoint, manifest) if rank == 0 else [])
-    # Hash this process's share: tensor files by range, all other files whole.
+    # Hash this process's part: tensor files by range, all other files whole.
     whole = [name for name, entry in sorted(files.items()) if "sha256" in entry]
     for name in whole[rank::ranks]:
         try:

@@ -3,7 +3,7 @@
 Every rank records the byte ranges that it wrote in `ranks/rank_00000.json`, named by its number.
 The record has groups of ranges, and for each group one digest over its ranges in order. Together
 the groups cover every byte of every tensor file exactly once, headers included. So any number of
-processes can verify a checkpoint, each a share of the groups.
+processes can verify a checkpoint, each a part of the groups.
 
 The digest is XXH3-128: it finds accidental damage as sha256 does, ten times faster
 (docs/measurements/2026-11-28-checkpoints.md). Neither digest proves who wrote a checkpoint.
@@ -37,7 +37,7 @@ Group = tuple[Extent, ...]
 """Byte ranges of one file with a common digest, in the order in which they were hashed."""
 
 
-def grouped(extents: Sequence[Extent], group_bytes: int = GROUP_BYTES) -> list[Group]:
+def group_extents(extents: Sequence[Extent], group_bytes: int = GROUP_BYTES) -> list[Group]:
     """Divide `extents`, in order, into groups of at most `group_bytes`, each in one file."""
     groups: list[list[Extent]] = []
     free = 0  # bytes that the last group can still take
@@ -56,7 +56,7 @@ def grouped(extents: Sequence[Extent], group_bytes: int = GROUP_BYTES) -> list[G
 
 
 def rank_file(rank: int) -> str:
-    """Path, within a checkpoint, of the record that a rank wrote."""
+    """Path of a rank's record, relative to the checkpoint."""
     return f"{RANKS}/rank_{rank:05d}.json"
 
 
@@ -101,12 +101,12 @@ def verify_tensors(
     ranks: int = 1,
     kept: VerifiedBytes | None = None,
 ) -> list[str]:
-    """Verify a share of the tensor files; returns one line per damaged file.
+    """Verify a part of the tensor files; returns one line per damaged file.
 
     Args:
         sizes: bytes of each tensor file, from the manifest.
-        rank, ranks: this process verifies share `rank` of `ranks`. If `ranks` ranks wrote the
-            checkpoint, the share is what rank `rank` wrote, because this process will load it.
+        rank, ranks: this process verifies part `rank`, of `ranks` parts. If `ranks` ranks wrote the
+            checkpoint, the part is what rank `rank` wrote, because this process will load it.
         kept: receives the bytes that this process has verified.
     """
     # Read the records of all ranks, which are small.
@@ -116,7 +116,7 @@ def verify_tensors(
         if not is_of_the_file(error):
             raise
         return [f"{RANKS}/: cannot be read ({error!r})"]
-    # This process's share: the groups of one rank, or every n-th group of each rank.
+    # This process's part: the groups of one rank, or every n-th group of each rank.
     work = [
         (files, group, digest)
         for number, (files, groups) in enumerate(recorded)
@@ -126,7 +126,7 @@ def verify_tensors(
     with ThreadPoolExecutor(THREADS) as pool:
         damaged = set(pool.map(lambda each: _damage(checkpoint, each, kept), work))
     wrong = [f"{name}: its content changed (digest differs)" for name in sorted(damaged - {""})]
-    return wrong if rank else _uncovered(recorded, sizes) + wrong
+    return wrong if rank else _coverage_errors(recorded, sizes) + wrong
 
 
 def _read_rank(path: Path) -> tuple[list[str], list[tuple[Group, str]]]:
@@ -141,7 +141,7 @@ def _read_rank(path: Path) -> tuple[list[str], list[tuple[Group, str]]]:
 def _damage(
     checkpoint: Path, work: tuple[Sequence[str], Group, str], kept: VerifiedBytes | None
 ) -> str:
-    """The name of the group's file if its content has changed, else ""."""
+    """The name of the group's file if the content of the group has changed, else ""."""
     files, group, digest = work
     name = files[group[0][0]]
     try:
@@ -158,8 +158,8 @@ def _damage(
     return ""
 
 
-def _uncovered(recorded: Sequence[Any], sizes: Mapping[str, int]) -> list[str]:
-    """Findings about tensor files with a byte that no digest, or more than one digest, covers."""
+def _coverage_errors(recorded: Sequence[Any], sizes: Mapping[str, int]) -> list[str]:
+    """A line for each tensor file of which a byte has no digest, or more than one."""
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
     for files, groups in recorded:
         for group, _ in groups:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128_hexdigest
 
-from wikillm.checkpoints.tensor_digests import Extent, Group, grouped, open_files
+from wikillm.checkpoints.tensor_digests import Extent, Group, group_extents, open_files
 from wikillm.checkpoints.tensor_layout import TensorLayout, TensorSpec, read_layout
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
@@ -34,7 +34,7 @@ def create_files(folder: Path, layout: TensorLayout) -> dict[Group, str]:
     return digests
 
 
-def write_share(
+def write_part(
     folder: Path, layout: TensorLayout, extents: Sequence[Extent], data: memoryview
 ) -> dict[Group, str]:
     """Write this rank's ranges and fsync them; returns their digests. (any rank)
@@ -51,7 +51,7 @@ def write_share(
     names = [layout.files[file].name for file in touched]
     with open_files(folder, names, os.O_WRONLY) as fds:
         at = 0
-        for group in grouped(extents):
+        for group in group_extents(extents):
             size = sum(stop - start for _, start, stop in group)
             digests[group] = xxh3_128_hexdigest(data[at : at + size])
             for file, start, stop in group:

@@ -16,7 +16,7 @@ from wikillm.cli.arguments import folder, gpus, host, port
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, ExitCode
 from wikillm.observe.redact import names_a_secret
-from wikillm.remote.environment import forwarded
+from wikillm.remote.environment import forwarded_variables
 from wikillm.remote.hosts import Host, read_hostfile
 
 if TYPE_CHECKING:
@@ -81,16 +81,16 @@ def _examine(args: argparse.Namespace) -> Examination:
         {host.name: host.slots for host in hosts},
         needs,
         workdir=args.workdir or str(Path.cwd()),
-        environment={n: value for n, value in forwarded().items() if not names_a_secret(n)},
+        environment={n: v for n, v in forwarded_variables().items() if not names_a_secret(n)},
     )
 
 
 def _print_list(*, as_json: bool) -> None:
     from wikillm.doctor import nodes
-    from wikillm.doctor.checks import declared
+    from wikillm.doctor.checks import checks_in
     from wikillm.doctor.examine import MODULES
 
-    checks = declared(nodes, *MODULES)
+    checks = checks_in(nodes, *MODULES)
     rows = [(check.group, check.name, check.about) for check in checks]
     if as_json:
         print(json.dumps([{"group": g, "name": n, "about": a} for g, n, a in rows], indent=2))

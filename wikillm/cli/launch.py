@@ -27,7 +27,7 @@ from wikillm.launch.targets import render, start
 from wikillm.observe.redact import names_a_secret
 from wikillm.plan.batch import split_batch
 from wikillm.plan.check_recipe import check_recipe
-from wikillm.remote.environment import forwarded
+from wikillm.remote.environment import forwarded_variables
 from wikillm.remote.hosts import read_hostfile
 
 _TARGETS = """\
@@ -111,7 +111,7 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     # On other machines the checkout has its own path, and the run's variables are passed on.
     runs_here = args.target not in ELSEWHERE
     elsewhere = {"ssh": "wikillm", "k8s": CLOUD_WORKDIR, "sky": CLOUD_WORKDIR}
-    variables = {} if runs_here else forwarded()
+    variables = {} if runs_here else forwarded_variables()
     secrets = (name for name, value in variables.items() if names_a_secret(name) or "@" in value)
     return Launch(
         name=resolved.config.run.name,

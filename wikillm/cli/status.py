@@ -121,7 +121,7 @@ def _follow(run: Path) -> None:
 def _show_record(view: Any, record: dict[str, Any]) -> None:
     if record.get(names.KIND) == names.EVAL:
         if isinstance(loss := record.get(names.EVAL_LOSS), float):
-            view.evaluated(loss)
+            view.show_evaluation(loss)
     elif names.LOSS in record:
         numbers = (int, float, type(None))
         view.record({name: v for name, v in record.items() if type(v) in numbers})

@@ -87,7 +87,7 @@ def check(group: str) -> Callable[[Callable[[Any], Finding]], Check]:
     return lambda look: Check(look.__name__.replace("_", "-"), group, look.__doc__ or "", look)
 
 
-def declared(*modules: ModuleType) -> tuple[Check, ...]:
+def checks_in(*modules: ModuleType) -> tuple[Check, ...]:
     """The checks in `modules`, in the order of GROUPS."""
     members = [value for module in modules for value in vars(module).values()]
     checks = [value for value in members if isinstance(value, Check)]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from wikillm.doctor import compiler, disk, environment, gpus, host, network, servers, software
-from wikillm.doctor.checks import Check, Finding, declared, fail, skip
+from wikillm.doctor.checks import Check, Finding, checks_in, fail, skip
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import in_time
 
 SECONDS = 15.0
 MODULES = (software, gpus, host, compiler, disk, network, servers, environment)
-NODE_CHECKS = declared(*MODULES)
+NODE_CHECKS = checks_in(*MODULES)
 
 
 @dataclass(frozen=True, slots=True)

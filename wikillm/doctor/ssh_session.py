@@ -20,7 +20,7 @@ from typing import Any
 
 from wikillm.core.errors import MachineError
 from wikillm.doctor import nodes
-from wikillm.doctor.checks import Finding, declared, fail
+from wikillm.doctor.checks import Finding, checks_in, fail
 from wikillm.doctor.examine import Examination
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.node import MARK
@@ -34,7 +34,7 @@ MEET = 14.0
 REDUCE = 22.0
 LEAST_FOR_REDUCE = 12.0
 """Seconds for each request. The first one includes the login and the start of Python."""
-CLUSTER_CHECKS = tuple(check for check in declared(nodes) if check is not nodes.REACH)
+CLUSTER_CHECKS = tuple(check for check in checks_in(nodes) if check is not nodes.REACH)
 
 _OTHER_CODE = "WikiLLM there differs from the one here, or has a fault"
 _ONE_COMMIT = "check out one commit on all nodes"

@@ -60,13 +60,13 @@ def encode_question(
         solved = [example.solved for example in examples[len(examples) - count :]]
         context = BETWEEN.join([*solved, question.prompt])
         texts = [context, *(context + choice for choice in question.choices)]
-        alone, *whole = backend.encode_batch(texts, add_special_tokens=False)
+        context_alone, *whole = backend.encode_batch(texts, add_special_tokens=False)
         longest = max(len(encoding.ids) for encoding in whole)
         if longest <= limit:
             break
     # The start token takes one position; the last token takes none, because it is only a target.
     cut = max(0, longest - limit)
-    shared = min(_common_prefix(alone.ids, encoding.ids) for encoding in whole)
+    shared = min(_common_prefix(context_alone.ids, encoding.ids) for encoding in whole)
     if cut and shared <= cut:
         return None
     sequences = tuple(
@@ -178,12 +178,12 @@ def score_choices(
         batch_size: maximum number of choices per forward.
     """
     scored = [question for question in encoded if question is not None]
-    shares = [scored[number::world_size] for number in range(world_size)]
-    lengths = [[len(s.ids) for question in share for s in question.sequences] for share in shares]
+    parts = [scored[number::world_size] for number in range(world_size)]  # of each rank
+    lengths = [[len(s.ids) for question in part for s in question.sequences] for part in parts]
     forwards = max(len(batches_of(of_rank, batch_size)) for of_rank in lengths)
     found = negative_log_likelihoods(
         model,
-        [sequence for question in shares[rank] for sequence in question.sequences],
+        [sequence for question in parts[rank] for sequence in question.sequences],
         batch_size=batch_size,
         device=device,
         forwards=forwards,
@@ -193,20 +193,23 @@ def score_choices(
         return None
     tallies = {subject: _Tally() for subject in dict.fromkeys(subjects)}
     losses = iter(found)
-    for question in shares[rank]:
+    for question in parts[rank]:
         nats = [next(losses) for _ in question.sequences]
         tallies[question.question.subject].add(question, nats)
     left_out = Counter(s for s, item in zip(subjects, encoded, strict=True) if item is None)
     # Add up all subjects over the ranks in one exchange.
     width = len(_Tally.__slots__)
     sums = sum_over_ranks(*(value for tally in tallies.values() for value in tally.values()))
-    parts = [_Tally(*sums[n * width : (n + 1) * width]) for n in range(len(tallies))]
-    total = _Tally(
-        *(math.fsum(column) for column in zip(*(p.values() for p in parts), strict=True))
+    totals = [_Tally(*sums[n * width : (n + 1) * width]) for n in range(len(tallies))]
+    overall = _Tally(
+        *(math.fsum(column) for column in zip(*(t.values() for t in totals), strict=True))
     )
     return ChoiceScore(
-        _summary(total, left_out.total()),
-        {name: _summary(part, left_out[name]) for name, part in zip(tallies, parts, strict=True)},
+        _summary(overall, left_out.total()),
+        {
+            name: _summary(tally, left_out[name])
+            for name, tally in zip(tallies, totals, strict=True)
+        },
     )
 
 

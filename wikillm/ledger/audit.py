@@ -278,7 +278,7 @@ def _explain(tokens: TokenStream, order: Order, wrong: StepLine) -> WrongStep:
 def _epochs(corpus: Corpus, values: dict[str, Any], samples: int) -> str:
     """The number of epochs in the first `samples` samples, as text; by source in a mixture."""
     if corpus.mixture:
-        used = corpus.order(values["sequence_length"], values["seed"]).used(samples)
+        used = corpus.order(values["sequence_length"], values["seed"]).sources_used(samples)
         return ", ".join(f"{source.name} {source.epochs:.2f}" for source in used) + " epochs"
     sizes = corpus.epoch_sizes(values["sequence_length"])
     assert sizes is not None, "a finished store knows its size"

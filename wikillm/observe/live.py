@@ -114,7 +114,7 @@ class LiveView:
         self._status = ""
         self._refresh()
 
-    def evaluated(self, loss: float) -> None:
+    def show_evaluation(self, loss: float) -> None:
         """Show the loss of an evaluation."""
         self._validation = loss
         self._refresh()

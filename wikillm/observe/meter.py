@@ -87,7 +87,7 @@ class Meter:
         self._window_tokens += tokens
         self._window_steps += 1
 
-    def waited(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
         """Count seconds of waiting for data, measured by the caller."""
         if self._since is not None:
             self._window_wait += seconds

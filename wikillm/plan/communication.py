@@ -79,11 +79,11 @@ def _sequence_bytes(workload: Workload, strategy: Strategy) -> int:
 
 
 def _host_bytes(parameters: int, strategy: Strategy) -> int:
-    share = -(-parameters // strategy.ranks)
+    partition = -(-parameters // strategy.ranks)
     width = strategy.bytes_per_weight
     moved = 0
     if strategy.offload_optimizer:  # gradients of every micro-step, then updated weights back
-        moved += width * share * (strategy.accumulation + 1)
-    if strategy.offload_param:  # each rank's share, once per forward and once per backward pass
-        moved += 2 * width * share * strategy.accumulation
+        moved += width * partition * (strategy.accumulation + 1)
+    if strategy.offload_param:  # each rank's partition, once per forward and once per backward pass
+        moved += 2 * width * partition * strategy.accumulation
     return moved

@@ -147,9 +147,9 @@ def loss_bytes(workload: Workload, strategy: Strategy) -> int:
 
 def host_bytes_per_rank(workload: Workload, strategy: Strategy) -> int:
     """Host memory of offload: fp32 copy, moments, gradients (16 Psi/N); weights (2 Psi/N)."""
-    share = -(-workload.parameters // strategy.ranks)
-    states = 16 * share if strategy.offload_optimizer else 0
-    return states + (strategy.bytes_per_weight * share if strategy.offload_param else 0)
+    partition = -(-workload.parameters // strategy.ranks)
+    states = 16 * partition if strategy.offload_optimizer else 0
+    return states + (strategy.bytes_per_weight * partition if strategy.offload_param else 0)
 
 
 def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
@@ -228,22 +228,22 @@ def tile_bytes(workload: Workload, strategy: Strategy) -> int:
 
 
 def _states(psi: int, strategy: Strategy) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer) in bytes on a GPU; a share is rounded up."""
+    """(weights, gradients, optimizer) in bytes on a GPU; a partition is rounded up."""
     stage = strategy.stage
     width = strategy.bytes_per_weight
-    share = -(-psi // strategy.ranks)
+    partition = -(-psi // strategy.ranks)
     if stage == 0:
         gradients = (2 if strategy.precision == "fp16" else 4) * psi
         return width * psi, gradients, (8 if strategy.precision == "fp32" else 12) * psi
-    optimizer = 0 if strategy.offload_optimizer else 12 * share
+    optimizer = 0 if strategy.offload_optimizer else 12 * partition
     if stage == 1:
         return width * psi, 4 * psi, optimizer
     if stage == 2:
-        return width * psi, (2 if strategy.offload_optimizer else 6) * share, optimizer
-    weights = 0 if strategy.offload_param else width * share
+        return width * psi, (2 if strategy.offload_optimizer else 6) * partition, optimizer
+    weights = 0 if strategy.offload_param else width * partition
     if strategy.quantized:  # hpZ: each node holds all weights once more
         weights += width * -(-psi // strategy.ranks_per_node)
-    return weights, 0 if strategy.offload_optimizer else 4 * share, optimizer
+    return weights, 0 if strategy.offload_optimizer else 4 * partition, optimizer
 
 
 def _saved_by_muon(workload: Workload, strategy: Strategy) -> int:
@@ -275,17 +275,17 @@ def _on_cpu(workload: Workload, strategy: Strategy, activations: int) -> Memory:
     psi = workload.parameters
     model = workload.model
     tokens = strategy.tokens(workload)
-    share = -(-psi // strategy.ranks)
+    partition = -(-psi // strategy.ranks)
     # DDP and stage 0; the other stages replace some of these figures.
     weights = gradients = 4 * psi
     optimizer = 8 * psi
     buckets = 4 * psi if strategy.ranks > 1 else 0
     if strategy.stage:
-        optimizer = 12 * share
-        gradients = 4 * share + (4 * psi if strategy.stage == 1 else 0)
+        optimizer = 12 * partition
+        gradients = 4 * partition + (4 * psi if strategy.stage == 1 else 0)
         buckets = 4 * min(psi, strategy.reduce_bucket) if strategy.stage == 2 else 0
     if strategy.stage == 3:
-        weights = 4 * share
+        weights = 4 * partition
         buckets = int(GATHER_COPIES * 4 * min(psi, strategy.max_live))
     # Attention on a CPU has no grouped queries: it repeats keys and values for each query head.
     repeated = 8 * model.num_attention_heads * head_width(model)

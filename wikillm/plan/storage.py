@@ -1,7 +1,7 @@
 """Seconds for checkpoints and for the start of the data, at an assumed rate of the storage.
 
-Training waits while every rank copies its share of a checkpoint to the host. The share is written
-during the next steps, by all nodes at once. On resume each rank verifies its share (XXH3-128,
+Training waits while every rank copies its part of a checkpoint to the host. The part is written
+during the next steps, by all nodes at once. On resume each rank verifies its part (XXH3-128,
 faster than storage) and loads it: two reads. Before the first step a node reads one window of
 shards, and each rank hashes it (`data.verify=first_use`; a shard of 64 MiB of text has about 75 MB
 of ids). Example: 864 GB from 64 nodes of 8 ranks at 2 GB/s per node are 13.5 GB per node, which
@@ -25,7 +25,7 @@ def storage_time(checkpoint: int, machine: Machine, window_shards: int) -> dict[
         window_shards: shards of the store that are read before the first step.
     """
     rate = machine.storage_rate
-    one_pass = checkpoint / machine.nodes / rate  # over a node's share of the checkpoint
+    one_pass = checkpoint / machine.nodes / rate  # over a node's part of the checkpoint
     first_window = window_shards * SHARD_BYTES
     return {
         "bytes_per_second": rate,

@@ -12,9 +12,10 @@ Stages 0 and 1 send gradients during the last backward pass, stage 2 during ever
 of a micro-step); ZeRO-3 gathers during the whole step. Computation does not hide: the weights that
 stages 1 and 2 gather after the optimizer's step; DeepSpeed's all-reduce at stage 0; ZeRO-3's first
 gather and last reduction of a micro-step (assumed to be of the largest module); and the exchange of
-heads for positions between ranks that share sequences. The slower kind of link limits a ring over
-nodes; the two hops of hpZ, qwZ and qgZ follow each other. Each collective also costs a ring's
-latency, which decides against ZeRO-3 for small models on many ranks. Nothing was measured on a GPU.
+heads for positions between ranks that share sequences. The slower of the links (inside a node,
+between nodes) limits a ring over nodes; the two hops of hpZ, qwZ and qgZ follow each other. Each
+collective also costs a ring's latency, which makes ZeRO-3 slow for small models on many ranks.
+Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def step_time(
     """Seconds of one optimizer step over all its micro-steps."""
     model = workload.model
     tokens = strategy.accumulation * strategy.tokens(workload)
-    # Without tensor cores fp32 reaches an eighth to a sixteenth.
+    # In fp32 a GPU does not use its tensor cores, and reaches an eighth to a sixteenth.
     is_slow = strategy.precision == "fp32" and gpu.device == "cuda"
     reached = gpu.peak / (8 if is_slow else 1) * mfu
     if gpu.ceiling is not None:
@@ -72,16 +73,16 @@ def step_time(
     if strategy.tiled_mlp:  # gate and up again, 2 FLOPs per weight; not counted in MFU
         work += 4 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
     compute = tokens * work / reached
-    # Training waits for the traffic that no computation accompanies, and for the part of the rest
-    # that takes longer than the computation beside it.
+    # Training waits for all traffic `alone`, without computation beside it. Of the traffic `beside`
+    # computation, it waits for what takes longer than the computation.
     links = (traffic.inside_node / gpu.inside_node, traffic.between_nodes / gpu.between_nodes)
     sent = sum(links) if strategy.quantized else max(links)
     last_only = 2 / 3 / strategy.accumulation
     hidden = {0: last_only, 1: last_only, 2: 2 / 3, 3: 1.0}[strategy.stage] * compute
     latency_alone, latency_beside = _latencies(workload, strategy, gpu)
-    share = _share_alone(workload, strategy)
-    alone = share * sent + latency_alone
-    beside = (1 - share) * sent + latency_beside
+    fraction = _fraction_without_computation(workload, strategy)
+    alone = fraction * sent + latency_alone
+    beside = (1 - fraction) * sent + latency_beside
     host = traffic.host / gpu.host_link
     if strategy.offload_optimizer:
         host += 28 * (workload.parameters / strategy.ranks) / CPU_ADAM_BYTES_PER_SECOND
@@ -90,8 +91,8 @@ def step_time(
     return StepTime(compute, alone + max(0.0, beside - hidden) + exchange, host)
 
 
-def _share_alone(workload: Workload, strategy: Strategy) -> float:
-    """Share of the traffic that no computation accompanies (`communication` has the counts)."""
+def _fraction_without_computation(workload: Workload, strategy: Strategy) -> float:
+    """Fraction of the traffic that no computation runs beside (`communication` counts it)."""
     if strategy.stage == 0:
         return 0.0 if strategy.recipe == "ddp" else 1.0
     first_and_last = 2 / 3 * workload.largest_module / workload.parameters
@@ -99,7 +100,7 @@ def _share_alone(workload: Workload, strategy: Strategy) -> float:
 
 
 def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float, float]:
-    """Latency in seconds of a step's collectives: (those that no computation accompanies, others).
+    """Latency in seconds of a step's collectives: (without computation beside them, with it).
 
     ZeRO-3 has three rings per layer and micro-step (hpZ has one over all ranks), and training waits
     for the first and the last. Stages 1 and 2 have a tree per bucket of gradients and, after the

@@ -31,7 +31,7 @@ def is_forwarded(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and (name in _NAMES or name.startswith(_PREFIXES))
 
 
-def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def forwarded_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables to forward, by name. Raises ConfigError for values with a line break."""
     found = {name: environ[name] for name in sorted(environ) if is_forwarded(name)}
     broken = [name for name, value in found.items() if "\n" in value or "\0" in value]

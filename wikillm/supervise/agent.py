@@ -1,9 +1,9 @@
 """The agent, a small process beside each rank: `python -m wikillm.supervise.agent SOCKET MEMORY`.
 
 SOCKET and MEMORY are descriptors that the rank passes on. The agent reads the rank's heartbeat,
-reports to the coordinator, receives the verdict, and writes the rank's record. It is a process
-rather than a thread, so a rank that holds its interpreter lock for long still has a heartbeat, and
-steps do not become slower. To end the run, the agent requests the rank to exit. A rank that does
+reports to the coordinator, receives the verdict, and writes the rank's record. It is a process and
+not a thread, so that it also reports a rank that holds its interpreter lock for long, and does not
+slow down steps. To end the run, the agent requests the rank to exit. A rank that does
 not exit gets SIGUSR2, at which faulthandler writes its stacks, and is killed.
 """
 
@@ -45,7 +45,7 @@ COLLECT_SECONDS = 0.5  # until the kernel reports how a process ended
 
 
 class Agent:
-    """Supervises one rank from beside it.
+    """Supervises one rank from a process beside it.
 
     Args:
         rank_wire: the socket to the rank.
@@ -70,14 +70,14 @@ class Agent:
         self._recorder: Recorder | None = None
         self._alerts = Alerts(**setup["alerts"])
         size = setup["world_size"]
-        place = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
-        self._start_record = RankRecord(*place, "start", 0, 0.0, max(5.0, size / 20), 0.0)
+        rank = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
+        self._start_record = RankRecord(*rank, "start", 0, 0.0, max(5.0, size / 20), 0.0)
         self._last_beat = 0.0
         self._exited: End | None = None  # how the rank ended
         self._rank_gone = False
-        self._verdict: End | None = None  # the rank has been requested to exit
+        self._verdict: End | None = None  # the reason for which the rank was requested to exit
         self._reports = False  # this rank reports the verdict to the user
-        self._kill_at = 0.0  # 0: no verdict
+        self._kill_at = 0.0  # when to kill the rank; 0 without a verdict
         self._last_check = time.monotonic()
 
     def serve(self) -> None:
@@ -221,7 +221,7 @@ class Agent:
         self._rank_gone = True
 
     def _report(self, end: End, *, reports: bool) -> None:
-        """Write exit.json and print the reason in place of a rank that cannot."""
+        """Write exit.json and print the reason, for a rank that cannot do so itself."""
         if self._recorder is not None:
             step = self.heartbeat.read().step
             write_exit(self._recorder.run_dir, end, self.rank, step, keep=True)
@@ -229,7 +229,7 @@ class Agent:
             print_end(end)
 
     def _how_it_ended(self) -> str | None:
-        """How the rank ended. Waits, since its socket closes just before it becomes a zombie."""
+        """How the rank ended. Waits a moment: its socket closes just before it becomes a zombie."""
         deadline = time.monotonic() + COLLECT_SECONDS
         while True:
             how = end_of(self.pid, self._pidfd)

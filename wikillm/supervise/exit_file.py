@@ -45,9 +45,9 @@ def write_exit(run: Path, end: End, rank: int, step: int | None, *, keep: bool =
         if not run.is_dir() or (keep and path.exists()):
             return
         meaning = ExitCode(end.code).name.lower()
-        found = {"code": int(end.code), "meaning": meaning, "reason": end.reason}
-        place = {"rank": rank, "lost_rank": end.lost_rank, "step": step}
-        write_json(path, {**found, **place, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        result = {"code": int(end.code), "meaning": meaning, "reason": end.reason}
+        where = {"rank": rank, "lost_rank": end.lost_rank, "step": step}
+        write_json(path, {**result, **where, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
     except OSError as failure:
         logger.warning("could not write %s: %s", path, failure)
 

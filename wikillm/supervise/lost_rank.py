@@ -1,4 +1,4 @@
-"""Recognizes errors of collectives that mean a lost rank, and finds out why that rank ended."""
+"""Recognizes errors of collectives that a lost rank has caused, and finds why that rank ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lost_rank(run: Path, own: int) -> MachineError | None:
         process = record.process
         if record.rank == own:
             continue
-        # A rank that recorded its exit, or one of this machine that was killed.
+        # The rank has recorded its exit, or it was on this machine and was killed.
         if record.exit is not None and record.exit["code"]:
             lost = MachineError(f"rank {record.rank} ended: {record.exit['reason']}")
             lost.exit_code = ExitCode(record.exit["code"])

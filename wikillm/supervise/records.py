@@ -28,8 +28,8 @@ from wikillm.supervise.heartbeat import RankProgress
 from wikillm.supervise.membership import End
 from wikillm.supervise.requests import leave_stop_mark
 
-INTERVAL = 5.0  # seconds between writes of a record
-LOOK_EVERY = 1.0  # seconds between looks for RUN/stop.json
+INTERVAL = 5.0  # seconds between two writes of a record
+LOOK_EVERY = 1.0  # seconds between two checks for RUN/stop.json
 # indices of the fields 4, 22 and 52 of /proc/PID/stat behind the name, without the state
 _STAT_PARENT = 1
 _STAT_START = 19
@@ -52,7 +52,7 @@ UNKNOWN_END = f"is gone: its process ended without a message; {OFTEN_OOM}"
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Identifies a process of any machine. `started`: clock ticks since the boot with id `boot`."""
+    """Identifies a process of any machine. `started`: its start in clock ticks since `boot`."""
 
     host: str
     pid: int
@@ -62,21 +62,23 @@ class Process:
     @classmethod
     def here(cls, pid: int) -> Process:
         """The running process `pid` of this machine. Raises OSError if there is none."""
-        return cls(socket.gethostname(), pid, _started(pid), _boot())
+        return cls(socket.gethostname(), pid, _start_ticks(pid), _boot())
 
     def is_here(self) -> bool:
-        """Whether it is of this machine and boot. Containers share the boot, not the host name."""
+        """Whether the process is of this machine and boot. Containers on one machine have the same
+        boot id, but not the same host name."""
         return self.boot == _boot() and self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
         """Whether the process is on this machine, runs, and is not a zombie."""
         with suppress(OSError, ValueError, IndexError):
-            is_same = self.is_here() and _started(self.pid) == self.started
+            is_same = self.is_here() and _start_ticks(self.pid) == self.started
             return is_same and _state(self.pid) not in "ZX"
         return False
 
     def send(self, number: int) -> bool:
-        """Send a signal, never to another process with this pid. Returns whether it was sent."""
+        """Send a signal to this process, not to another one with its pid. Returns whether it was
+        sent."""
         with suppress(OSError, OverflowError):
             handle = os.pidfd_open(self.pid)  # from here on the pid cannot be reused
             try:
@@ -90,7 +92,7 @@ class Process:
     def exists(self) -> bool:
         """Whether the process runs or is a zombie. Only for a process of this machine."""
         with suppress(OSError, ValueError, IndexError):
-            return _started(self.pid) == self.started
+            return _start_ticks(self.pid) == self.started
         return False
 
     def is_suspended(self) -> bool:
@@ -106,7 +108,8 @@ def parent_of(pid: int) -> int:
 
 
 def handle_of(pid: int) -> int | None:
-    """A pidfd for `end_of`, valid after the process has ended; None without pidfds (gVisor)."""
+    """A pidfd for `end_of`; it stays valid after the process has ended. None on kernels without
+    pidfds (gVisor)."""
     with suppress(OSError):
         return os.pidfd_open(pid)
     return None
@@ -118,7 +121,7 @@ def end_of(pid: int, handle: int | None = None) -> str | None:
     The kernel keeps the exit status until the parent has collected the process. With a `handle` the
     status can also be read later (Linux 6.15).
     """
-    status = _collected(handle) if handle is not None else None
+    status = _status_by_pidfd(handle) if handle is not None else None
     if status is None:
         status = _status(pid)
     if status is None:
@@ -128,7 +131,7 @@ def end_of(pid: int, handle: int | None = None) -> str | None:
     return f"ended with code {status >> 8}, without a message"
 
 
-def _collected(handle: int) -> int | None:
+def _status_by_pidfd(handle: int) -> int | None:
     """The wait(2) status of a process that its parent has collected; None if unknown.
 
     struct pidfd_info begins with the mask, and its first version ends with exit_code.
@@ -144,7 +147,8 @@ def _collected(handle: int) -> int | None:
 
 
 def _status(pid: int) -> int | None:
-    """The wait(2) status, or None. A fatal signal is visible at once, an exit code in a zombie."""
+    """The wait(2) status, or None while the process runs. A zombie has its exit code; a fatal
+    signal is visible earlier."""
     try:
         state, *found = _stat(pid)
         status = int(found[_STAT_EXIT - 1])
@@ -158,7 +162,7 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def _started(pid: int) -> int:
+def _start_ticks(pid: int) -> int:
     return int(_stat(pid)[_STAT_START])
 
 
@@ -196,13 +200,13 @@ class RankRecord:
 
     def now(self, progress: RankProgress, end: End | None) -> RankRecord:
         """The record at this moment. `end`: how the rank ended, None while it runs."""
-        marks: dict[str, Any] = {
+        state: dict[str, Any] = {
             "phase": progress.phase,
             "step": progress.step,
             "standing": progress.standing,
         }
         exited = None if end is None else {"code": int(end.code), "reason": end.reason}
-        return replace(self, **marks, time=time.time(), exit=exited)
+        return replace(self, **state, time=time.time(), exit=exited)
 
     def age(self, now: float | None = None) -> float:
         return max(0.0, (time.time() if now is None else now) - self.time)
@@ -231,8 +235,8 @@ def read_records(run: Path) -> list[RankRecord]:
     for path in (run / "ranks").glob("rank_*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             values = json.loads(read_regular(path))
-            values["process"] = _typed(Process, values["process"])
-            record = _typed(RankRecord, values)
+            values["process"] = _from_json(Process, values["process"])
+            record = _from_json(RankRecord, values)
             if path == record_path(run, record.rank):
                 found.append(record)
     if not found:
@@ -250,8 +254,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _Fields = TypeVar("_Fields", Process, RankRecord)
 
 
-def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
-    """A dataclass of these values, since a file in a shared folder may have any content.
+def _from_json(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
+    """Make a dataclass of JSON values, and check them: a file in a shared folder may hold anything.
 
     Raises TypeError or ValueError for a wrong type, a missing or unknown key or a huge number.
     """

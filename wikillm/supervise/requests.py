@@ -86,8 +86,8 @@ class FileRequests:
         found = file_identity(self._run / name)
         return found is not None and found != self._old[name]
 
-    def save_granted(self) -> None:
-        """Remove RUN/save once the ranks have agreed to save; a user may then create it again."""
+    def clear_save_request(self) -> None:
+        """Remove RUN/save once the ranks have agreed to save, so that a new request is noticed."""
         self._old[SAVE] = file_identity(self._run / SAVE)  # in case it cannot be removed
         self._remove(SAVE)
         self.wants_save = False

@@ -63,9 +63,9 @@ class StopSignals:
     """SIGTERM, SIGUSR1, SIGINT and SIGHUP as a request to save a checkpoint and stop.
 
     A second request ends the process at once. Until `defer()` is called, there is nothing to save,
-    and a signal raises StopNow in the main thread. A library may swallow this exception, or keep
+    and a signal raises StopNow in the main thread. A library may catch this exception, or keep
     Python from raising it (in a rendezvous or a collective). So a thread ends the process if the
-    exception does not leave the process, or training does not poll `received`, in time.
+    exception has not ended it in time, or if training has not polled `received`.
 
     Launchers repeat a signal: Ctrl-C reaches the whole process group, then the launcher adds a
     SIGTERM. Repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the
@@ -78,15 +78,15 @@ class StopSignals:
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
-        # called before the process is ended because the exception could not be raised
+        # Called before this class ends the process, because no exception could be raised.
         self.before_exit: Callable[[StoppedError], None] = lambda error: None
-        # returns another reason to stop, such as a time limit
+        # Returns a reason to stop other than a signal, such as a time limit.
         self.limit: Callable[[], str | None] = lambda: None
-        self._signal: str | None = None  # why to stop, once a handler has run
-        self._why: str | None = None  # the reason of `request`
-        self._before: dict[int, Any] = {}  # the handlers from before `install`, by signal
+        self._signal: str | None = None  # the reason to stop, once a handler has run
+        self._requested: str | None = None  # the reason that `request` was given
+        self._earlier: dict[int, Any] = {}  # by signal: the handler before `install`
         self._deferred = False
-        self._polled = False  # a step is done
+        self._has_stepped = False
         self._leaving = False  # an exception is propagating
         self._closed = False
         self._since = 0.0  # when the first handler ran
@@ -103,7 +103,7 @@ class StopSignals:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before is signal.SIG_IGN:
                 continue
-            self._before.setdefault(number, before)
+            self._earlier.setdefault(number, before)
             signal.signal(number, self._handle)
         watch_signals(self._on_arrival)
 
@@ -111,19 +111,20 @@ class StopSignals:
         """From now on a signal raises nothing; training polls `received`."""
         self._deferred = True
 
-    def polled(self) -> None:
+    def note_step(self) -> None:
         """Note that a step is done, so that an exit without a checkpoint would lose work."""
-        self._polled = True
+        self._has_stepped = True
 
     def request(self, why: str) -> None:
-        """Stop as after a signal, for the reason `why`, unless a stop is under way. (any thread)"""
+        """Stop as if a signal had arrived, for the reason `why`. Does nothing if a stop is under
+        way. (any thread)"""
         if self._arrived is None and not self._closed:
-            self._why = why
+            self._requested = why
             os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def as_error(self) -> Iterator[None]:
-        """Raise StoppedError for a signal in the block, unless another WikiLLM error is raised."""
+        """Raise StoppedError after a signal in the block, except for another error of WikiLLM."""
         try:
             yield
         except StopNow as stop:
@@ -133,18 +134,18 @@ class StopSignals:
             self._leaving = True
             is_ours = isinstance(error, WikiLLMError) or not isinstance(error, Exception)
             if self._signal is not None and not self._deferred and not is_ours:
-                raise self._stopped(self._signal) from error  # such as an interrupted import
+                raise self._stop_error(self._signal) from error  # such as an interrupted import
             raise
 
     def close(self) -> None:
         """Restore the handlers from before `install`. (main thread)"""
         self._closed = True
         watch_signals(lambda number: None)
-        while self._before:
-            number, handler = self._before.popitem()
+        while self._earlier:
+            number, handler = self._earlier.popitem()
             signal.signal(number, handler)
 
-    def _stopped(self, name: str) -> StoppedError:
+    def _stop_error(self, name: str) -> StoppedError:
         when = "in the first step" if self._deferred else "before training began"
         error = StoppedError(f"Stopped by {name} {when}; nothing is lost.")
         error.is_alone = True
@@ -157,7 +158,7 @@ class StopSignals:
         now = time.monotonic()
         if self._arrived is None:
             self._arrived = now
-            name = self._why or signal.Signals(number).name
+            name = self._requested or signal.Signals(number).name
             wait = self._end_if_ignored
             args = (name, now)
             threading.Thread(target=wait, args=args, name="stopping", daemon=True).start()
@@ -165,18 +166,18 @@ class StopSignals:
             os._exit(ExitCode.STOPPED)
 
     def _end_if_ignored(self, name: str, since: float) -> None:
-        """End the process if the exception was swallowed or never raised. (a thread)
+        """End the process if a library caught the exception, or it was not raised. (a thread)
 
         In training, end it if the first step takes longer than FIRST_STEP_SECONDS: without a step
         there is nothing to save.
         """
-        while not self._closed and not self._polled and not (self._deferred and self._leaving):
+        while not self._closed and not self._has_stepped and not (self._deferred and self._leaving):
             limit = self.FIRST_STEP_SECONDS if self._deferred else self.GRACE
             if self._leaving:
                 limit = self.LEAVE_SECONDS
             if time.monotonic() - since > limit:
                 if not self._leaving:  # otherwise the error has been recorded
-                    error = self._stopped(name)
+                    error = self._stop_error(name)
                     where = "in the first step" if self._deferred else "inside a library"
                     self.before_exit(error)
                     warn(f"{error.what} The process was {where}.")
@@ -187,10 +188,10 @@ class StopSignals:
         """Handle a signal in the main thread, once Python runs the handler."""
         now = time.monotonic()
         if self._signal is None:
-            self._signal = self._why or signal.Signals(number).name
+            self._signal = self._requested or signal.Signals(number).name
             self._since = now
             if not self._deferred and not self._leaving:
-                raise StopNow(self._stopped(self._signal))
+                raise StopNow(self._stop_error(self._signal))
             logger.warning("received %s: stopping after this step", self._signal)
         elif now - self._since > self.GRACE:
             os._exit(ExitCode.STOPPED)

@@ -153,7 +153,7 @@ def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) ->
 def agree_on_resume_point(
     checkpoints: Path, resume: str, group: ControlGroup, world: World
 ) -> ResumePoint | None:
-    """Rank 0 looks for the checkpoint; every rank verifies a share of each candidate. (all ranks)
+    """Rank 0 looks for the checkpoint; every rank verifies a part of each candidate. (all ranks)
 
     All ranks return rank 0's answer or raise its error. Each rank keeps the bytes that it has
     verified, limited to the memory that a save would need.
@@ -189,8 +189,8 @@ def _damage_on_all_ranks(
         findings = damage(checkpoint, manifest, rank=world.rank, ranks=world.size, kept=verified)
     except CheckpointError as error:
         findings = [error.got or error.what]
-    shares: list[Any] = group.gather(findings)
-    return [line for share in shares for line in share]
+    by_rank: list[Any] = group.gather(findings)
+    return [line for lines in by_rank for line in lines]
 
 
 def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ class RunData:
 
 
 def open_run_data(context: RunContext) -> RunData:
-    """The streams, the order and this rank's share of each batch. (all ranks)"""
+    """The streams, the order and this rank's part of each batch. (all ranks)"""
     cfg = context.resolved.config
     plan = context.plan
     corpus = context.corpus

@@ -41,7 +41,7 @@ from wikillm.checkpoints.tensor_digests import (
     digests_to_json,
     rank_file,
 )
-from wikillm.checkpoints.tensor_files import create_files, write_share
+from wikillm.checkpoints.tensor_files import create_files, write_part
 from wikillm.checkpoints.tensor_layout import (
     FILES,
     ITEM,
@@ -200,7 +200,7 @@ class CheckpointSaver:
             say(f"removed {path}: train.save_total_limit={self.keep.newest}")
 
     def _fits(self, size: int) -> bool:
-        """Whether the shares of all ranks of this node fit into its memory with room to spare."""
+        """Whether `size` bytes for each rank of this node fit into its memory, with a margin."""
         has_room = available_memory() > 1.5 * size * self.world.local_size
         return has_room or self._buffer.nbytes >= size
 
@@ -272,7 +272,7 @@ class CheckpointSaver:
         _wait_for([staged / name for name in names])
         for extents, data in pieces:
             _check_finite(job.step, data)
-            job.digests |= write_share(staged, job.layout, extents, data)
+            job.digests |= write_part(staged, job.layout, extents, data)
         record = {"random": job.random, "digests": digests_to_json(names, job.digests)}
         name = rank_file(self.world.rank)
         (staged / name).write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")

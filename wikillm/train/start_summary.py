@@ -44,7 +44,7 @@ def log_start_summary(planned: PlannedRun) -> None:
     say(_horizon(plan))
     # For a mixture, the share of each source until the horizon.
     order = planned.corpus.order(plan.sequence_length, cfg.run.seed)
-    for use in order.used(plan.total_tokens // plan.sequence_length):
+    for use in order.sources_used(plan.total_tokens // plan.sequence_length):
         say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")

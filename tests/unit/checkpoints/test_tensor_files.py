@@ -17,7 +17,7 @@ from wikillm.checkpoints.tensor_digests import (
     rank_file,
     verify_tensors,
 )
-from wikillm.checkpoints.tensor_files import create_files, open_tensors, write_share
+from wikillm.checkpoints.tensor_files import create_files, open_tensors, write_part
 from wikillm.checkpoints.tensor_layout import TensorSpec, lay_out, read_layout, weight_index
 from wikillm.checkpoints.verified_bytes import VerifiedBytes
 from wikillm.core.errors import CheckpointError
@@ -51,7 +51,7 @@ def write(folder: Path, ranks: int, seed: int, shard_bytes: int = 5_000_000_000)
     for rank, share in enumerate(shares):
         share.sort()
         data = memoryview(b"".join(part for _, part in share))
-        digests = write_share(folder, layout, [extent for extent, _ in share], data)
+        digests = write_part(folder, layout, [extent for extent, _ in share], data)
         digests |= headers if rank == 0 else {}
         record = {"digests": digests_to_json([file.name for file in layout.files], digests)}
         (folder / rank_file(rank)).write_text(json.dumps(record))

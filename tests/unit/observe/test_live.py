@@ -53,7 +53,7 @@ def test_the_view_shows_the_values_of_the_records() -> None:
         shown = LiveView(10, 1000, 4)
         shown.start()
         shown.record(VALUES)
-        shown.evaluated(2.75)
+        shown.show_evaluation(2.75)
         say("a line of the run [bold]not markup[/bold] :smile:")
         say("waiting for data", end="\r")
         shown.stop()

@@ -65,10 +65,10 @@ def test_pauses_do_not_count() -> None:
 def test_the_share_of_waiting_counts_only_while_training() -> None:
     clock = Clock()
     meter = Meter(1, clock=clock)
-    meter.waited(5.0)  # before training: does not count
+    meter.add_wait(5.0)  # before training: does not count
     meter.start()
     for _ in range(3):
-        meter.waited(0.25)
+        meter.add_wait(0.25)
         clock.sleep(1.0)
         meter.step(1)
     assert meter.read()[names.DATA_WAIT_FRACTION] == pytest.approx(0.25)

@@ -14,7 +14,7 @@ from wikillm.core.errors import ConfigError
 from wikillm.remote.environment import (
     FILE_NAME,
     READ_IT,
-    forwarded,
+    forwarded_variables,
     is_forwarded,
     write_environment_file,
 )
@@ -37,13 +37,13 @@ def test_only_names_on_the_list_are_forwarded() -> None:
         "LD_PRELOAD": "x",
         "NCCL_A B": "x",
     }
-    assert forwarded(environ) == dict(sorted(VALUES.items()))
+    assert forwarded_variables(environ) == dict(sorted(VALUES.items()))
     assert is_forwarded("https_proxy") and not is_forwarded("WIKILLM_X=y")
 
 
 def test_a_value_with_a_line_break_is_refused_by_name_and_not_shown() -> None:
     with pytest.raises(ConfigError) as refused:
-        forwarded({"SWANLAB_API_KEY": "canary\nLD_PRELOAD=x"})
+        forwarded_variables({"SWANLAB_API_KEY": "canary\nLD_PRELOAD=x"})
     assert "SWANLAB_API_KEY" in str(refused.value) and "canary" not in str(refused.value)
 
 

@@ -292,7 +292,7 @@ def test_a_request_is_newer_than_the_start_and_can_be_repeated(
             while not requests.wants_save and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert requests.wants_save
-            requests.save_granted()
+            requests.clear_save_request()
             assert not requests.wants_save and not (tmp_path / "save").exists()
     assert not stopped
 

@@ -1,10 +1,10 @@
-"""Build the drop-list: hash the missing shards, decide, write `drops.bin`. Resumable.
+"""Build the drop-list: hash the shards, find duplicates, write `drops.bin`. It can be resumed.
 
 All files are in `.dedup-KEY` beside the store; KEY is a hash of everything that determines the
 drop-list. Preparations that differ only in tokenizer or split share the folder, so it has its own
 lock (`.dedup-KEY.lock`). The signatures are removed when the list is complete. With
-`data.max_text_bytes` the pass ends when enough text is left, so a small part of a large dump costs
-little; later documents never change a decision.
+`data.max_text_bytes` the pass ends when enough text is kept, so a small part of a large dump takes
+little time. Later documents do not change which earlier documents are duplicates.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _RECORD_NAME = "drops.json"
 
 @dataclass
 class FirstPass:
-    """The first pass over the sources.
+    """The first pass over the sources, which finds the duplicates.
 
     Attributes:
-        folder: where signatures and the drop-list go.
+        folder: folder of the signatures and the drop-list.
         similarity: least similarity of near duplicates; None finds exact duplicates only.
-        wanted_text: number of bytes of kept text after which the pass ends; None reads all.
+        wanted_text: bytes of text to keep, after which the pass ends; None reads all sources.
     """
 
     folder: Path
@@ -60,12 +60,12 @@ class FirstPass:
         Raises DataError for bad sources, MachineError for a folder that cannot be written.
         """
         with exclusive(self.folder, "finding duplicates", is_main):
-            known = self._known()
-            if known is None:
+            finished = self._finished()
+            if finished is None:
                 return self._make()
             with suppress(OSError):  # left by a pass that was killed after its list was complete
                 self._remove_signatures()
-            return known
+            return finished
 
     def _make(self) -> DropList:
         # Remove half-written files of a killed pass.
@@ -78,20 +78,20 @@ class FirstPass:
             raise MachineError("The folder of the drop-list cannot be written.", got=got) from None
         # Write the list, then its record: a list without a record is built again.
         say("data: first of two passes, to find duplicates (data.dedup)")
-        drops = self._decide()
+        drops = self._find_duplicates()
         path = self.folder / DROP_LIST_NAME
         write_atomic(path, drops.tobytes())
         exact = int(np.count_nonzero(drops["percent"] == EXACT))
-        found = DropList(path, sha256_file(path), exact, len(drops) - exact)
-        record = {"sha256": found.sha256, "exact": found.exact, "near": found.near}
+        result = DropList(path, sha256_file(path), exact, len(drops) - exact)
+        record = {"sha256": result.sha256, "exact": result.exact, "near": result.near}
         write_json(self.folder / _RECORD_NAME, record)
         self._remove_signatures()
         documents = sum(shard.documents for shard in self._shards)
-        counts = f"{exact:,} exact and {found.near:,} near duplicates"
+        counts = f"{exact:,} exact and {result.near:,} near duplicates"
         say(f"data: {counts} among {documents:,} documents are dropped")
-        return found
+        return result
 
-    def _known(self) -> DropList | None:
+    def _finished(self) -> DropList | None:
         """The complete drop-list of an earlier pass."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads((self.folder / _RECORD_NAME).read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ class FirstPass:
                 return DropList(path, record["sha256"], record["exact"], record["near"])
         return None
 
-    def _decide(self) -> np.ndarray:
+    def _find_duplicates(self) -> np.ndarray:
         """Hash shards until enough text is kept; returns the duplicates (dtype `DROP`).
 
         An interrupted pass hashes the same number of shards as an uninterrupted pass.

@@ -39,7 +39,7 @@ from wikillm.core.files import (
 from wikillm.core.log import logger, say, warn
 from wikillm.core.units import format_seconds, format_size
 from wikillm.data.fetch import remote
-from wikillm.data.fetch.remote import RemoteFile, Unreachable, shown
+from wikillm.data.fetch.remote import RemoteFile, Unreachable, without_secrets
 from wikillm.data.workers.exclusive import exclusive
 
 ATTEMPTS = 6  # consecutive attempts without a new byte after which a download fails
@@ -161,23 +161,23 @@ class Cache:
             return _mark_used(path, url, known)
         # Ask the server for its version; without an answer, the local copy is used.
         try:
-            file = _retrying(url, remote.look)
+            file = _retrying(url, remote.stat)
         except DataError as error:
             if not is_here or not isinstance(error.__cause__, Unreachable):
                 raise
             age = time.ctime(path.stat().st_mtime)
-            warn(f"{shown(url)} cannot be reached; the file downloaded at {age} is used")
+            warn(f"{without_secrets(url)} cannot be reached; the file downloaded at {age} is used")
             return _mark_used(path, url, known)
         if is_here and file.version == known.get("version") and file.size in (None, known["size"]):
             os.utime(note)
             return _mark_used(path, url, known)
         # Download the file, and write the note last: a file without its note is downloaded again.
         if is_here:
-            say(f"data: {shown(url)} has changed since it was downloaded")
+            say(f"data: {without_secrets(url)} has changed since it was downloaded")
             path.unlink()
         self._download(file, path, keep)
         known = {
-            "url": shown(url),
+            "url": without_secrets(url),
             "size": path.stat().st_size,
             "version": file.version,
             "sha256": sha256_file(path),
@@ -187,7 +187,7 @@ class Cache:
 
     def files_of(self, entry: str) -> list[str]:
         """The addresses that match an address with a `*` or a trailing `/`. Raises DataError."""
-        return _retrying(entry, remote.listed)
+        return _retrying(entry, remote.list_files)
 
     def read_small(self, url: str, limit: int) -> bytes:
         """The content of a small file, which is not cached.
@@ -196,7 +196,7 @@ class Cache:
         """
 
         def read(url: str) -> bytes:
-            file = remote.look(url)
+            file = remote.stat(url)
             content = bytearray()
             for _, piece in remote.read_from(file, 0) if (file.size or 0) <= limit else ():
                 content += piece
@@ -206,7 +206,7 @@ class Cache:
             if size > limit:
                 raise DataError(
                     "A remote file is far too long for what it should be.",
-                    got=f"{shown(url)}: {size} bytes or more, at most {limit} are read",
+                    got=f"{without_secrets(url)}: {size} bytes or more, at most {limit} are read",
                     fix="check the address: it must be the folder of a token store",
                 )
             return bytes(content)
@@ -229,20 +229,21 @@ class Cache:
         write_json(mark, wanted)
         # Receive the missing bytes.
         done = part.stat().st_size if part.exists() else 0
-        self.make_room((file.size or 0) - done, shown(file.url), {*keep, part})
+        self.make_room((file.size or 0) - done, without_secrets(file.url), {*keep, part})
         size = "of unknown size" if file.size is None else format_size(file.size)
         resumed = f", from {format_size(done)} on" if done else ""
-        say(f"data: downloading {shown(file.url)}, {size}{resumed}")
+        say(f"data: downloading {without_secrets(file.url)}, {size}{resumed}")
         start = time.monotonic()
         self._receive(file, part)
         # Refuse a part that may be a mix of two versions, since the file changed meanwhile.
-        after = _retrying(file.url, remote.look)
+        after = _retrying(file.url, remote.stat)
         if (after.version, after.size) != (file.version, file.size):
             part.unlink(missing_ok=True)
             mark.unlink(missing_ok=True)
             raise DataError(
                 "A remote file changed while it was downloaded.",
-                got=f"{shown(file.url)}: {file.version or '?'}, {file.size} bytes before, "
+                got=f"{without_secrets(file.url)}: "
+                f"{file.version or '?'}, {file.size} bytes before, "
                 f"{after.version or '?'}, {after.size} bytes after",
                 fix="start again when it is uploaded; or name an address that does not change, "
                 "with a version in it",
@@ -251,7 +252,7 @@ class Cache:
         rename_durably(part, path)
         mark.unlink(missing_ok=True)
         if file.size is None:  # the server did not give the size of the file
-            self.make_room(0, shown(file.url), {*keep, path})
+            self.make_room(0, without_secrets(file.url), {*keep, path})
         seconds = max(1e-3, time.monotonic() - start)
         say(f"data: downloaded {format_size(path.stat().st_size)} in {format_seconds(seconds)}")
 
@@ -272,7 +273,7 @@ class Cache:
                             farthest = at
                             attempt = 0
                         if file.size is None and self.limit is not None and at > self.limit:
-                            self.make_room(at, shown(file.url))
+                            self.make_room(at, without_secrets(file.url))
                     if file.size is None:
                         return
                     if at < file.size:
@@ -290,7 +291,7 @@ class Cache:
             part.unlink()
             raise DataError(
                 "The size of a remote file differs from the size that its server reported.",
-                got=f"{shown(file.url)}: {at} bytes instead of {file.size}",
+                got=f"{without_secrets(file.url)}: {at} bytes instead of {file.size}",
                 fix=f"start again when the file is complete\n{remote.HOW_WITHOUT}",
             )
 
@@ -300,7 +301,7 @@ def _mark_used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
     modified = path.stat().st_mtime_ns
     with suppress(OSError):
         os.utime(path, ns=(time.time_ns(), modified))
-    return Fetched(path, shown(url), str(known.get("version", "")))
+    return Fetched(path, without_secrets(url), str(known.get("version", "")))
 
 
 def _retrying(url: str, call: Callable[[str], Answer]) -> Answer:
@@ -319,9 +320,9 @@ def _wait_or_give_up(attempt: int, url: str, error: Unreachable) -> None:
     if attempt >= ATTEMPTS:
         raise DataError(
             "A remote file cannot be reached.",
-            got=f"{shown(url)}: {error} ({ATTEMPTS} attempts)",
+            got=f"{without_secrets(url)}: {error} ({ATTEMPTS} attempts)",
             fix="check the address and the network; what was downloaded is kept\n"
             f"{remote.HOW_WITHOUT}",
         ) from error
-    logger.info("%s: %s; attempt %d of %d", shown(url), error, attempt, ATTEMPTS)
+    logger.info("%s: %s; attempt %d of %d", without_secrets(url), error, attempt, ATTEMPTS)
     time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))

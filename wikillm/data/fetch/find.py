@@ -51,7 +51,7 @@ def _fetch(entry: str, cache: Cache, keep: Collection[Path], is_main: bool) -> l
         if not urls:
             raise DataError(
                 "No file matches an address in data.path.",
-                got=remote.shown(entry),
+                got=remote.without_secrets(entry),
                 fix=f"check the address\n{remote.HOW_WITHOUT}",
             )
         for url in urls:

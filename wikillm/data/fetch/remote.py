@@ -1,6 +1,6 @@
 """Read remote files: size, version, bytes from any offset (urllib for http, else fsspec).
 
-`look` gives size and version (ETag, or the date) without reading; `read_from` streams from an
+`stat` gives size and version (ETag, or the date) without reading; `read_from` streams from an
 offset, so that an interrupted download resumes. Temporary failures (no answer, a cut connection,
 5xx, 429) raise `Unreachable`, and the caller retries; permanent failures (404, 403) raise DataError
 at once. Credentials come from the environment only.
@@ -60,8 +60,8 @@ def _is_web(url: str) -> bool:
     return scheme_of(url) in ("http", "https")
 
 
-def shown(url: str) -> str:
-    """The address without its query (presigned addresses) and user, which may be secret."""
+def without_secrets(url: str) -> str:
+    """The address without its query, which is secret in a presigned address, and its user."""
     return re.sub(r"://[^/@]*@", "://", url.split("?")[0].split("#")[0])
 
 
@@ -77,46 +77,46 @@ def check_address(url: str) -> None:
     if not _is_web(url) and scheme not in _EXTRAS:
         raise ConfigError(
             f"Addresses of the scheme {scheme}:// cannot be read.",
-            got=shown(url),
+            got=without_secrets(url),
             fix="use http, https, s3 or oss; for data sets hf or modelscope",
         )
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise _refused(url, str(error)) from None
+        raise _unreadable(url, str(error)) from None
     if parts.query == "***":
         raise ConfigError(
             "An address in data.path has lost its query, which a run's files do not store.",
-            got=shown(url),
+            got=without_secrets(url),
             fix="set data.path to the address with its query; or, if its token store exists, "
             "use data.path=null and set data.store to the folder of the store",
         )
     if "@" in parts.netloc:
         raise ConfigError(
             "An address in data.path holds a user or a password.",
-            got=shown(url),
+            got=without_secrets(url),
             fix="remove it, and set the keys in the environment: AWS_ACCESS_KEY_ID ..., "
             "OSS_ACCESS_KEY_ID ...",
         )
 
 
-def look(url: str) -> RemoteFile:
+def stat(url: str) -> RemoteFile:
     """Size and version of a file. Raises Unreachable, or DataError if missing or forbidden."""
     check_address(url)
     if _is_web(url):
         # Not HEAD: a presigned address is signed for GET.
-        with _opened(url, {"Range": "bytes=0-0"}) as answer:
-            return _described(url, answer)
+        with _open(url, {"Range": "bytes=0-0"}) as answer:
+            return _from_headers(url, answer)
     info = _call(url, "info")
     if info["type"] != "file":
         what = "An address in data.path is a folder, not a file."
-        raise DataError(what, got=shown(url), fix=f"{shown(url)}/*.jsonl")
+        raise DataError(what, got=without_secrets(url), fix=f"{without_secrets(url)}/*.jsonl")
     names = ("ETag", "etag", "LastModified", "last_modified")
     version = next((info[name] for name in names if info.get(name)), "")
     return RemoteFile(url, int(info["size"]), str(version).strip('"'))
 
 
-def listed(url: str) -> list[str]:
+def list_files(url: str) -> list[str]:
     """The files that match an address with a `*` or a trailing `/`, sorted."""
     path = urlsplit(url).path if _is_web(url) else url
     if "*" not in url and not path.endswith("/"):
@@ -124,7 +124,7 @@ def listed(url: str) -> list[str]:
     if _is_web(url):
         raise ConfigError(
             "A web address cannot be listed: it must name one file.",
-            got=shown(url),
+            got=without_secrets(url),
             fix="name each file, or use s3:// or oss://, which can be listed",
         )
     found = _call(url, "glob" if "*" in url else "find")
@@ -158,7 +158,7 @@ def _web_pieces(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
         headers["Range"] = f"bytes={offset}-"
         if file.version:
             headers["If-Range"] = file.version
-    with _opened(file.url, headers) as answer:
+    with _open(file.url, headers) as answer:
         at = offset if answer.status == 206 else 0
         content_range = answer.headers.get("Content-Range", "")
         sent = content_range.removeprefix("bytes ").partition("-")[0].strip()
@@ -174,8 +174,8 @@ def _web_pieces(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
         raise Unreachable(f"the connection ended after {at} of {file.size} bytes")
 
 
-def _described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
-    """Size and version by the headers of an answer."""
+def _from_headers(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
+    """Size and version from the headers of an answer."""
     size = answer.headers.get("Content-Length")
     if answer.status == 206:
         size = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -183,7 +183,7 @@ def _described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
     return RemoteFile(url, int(size) if size and size.isdigit() else None, version)
 
 
-def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     """The answer to a GET request. Raises Unreachable or DataError."""
     headers = {"User-Agent": "wikillm", "Accept-Encoding": "identity", **headers}
     try:
@@ -197,19 +197,19 @@ def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
                 raise Unreachable(status) from None
             if error.code == 416:  # not even the first byte exists
                 status = "HTTP 416: the file is empty, or shorter than before"
-            raise _refused(url, status) from None
+            raise _unreadable(url, status) from None
     except UnicodeError:
-        raise _refused(url, "its letters beyond ASCII must be written as %XX") from None
+        raise _unreadable(url, "its letters beyond ASCII must be written as %XX") from None
     except (ValueError, http.client.InvalidURL) as error:
-        raise _refused(url, str(error)) from None
+        raise _unreadable(url, str(error)) from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(_reason(error)) from None
 
 
-def _refused(url: str, why: str) -> DataError:
+def _unreadable(url: str, why: str) -> DataError:
     return DataError(
         "A remote file cannot be read.",
-        got=f"{shown(url)}: {why}",
+        got=f"{without_secrets(url)}: {why}",
         fix=f"check the address\n{HOW_WITHOUT}",
     )
 
@@ -221,15 +221,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _call(url: str, name: str, **arguments: Any) -> Any:
-    """Call a method of an fsspec file system. Each process has its own: none survives a fork."""
+    """Call a method of an fsspec file system of this process: none works after a fork."""
     try:
         return getattr(_file_system(url), name)(url.split("://", 1)[1], **arguments)
     except FileNotFoundError:
-        raise _refused(url, "there is no such file") from None
+        raise _unreadable(url, "there is no such file") from None
     except WikiLLMError:
         raise
     except (PermissionError, ValueError, TypeError) as error:  # not the network
-        raise _refused(url, f"{_reason(error)}; are its keys in the environment?") from None
+        raise _unreadable(url, f"{_reason(error)}; are its keys in the environment?") from None
     except Exception as error:  # each library has its own, such as RequestError
         reason = f"{type(error).__name__}: {_reason(error)}"
         # The error has the status of the answer; ossfs wraps the error of its client.
@@ -237,7 +237,7 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
         status = next((found for found in statuses if isinstance(found, int)), 0)
         is_final = 400 <= status < 500 and status not in _TEMPORARY
         if is_final or "Credentials" in type(error).__name__:
-            raise _refused(url, f"{reason}; are its keys in the environment?") from None
+            raise _unreadable(url, f"{reason}; are its keys in the environment?") from None
         raise Unreachable(reason) from None
 
 
@@ -253,7 +253,7 @@ def _file_system(url: str) -> Any:
     except ImportError as error:
         raise MachineError(
             f"Reading {scheme}:// needs the package {_EXTRAS[scheme]}, which is not installed.",
-            got=f"{shown(url)}: {error}",
+            got=f"{without_secrets(url)}: {error}",
             fix=f"pip install 'wikillm[remote]'\n{HOW_WITHOUT}",
         ) from None
 

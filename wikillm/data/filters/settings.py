@@ -17,7 +17,7 @@ from typing import Any
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
-from wikillm.data.fetch.remote import scheme_of, shown
+from wikillm.data.fetch.remote import scheme_of, without_secrets
 from wikillm.data.sources.locate import locate
 
 QUALITY_VERSION = 1
@@ -133,7 +133,7 @@ def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
         if scheme_of(entry):
             what = f"{key} takes local files only."
             fix = f"download it, and name the local file in {key}"
-            raise ConfigError(what, got=shown(entry), fix=fix)
+            raise ConfigError(what, got=without_secrets(entry), fix=fix)
     try:
         return tuple(PinnedFile.pin(path) for path in locate(entries))
     except DataError as error:

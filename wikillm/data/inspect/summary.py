@@ -9,7 +9,7 @@ from typing import Any
 from wikillm.config.mixture import PERIOD
 from wikillm.core.units import format_count
 from wikillm.data.prepare.quarantine import QUARANTINE_NAME
-from wikillm.data.read.corpus import Corpus, described
+from wikillm.data.read.corpus import Corpus, describe_store
 from wikillm.data.store.manifest import Manifest
 
 
@@ -68,7 +68,7 @@ def store_summary(folder: Path, manifest: Manifest) -> str:
 def store_summary_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The summary of one store as JSON."""
     return {
-        **described(folder, manifest),
+        **describe_store(folder, manifest),
         "funnel": {**asdict(manifest.funnel), "read_records": manifest.funnel.read_records},
         "duplicates": manifest.duplicates,
         "stopped_at_text_limit": manifest.stopped_at_text_limit,

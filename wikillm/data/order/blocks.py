@@ -140,7 +140,7 @@ class WindowedOrder:
         """Number of the first epoch's windows that the samples before `sample` read."""
         return int(np.searchsorted(self._samples[:-1], sample, side="left"))
 
-    def used(self, samples: int) -> tuple[SourceUse, ...]:
+    def sources_used(self, samples: int) -> tuple[SourceUse, ...]:
         """What the first `samples` samples read from each source; () without a mixture."""
         return ()
 

@@ -99,7 +99,7 @@ class MixedOrder:
             for source, a, b in zip(self.sources, starts, stops, strict=True)
         )
 
-    def used(self, samples: int) -> tuple[SourceUse, ...]:
+    def sources_used(self, samples: int) -> tuple[SourceUse, ...]:
         """What the first `samples` samples read from each source; padding is not counted.
 
         A packed sequence counts with the average number of targets, which is exact at the end of

@@ -22,7 +22,7 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import read_object, sha256_file, write_json
 from wikillm.data.fetch.cache import Cache, Fetched
 from wikillm.data.fetch.find import find_sources
-from wikillm.data.fetch.remote import scheme_of, shown
+from wikillm.data.fetch.remote import scheme_of, without_secrets
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.prepare.build import ensure_store
 from wikillm.data.prepare.dedup import Deduplication
@@ -114,7 +114,7 @@ def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
             build = "to build a store, set data.store to a local folder, then upload that folder"
             raise ConfigError(
                 "data.store is an address: a store can be read from there, but not built there.",
-                got=f"data.store={shown(cfg.store)} and data.path",
+                got=f"data.store={without_secrets(cfg.store)} and data.path",
                 fix=f"data.path=null reads the store; {build}",
             )
         return open_remote(cfg.store, Cache(cfg.cache, cfg.cache_bytes), is_main=is_main)

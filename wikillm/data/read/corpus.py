@@ -41,7 +41,7 @@ class Order(Protocol):
     def windows_before(self, sample: int) -> int:
         """Number of windows that the samples before `sample` read; 0 for a mixture."""
 
-    def used(self, samples: int) -> tuple[SourceUse, ...]:
+    def sources_used(self, samples: int) -> tuple[SourceUse, ...]:
         """What the first `samples` samples read from each source; () without a mixture."""
 
 
@@ -142,7 +142,7 @@ class Corpus(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The description of the text that a run writes to data.json."""
-        return {**described(self.dir, self.manifest), "complete": True}
+        return {**describe_store(self.dir, self.manifest), "complete": True}
 
     def close(self) -> None:
         """Stop the builder process if this process started one. Finished shards are kept."""
@@ -177,7 +177,7 @@ def proportions(mixture: Sequence[WeightedStore]) -> str | None:
     return ", ".join(f"{source.name} {source.count}/{PERIOD}" for source in mixture) or None
 
 
-def described(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def describe_store(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The description of one store as JSON."""
     return {
         "store": str(folder),

@@ -26,7 +26,7 @@ from wikillm.data.order.packing import PackedOrder
 from wikillm.data.prepare.background import Builder
 from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.read.corpus import Corpus, described
+from wikillm.data.read.corpus import Corpus, describe_store
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import Store, TokenStream, committed_shards
 from wikillm.data.store.writer import shard_record_path
@@ -92,7 +92,7 @@ class GrowingCorpus(Corpus):
 
     def describe(self) -> dict[str, Any]:
         # The counts grow until the store is complete.
-        return {**described(self.dir, self._manifest_now()), "complete": self.is_complete}
+        return {**describe_store(self.dir, self._manifest_now()), "complete": self.is_complete}
 
     def _manifest_now(self) -> Manifest:
         """The manifest; during the build, a manifest of the shards that are committed now."""
@@ -221,7 +221,7 @@ class GrowingOrder:
             return None
         return self._order.end_of_window(max(0, stop - 1))
 
-    def used(self, samples: int) -> tuple[SourceUse, ...]:
+    def sources_used(self, samples: int) -> tuple[SourceUse, ...]:
         return ()
 
     def wait_for(self, stop: int) -> None:

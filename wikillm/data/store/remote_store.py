@@ -21,7 +21,7 @@ from wikillm.core.files import STAGING_SUFFIX, fsync_path, rename_durably, sha25
 from wikillm.core.log import logger, say, warn
 from wikillm.core.units import format_size
 from wikillm.data.fetch.cache import Cache, key_of
-from wikillm.data.fetch.remote import HOW_WITHOUT, check_address, shown
+from wikillm.data.fetch.remote import HOW_WITHOUT, check_address, without_secrets
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest
 from wikillm.data.store.store import SPLITS, Store, TokenStream, shard_files
 
@@ -52,7 +52,7 @@ class RemoteShards:
         with self.cache.exclusive(about=f"{self.url}/{name}"):
             if _touch(path):  # another process has fetched it
                 return
-            self.cache.make_room(size, f"{shown(self.url)}/{name}")
+            self.cache.make_room(size, f"{without_secrets(self.url)}/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
             start = time.monotonic()
@@ -61,7 +61,7 @@ class RemoteShards:
                 if sha256_file(staged) != digest:
                     raise DataError(
                         "A shard of a remote store does not have the sha256 in its manifest.",
-                        got=f"{shown(self.url)}/{name}",
+                        got=f"{without_secrets(self.url)}/{name}",
                         fix=f"{_COPY_AGAIN}\n{HOW_WITHOUT}",
                     )
                 fsync_path(staged)
@@ -69,7 +69,7 @@ class RemoteShards:
             finally:
                 staged.unlink(missing_ok=True)
             seconds = time.monotonic() - start
-            fetched = f"{shown(self.url)}/{name}, {format_size(size)}"
+            fetched = f"{without_secrets(self.url)}/{name}, {format_size(size)}"
             logger.info(f"fetched {fetched} in {seconds:.1f} s")
 
 
@@ -89,7 +89,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
         except ValueError as error:
             raise DataError(
                 "This is not the manifest of a token store.",
-                got=f"{shown(url)}/{MANIFEST_NAME}: {error}",
+                got=f"{without_secrets(url)}/{MANIFEST_NAME}: {error}",
                 fix="set data.store to the address of the folder that holds manifest.json",
             ) from None
         _fetch_tokenizer(url, folder, manifest, cache)
@@ -104,7 +104,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     train, val = (TokenStream(folder, split, manifest.shards, ensure, length) for split in SPLITS)
     if is_main:
         total = sum(size for size, _ in files.values())
-        place = f"data: the store at {shown(url)}, {format_size(total)}"
+        place = f"data: the store at {without_secrets(url)}, {format_size(total)}"
         say(f"{place}, is read through the cache {cache.folder}")
         if cache.limit is not None and cache.limit < total:
             warn(
@@ -129,7 +129,7 @@ def _manifest(url: str, cache: Cache, requested_at: float) -> bytes:
         content = cache.read_small(f"{url}/{MANIFEST_NAME}", _MAX_MANIFEST_BYTES)
     except DataError as error:
         if copy.is_file() and "cannot be reached" in error.what:
-            warn(f"{shown(url)} cannot be reached; the store is read from the cache")
+            warn(f"{without_secrets(url)} cannot be reached; the store is read from the cache")
             with suppress(OSError):
                 os.utime(copy)  # so that the waiting ranks do not try again
             return copy.read_bytes()
@@ -152,7 +152,7 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
     if hashlib.sha256(contents[path.name]).hexdigest() != manifest.tokenizer.sha256:
         raise DataError(
             "The tokenizer of a remote store does not have the sha256 in its manifest.",
-            got=f"{shown(url)}/tokenizer/tokenizer.json",
+            got=f"{without_secrets(url)}/tokenizer/tokenizer.json",
             fix=_COPY_AGAIN,
         )
     for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: the folder is then complete

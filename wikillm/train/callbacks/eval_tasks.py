@@ -1,6 +1,6 @@
 """Scores `train.eval_tasks` while training: every `eval_tasks_steps`, or at each evaluation.
 
-Under every ZeRO stage all ranks take part, each with its share of the questions. Scoring draws no
+Under every ZeRO stage all ranks take part, each with a part of the questions. Scoring draws no
 random numbers and restores the model's mode: a run with tasks is bit-identical to one without.
 """
 

@@ -81,7 +81,7 @@ class ReportCallback(TrainerCallback):
 
     def sources_used(self) -> tuple[SourceUse, ...]:
         """Samples and tokens used so far of each source of a mixture; () without a mixture."""
-        return self.trainer.data.order.used(self.trainer.consumed_samples)
+        return self.trainer.data.order.sources_used(self.trainer.consumed_samples)
 
     @property
     def mean_tokens_per_second(self) -> float | None:
@@ -99,7 +99,7 @@ class ReportCallback(TrainerCallback):
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.meter.waited(self.trainer.data_seconds - self._waited)
+        self.meter.add_wait(self.trainer.data_seconds - self._waited)
         self._waited = self.trainer.data_seconds
         self.meter.step(self.context.plan.global_batch_tokens)
         if self._view is not None:
@@ -160,7 +160,7 @@ class ReportCallback(TrainerCallback):
             f"{held_out.bits_per_byte:.4f} bits/byte on {format_count(held_out.targets)} tokens"
         )
         if self._view is not None:
-            self._view.evaluated(held_out.loss)
+            self._view.show_evaluation(held_out.loss)
         parts = self.trainer.held_out_of
         if parts:
             say(f"  {weights_of(parts)}")

@@ -134,7 +134,7 @@ class StopCallback(TrainerCallback):
         wants_save = requests.wants_save
         saver = self.trainer.saver
         stop, diverged, save, unsaved = group.any(is_asked, bad, wants_save, saver.has_failed)
-        signals.polled()
+        signals.note_step()
         # What any rank voted for, in order of urgency.
         if unsaved:
             saver.finish()  # raises the background save's error on every rank
@@ -148,10 +148,10 @@ class StopCallback(TrainerCallback):
             say(f"saving a checkpoint at step {state.global_step}: {self._run / SAVE}")
             control.should_save = True
         if wants_save:
-            requests.save_granted()
+            requests.clear_save_request()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.context.signals.polled()
+        self.trainer.context.signals.note_step()
 
     def ask_again(self, args: Any, state: Any, control: TrainerControl, *, saved: bool) -> None:
         """Stop at this step for a request that came after the step's vote. (all ranks)

@@ -1,7 +1,7 @@
-"""The training state of any engine: its tensors, this rank's share of them, and how to load it.
+"""The training state of any engine: its tensors, this rank's part of them, and how to load it.
 
 The weights are the float32 master weights; on load a model's 16-bit weights are rounded from them.
-If an engine keeps everything on every rank, each rank writes an equal share of the elements of
+If an engine keeps everything on every rank, each rank writes an equal part of the elements of
 every kind, and reads everything, tensor by tensor.
 """
 
@@ -49,8 +49,8 @@ Read = Callable[[TensorSpec, int, int], torch.Tensor]
 """(spec, start, stop) -> those elements of the flattened tensor, 1-D float32 on the CPU."""
 
 
-def share_of_elements(total: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(first, stop): this rank's share of `total` elements. Shares differ by one at most."""
+def part_of_rank(total: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The elements [first, stop) of `total` that a rank writes. Sizes differ by at most one."""
     return total * rank // world_size, total * (rank + 1) // world_size
 
 
@@ -131,7 +131,7 @@ class TrainingState:
             begin = slot.start
             end = slot.start + slot.count
             if self._layout.is_replicated:
-                first, stop = share_of_elements(self._totals[spec.kind], rank, world_size)
+                first, stop = part_of_rank(self._totals[spec.kind], rank, world_size)
                 begin = max(begin, first - before[spec.kind])
                 end = min(end, stop - before[spec.kind])
             if begin < end and kind in (None, spec.kind):

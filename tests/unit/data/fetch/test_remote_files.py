@@ -18,7 +18,7 @@ from harness.oss_server import KEY_ID, serve_oss
 from wikillm.core.errors import ConfigError, DataError, MachineError
 from wikillm.data.fetch import cache as cache_module
 from wikillm.data.fetch.cache import Cache
-from wikillm.data.fetch.remote import file_name, shown
+from wikillm.data.fetch.remote import file_name, without_secrets
 from wikillm.data.prepare.prepare import prepare_store
 
 
@@ -191,7 +191,7 @@ def test_invalid_addresses_are_refused(address, kind, reason, settings):
 
 
 def test_shown_addresses_and_file_names():
-    assert shown("https://u:p@h/x?X-Amz-Signature=s#f") == "https://h/x"
+    assert without_secrets("https://u:p@h/x?X-Amz-Signature=s#f") == "https://h/x"
     assert file_name("https://h/a%20b/..%2fx.jsonl.gz?q") == ".._x.jsonl.gz".lstrip(".")
     assert file_name("s3://bucket/zhwiki-20260101.xml.bz2") == "zhwiki-20260101.xml.bz2"
 

@@ -212,7 +212,7 @@ def test_samples_and_tokens_are_counted_by_source(mixed, packing):
     corpus = open_corpus(mixed(a=3, b=1, packing=packing))
     samples = 4096
     order = corpus.order(T, 5)
-    a, b = order.used(samples)
+    a, b = order.sources_used(samples)
     assert (a.samples, b.samples) == (3072, 1024) and a.share == 0.75
     sources, _ = order.table.locate(np.arange(samples))
     ranges = order.target_ranges(np.arange(samples))
@@ -224,7 +224,7 @@ def test_samples_and_tokens_are_counted_by_source(mixed, packing):
         assert b.tokens == pytest.approx(targets[sources == 1].sum(), rel=2e-2)
         blocks = order.sources[1].order.blocks_per_epoch
         epoch = next(n for n in range(samples) if order.table.samples_before(n)[1] == blocks)
-        assert order.used(epoch)[1].tokens == per_epoch
+        assert order.sources_used(epoch)[1].tokens == per_epoch
     assert b.tokens < 1024 * T, "nothing is padded here: the test is empty"
     assert b.epochs == pytest.approx(b.tokens / per_epoch)
     assert "a: 75.00%" in summary_of(corpus)
