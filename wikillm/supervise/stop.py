@@ -61,8 +61,9 @@ def stop(
     Raises ConfigError if `run` is not a run directory, or nothing runs there.
     """
     records = read_records(run)
+    running = [record for record in records if is_running(record)]
     # A launcher that waits to restart the run has no ranks; it looks for RUN/stop.
-    if waits_to_restart(run):
+    if not running and waits_to_restart(run):
         stop_file(run).touch()
         return Stopped(tuple(records), ())
     if not run.is_dir() or not records:
@@ -71,7 +72,6 @@ def stop(
             got="no RUN/ranks/rank_*.json: it has not started yet, or is not a run directory",
             fix=f"wikillm stop RUN, with the run.dir of the run\n{_fix_while_starting(run)}",
         )
-    running = [record for record in records if is_running(record)]
     if not running:
         raise ConfigError(
             f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_fix_while_starting(run)}"

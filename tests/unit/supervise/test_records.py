@@ -26,7 +26,7 @@ from wikillm.supervise.records import (
     read_records,
     write_record,
 )
-from wikillm.supervise.requests import watched_requests
+from wikillm.supervise.requests import announce_restart, watched_requests
 from wikillm.supervise.stop import end_here, is_running, stop
 
 
@@ -249,6 +249,7 @@ def test_ranks_that_do_not_respond_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("wikillm.supervise.stop.GRACE", 0.5)
+    announce_restart(tmp_path)  # by a launcher that was killed; the run was started again by hand
     write_record(tmp_path, record(Process.here(rank_0.pid)))
     assert main(["stop", str(tmp_path), "--wait", "0.1"]) == 3
     assert f"rank 0: pid {rank_0.pid}" in capsys.readouterr().err
