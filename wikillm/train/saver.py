@@ -201,7 +201,8 @@ class CheckpointSaver:
 
     def _fits(self, size: int) -> bool:
         """Whether `size` bytes for each rank of this node fit into its memory, with a margin."""
-        has_room = available_memory() > 1.5 * size * self.world.local_size
+        needed = _allocated(size) + size / 2
+        has_room = available_memory() > needed * self.world.local_size
         return has_room or self._buffer.nbytes >= size
 
     def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
@@ -307,6 +308,11 @@ class CheckpointSaver:
         for path in rotate(self.folder, self.keep):
             if path in abandoned:
                 say(f"removed {path}, which the run had abandoned")
+
+
+def _allocated(size: int) -> int:
+    """Memory of a buffer of `size` bytes: torch rounds pinned memory up to a power of two."""
+    return 1 << (size - 1).bit_length() if torch.cuda.is_available() else size
 
 
 def _in_file_order(fragments: Iterable[Fragment], layout: TensorLayout) -> list[Part]:
