@@ -128,9 +128,8 @@ def damage(
     """Findings about a damaged checkpoint, one line per file; an empty list for a sound one.
 
     Args:
-        rank, ranks: this process hashes part `rank` of the content, divided into `ranks` parts;
-        rank 0 also checks
-            names and sizes.
+        rank, ranks: this process hashes part `rank` of the content, which is divided into `ranks`
+            parts; rank 0 also checks names and sizes.
         kept: receives the bytes of tensor files that this process has verified.
     """
     # Compare content only if names and sizes are right.

@@ -77,8 +77,8 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def superfluous(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
-    """The checkpoints that `rotate` would remove; `spare` is never among them.
+def superfluous(folder: Path, keep: Keep, protected: Path | None = None) -> list[Path]:
+    """The checkpoints that `rotate` would remove; `protected` is never among them.
 
     A checkpoint with wrong file sizes does not count towards `keep.newest`, so neither the last
     checkpoint written nor the last intact one is ever removed.
@@ -86,7 +86,7 @@ def superfluous(folder: Path, keep: Keep, spare: Path | None = None) -> list[Pat
     found = []
     good = 0
     lineage = arrange(folder)
-    marked = {spare, *_every(lineage.branch, keep.every), *_best(lineage.branch, keep.best)}
+    marked = {protected, *_every(lineage.branch, keep.every), *_best(lineage.branch, keep.best)}
     for checkpoint in (*lineage.branch, *lineage.abandoned):
         if good < keep.newest:
             # A damaged checkpoint stays for the user to inspect, and is not counted.
@@ -134,12 +134,12 @@ def _passes(check: Callable[[Path], object], checkpoint: Path) -> bool:
     return True
 
 
-def rotate(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
-    """Remove every checkpoint that is neither `spare` nor kept by `keep`. (one rank)
+def rotate(folder: Path, keep: Keep, protected: Path | None = None) -> list[Path]:
+    """Remove every checkpoint that is neither `protected` nor kept by `keep`. (one rank)
 
     Checkpoints of abandoned branches count as the oldest. Returns the removed checkpoints.
     """
-    removed = superfluous(folder, keep, spare)
+    removed = superfluous(folder, keep, protected)
     for checkpoint in removed:
         deleting = folder / f"{DELETING}{checkpoint.name}"
         shutil.rmtree(deleting, ignore_errors=True)

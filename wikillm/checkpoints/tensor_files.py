@@ -94,7 +94,7 @@ class TensorReader:
     @property
     def specs(self) -> Mapping[TensorSpec, object]:
         """The tensors of this checkpoint."""
-        return self.layout.places
+        return self.layout.offsets
 
     def read(self, spec: TensorSpec, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Elements [start, stop) of the flattened tensor.

@@ -1,7 +1,7 @@
 """Computes the place of each tensor in a checkpoint: whole (global) tensors in safetensors files.
 
 A checkpoint holds whole tensors for any number of ranks, ZeRO stage or partition of the optimizer.
-The places follow from the list of tensors alone, so all ranks compute the same layout, and each
+The offsets follow from the list of tensors alone, so all ranks compute the same layout, and each
 rank writes its own byte ranges into the shared files:
 
     model.safetensors                 fp32 weights; transformers opens them in place
@@ -72,45 +72,48 @@ class TensorFile:
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """`places`: (number of the file, first byte of the tensor in it), by tensor."""
+    """The files of a checkpoint's tensors.
+
+    `offsets`: (number of the file, first byte of the tensor in it), by tensor.
+    """
 
     files: tuple[TensorFile, ...]
-    places: Mapping[TensorSpec, tuple[int, int]]
+    offsets: Mapping[TensorSpec, tuple[int, int]]
 
     def extent(self, spec: TensorSpec, start: int, stop: int) -> tuple[int, int, int]:
         """(file, first byte, byte after the last) of the elements [start, stop) of a tensor."""
-        file, offset = self.places[spec]
+        file, offset = self.offsets[spec]
         return file, offset + start * ITEM, offset + stop * ITEM
 
 
 def lay_out(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> TensorLayout:
     """The layout of these tensors. It does not depend on their order, nor on the rank."""
     files: list[TensorFile] = []
-    places: dict[TensorSpec, tuple[int, int]] = {}
-    wanted = sorted(specs)
+    offsets: dict[TensorSpec, tuple[int, int]] = {}
+    ordered = sorted(specs)
     for kind, stem in FILES.items():
-        shards = _shards([spec for spec in wanted if spec.kind == kind], shard_bytes)
+        shards = _shards([spec for spec in ordered if spec.kind == kind], shard_bytes)
         for number, members in enumerate(shards, start=1):
             suffix = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
             header = _header(members)
             offset = len(header)
             for spec in members:
-                places[spec] = (len(files), offset)
+                offsets[spec] = (len(files), offset)
                 offset += spec.numel * ITEM
             files.append(TensorFile(f"{stem}{suffix}.safetensors", header, offset))
-    return TensorLayout(tuple(files), places)
+    return TensorLayout(tuple(files), offsets)
 
 
 def weight_index(layout: TensorLayout, kind: str) -> dict[str, Any] | None:
     """Hugging Face's weight index for a kind with several shards; None for a single file."""
     names = {
         spec.name: Path(layout.files[file].name).name
-        for spec, (file, _) in layout.places.items()
+        for spec, (file, _) in layout.offsets.items()
         if spec.kind == kind
     }
     if len(set(names.values())) < 2:
         return None
-    total = sum(spec.numel * ITEM for spec in layout.places if spec.kind == kind)
+    total = sum(spec.numel * ITEM for spec in layout.offsets if spec.kind == kind)
     return {"metadata": {"total_size": total}, "weight_map": names}
 
 
@@ -121,7 +124,7 @@ def read_layout(checkpoint: Path) -> TensorLayout:
     """
     kinds = {stem: kind for kind, stem in FILES.items()}
     files: list[TensorFile] = []
-    places: dict[TensorSpec, tuple[int, int]] = {}
+    offsets: dict[TensorSpec, tuple[int, int]] = {}
     for path in sorted(checkpoint.rglob("*.safetensors")):
         name = path.relative_to(checkpoint).as_posix()
         match = _SHARD.fullmatch(name)
@@ -130,9 +133,9 @@ def read_layout(checkpoint: Path) -> TensorLayout:
             continue
         header = _read_header(path)
         for tensor, shape, offset in _tensors(path, header):
-            places[TensorSpec(kind, tensor, shape)] = (len(files), offset)
+            offsets[TensorSpec(kind, tensor, shape)] = (len(files), offset)
         files.append(TensorFile(name, header, path.stat().st_size))
-    return TensorLayout(tuple(files), places)
+    return TensorLayout(tuple(files), offsets)
 
 
 def _shards(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:

@@ -59,33 +59,33 @@ def _steps(text: str) -> tuple[int | None, int | None]:
     return int(found[1]) if found[1] else None, int(found[2]) if found[2] else None
 
 
-def _text(found: Audit) -> list[str]:
-    steps = f"steps {found.first_step:,} to {found.last_step:,}"
-    samples = f"samples {found.first:,} to {found.stop - 1:,}"
+def _text(audit: Audit) -> list[str]:
+    steps = f"steps {audit.first_step:,} to {audit.last_step:,}"
+    samples = f"samples {audit.first:,} to {audit.stop - 1:,}"
     lines = [
-        f"run        {found.run}",
-        f"ledger     process starts: {found.segments}, steps redone after a resume: "
-        f"{found.superseded:,}, checkpoints that agree: {found.checkpoints}",
+        f"run        {audit.run}",
+        f"ledger     process starts: {audit.segments}, steps redone after a resume: "
+        f"{audit.superseded:,}, checkpoints that agree: {audit.checkpoints}",
     ]
-    for window in found.skipped:
+    for window in audit.skipped:
         lines.append(f"skipped    samples {window.first:,} to {window.stop - 1:,}: {window.reason}")
-    if found.seconds:
-        rate = found.tokens_compared / found.seconds
+    if audit.seconds:
+        rate = audit.tokens_compared / audit.seconds
         lines.append(
-            f"tokens     {found.tokens_compared:,} compared in {found.seconds:.1f} s, "
+            f"tokens     {audit.tokens_compared:,} compared in {audit.seconds:.1f} s, "
             f"{rate / 1e6:.1f} M/s"
         )
-    if not found.is_proven:
-        for wrong in found.wrong[:5]:
+    if not audit.is_proven:
+        for wrong in audit.wrong[:5]:
             lines.append(f"wrong      step {wrong.step:,}, {wrong.kind}: {wrong.text}")
-        if len(found.wrong) > 5:
-            lines.append(f"           and {len(found.wrong) - 5} more")
-        return [*lines, f"not proven {steps}: the first wrong step is {found.wrong[0].step:,}"]
-    skipped = f", except {len(found.skipped)} skipped windows" if found.skipped else ""
-    epochs = f" ({found.epochs})" if found.epochs else ""
+        if len(audit.wrong) > 5:
+            lines.append(f"           and {len(audit.wrong) - 5} more")
+        return [*lines, f"not proven {steps}: the first wrong step is {audit.wrong[0].step:,}"]
+    skipped = f", except {len(audit.skipped)} skipped windows" if audit.skipped else ""
+    epochs = f" ({audit.epochs})" if audit.epochs else ""
     lines.append(
         f"proven     {steps}: {samples} in their order, each once per epoch{skipped}{epochs}"
     )
-    if not found.seconds:
+    if not audit.seconds:
         lines.append("           only the samples: digests were not compared with the store")
     return lines

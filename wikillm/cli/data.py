@@ -142,5 +142,5 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
-def _json(found: dict[str, object]) -> str:
-    return json.dumps(found, ensure_ascii=False)
+def _json(value: dict[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False)

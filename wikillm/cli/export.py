@@ -122,26 +122,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> None:
+def _show(args: argparse.Namespace, exported: Exported, plan: dict[str, str]) -> None:
     """Print what was written, and what the proof compared."""
     if args.json:
         names = ("parameters", "tensors", "dtype", "architecture")
-        written = {name: getattr(done, name) for name in names} | {"bytes": done.size}
-        written["proof"] = asdict(done.proof) if done.proof else None
+        written = {name: getattr(exported, name) for name in names} | {"bytes": exported.size}
+        written["proof"] = asdict(exported.proof) if exported.proof else None
         print(json.dumps(plan | written))
         return
-    size = f"{format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"
-    print(f"written    {done.folder}  {done.architecture}, {size}")
-    print(f"checked    {done.tensors} tensors read back equal, bit for bit")
-    if done.proof is not None:
+    size = f"{format_count(exported.parameters)} parameters, {exported.dtype}"
+    size += f", {format_size(exported.size)}"
+    print(f"written    {exported.folder}  {exported.architecture}, {size}")
+    print(f"checked    {exported.tensors} tensors read back equal, bit for bit")
+    proof = exported.proof
+    if proof is not None:
         print(
-            f"proved     transformers {done.proof.transformers}, without WikiLLM: equal ids for "
-            f"{done.proof.texts} texts, and the logits of the trained model"
+            f"proved     transformers {proof.transformers}, without WikiLLM: equal ids for "
+            f"{proof.texts} texts, and the logits of the trained model"
         )
     if not args.push:
         command = "chat" if args.chat_template not in (None, "none") else "generate"
         prompt = "" if command == "chat" else ' --prompt "..."'
-        print(f"next       wikillm {command} {done.folder}{prompt}")
+        print(f"next       wikillm {command} {exported.folder}{prompt}")
 
 
 def _check_flags(args: argparse.Namespace) -> None:

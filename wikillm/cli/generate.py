@@ -108,20 +108,20 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
         return load_folder(done, device=device)
 
 
-def export_for_reading(run: Path, place: Path, *, trust: bool) -> tuple[Path, str]:
-    """Export a run or a checkpoint below `place`, without the proof. Returns (folder, name)."""
+def export_for_reading(run: Path, folder: Path, *, trust: bool) -> tuple[Path, str]:
+    """Export a run or a checkpoint below `folder`, without the proof. Returns (folder, name)."""
     from wikillm.export.folder import export_model
     from wikillm.export.run_records import find_tokenizer, read_card_content
 
     checkpoint = find_complete(run)
     content = read_card_content(checkpoint)
-    done = export_model(
+    exported = export_model(
         checkpoint,
-        place / "model",
+        folder / "model",
         trust=trust,
         tokenizer_dir=find_tokenizer(checkpoint),
         content=content,
         verified=True,
         prove=False,
     )
-    return done.folder, f"{content.name}-{content.step}"
+    return exported.folder, f"{content.name}-{content.step}"

@@ -151,17 +151,19 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 
 def _to_json(
-    depth: int, rungs: list[Rung], found: Prediction, check: Prediction | None
+    depth: int, rungs: list[Rung], prediction: Prediction, check: Prediction | None
 ) -> dict[str, Any]:
     return {
         "depth": depth,
-        "prediction": asdict(found),
+        "prediction": asdict(prediction),
         "largest_from_the_others": asdict(check) if check else None,
         "runs": [asdict(rung) for rung in rungs],
     }
 
 
-def _lines(depth: int, rungs: list[Rung], found: Prediction, check: Prediction | None) -> list[str]:
+def _lines(
+    depth: int, rungs: list[Rung], prediction: Prediction, check: Prediction | None
+) -> list[str]:
     lines = [f"{'depth':>5}{'parameters':>13}{'tokens':>10}{'FLOPs':>11}{'held-out loss':>15}"]
     for rung in rungs:
         lines.append(
@@ -177,11 +179,11 @@ def _lines(depth: int, rungs: list[Rung], found: Prediction, check: Prediction |
         if not check.low <= rungs[-1].loss <= check.high:
             lines.append("           outside the interval: the prediction below is not reliable")
     lines.append(
-        f"prediction depth {depth}: {found.loss:.3f} nats/token "
-        f"({found.low:.3f} to {found.high:.3f}, 95 %)"
+        f"prediction depth {depth}: {prediction.loss:.3f} nats/token "
+        f"({prediction.low:.3f} to {prediction.high:.3f}, 95 %)"
     )
     lines.append(
-        f"fit        {found.irreducible:.3f} + A C^-{found.exponent:.3f}; an extrapolation, "
-        "valid only while the laws hold"
+        f"fit        {prediction.irreducible:.3f} + A C^-{prediction.exponent:.3f}; "
+        "an extrapolation, valid only while the laws hold"
     )
     return lines

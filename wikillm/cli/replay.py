@@ -53,21 +53,21 @@ def run(args: argparse.Namespace) -> int:
     return int(codes.get(found.verdict, ExitCode.MACHINE))
 
 
-def _text(found: Replayed) -> list[str]:
-    line = found.line
-    logged = found.logged
+def _text(replayed: Replayed) -> list[str]:
+    line = replayed.line
+    logged = replayed.logged
     lines = [
         f"step       {line.step:,}, samples {line.first:,} to {line.stop - 1:,}, "
-        f"computed from {found.checkpoint or 'the first step on'}",
+        f"computed from {replayed.checkpoint or 'the first step on'}",
         f"logged     at step {logged.step:,}: {_shown(logged)}",
-        *(f"now        {_shown(each)}" for each in found.passes),
-        f"tokens     {'equal to' if found.same_tokens else 'NOT equal to'} the ledger's",
-        f"verdict    {found.verdict}{_why(found)}",
+        *(f"now        {_shown(each)}" for each in replayed.passes),
+        f"tokens     {'equal to' if replayed.same_tokens else 'NOT equal to'} the ledger's",
+        f"verdict    {replayed.verdict}{_why(replayed)}",
     ]
-    for document in found.documents[:_SHOWN]:
+    for document in replayed.documents[:_SHOWN]:
         lines.append(f"           {document.source}: byte {document.offset:,}")
-    if len(found.documents) > _SHOWN:
-        lines.append(f"           and {len(found.documents) - _SHOWN:,} more documents")
+    if len(replayed.documents) > _SHOWN:
+        lines.append(f"           and {len(replayed.documents) - _SHOWN:,} more documents")
     return lines
 
 
@@ -76,10 +76,10 @@ def _shown(computed: Computed) -> str:
     return f"loss {computed.loss!r}, gradient norm {norm}"
 
 
-def _why(found: Replayed) -> str:
+def _why(replayed: Replayed) -> str:
     """What the passes show about this machine, if the step differs from the log."""
-    if found.verdict != "hardware or nondeterminism":
-        return "" if found.is_exact else " (different number of ranks: compared within 1e-3)"
-    if not found.repeats:
+    if replayed.verdict != "hardware or nondeterminism":
+        return "" if replayed.is_exact else " (different number of ranks: compared within 1e-3)"
+    if not replayed.repeats:
         return ": two passes on this machine differ"
     return ": passes on this machine agree with each other, but not with the run"

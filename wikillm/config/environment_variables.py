@@ -1,10 +1,10 @@
 """Environment variables of other launchers and libraries that would change a run silently.
 
 `accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*. Hugging
-Face's Trainer uses them as defaults: a run could train in bf16 and report fp32. Of the variables
-with these prefixes, one that contradicts the configuration is refused by name. The others are
-removed before a library reads them, except those in HARMLESS. torch's variables that change numbers
-or disable compilation are refused, never removed.
+Face's Trainer uses them as defaults: a run could train in bf16 and report fp32. A variable with
+such a prefix is refused by name if it contradicts the configuration; otherwise it is removed before
+a library reads it, unless HARMLESS has it. torch's variables that change numbers or disable
+compilation are refused, never removed.
 """
 
 from __future__ import annotations

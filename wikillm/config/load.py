@@ -59,13 +59,13 @@ def load(
     chosen = [*run, *file, *typed]
     model_preset = _named_preset("models", "model.preset", chosen, problems)
     data_preset = _named_preset("data", "data.preset", chosen, problems)
-    data_preset = _without_foreign_licence(data_preset, chosen)
+    data_preset = _without_licence_of_other_text(data_preset, chosen)
     laws = size_settings(chosen, problems)
     if laws and config is None:
         # The default preset's run name contains 120m, which would be wrong for this model.
         depth = next(law for law in laws if law.key == "model.num_hidden_layers")
         laws.append(Setting("run.name", f"depth-{depth.value}", depth.origin))
-    shape = _shape(chosen, problems)
+    shape = _shape_of_init_from(chosen, problems)
     # Lowest layer first. Rules across keys are checked only if every file could be read; otherwise
     # they would report keys that the missing file sets.
     merged = merge([model_preset, data_preset, run, laws, shape, file, typed], GROUPS, problems)
@@ -78,8 +78,10 @@ def load(
     return resolved
 
 
-def _without_foreign_licence(preset: list[Setting], chosen: Sequence[Setting]) -> list[Setting]:
-    """Drop the licence of a data preset if the user names other text, which it does not cover."""
+def _without_licence_of_other_text(
+    preset: list[Setting], chosen: Sequence[Setting]
+) -> list[Setting]:
+    """Drop the licence of a data preset if the user names other text: the licence is not for it."""
     keys = ("data.path", "data.mixture", "data.store")
     if any(setting.key in keys and setting.origin.is_user for setting in chosen):
         return [setting for setting in preset if setting.key != "data.licence"]
@@ -153,7 +155,7 @@ def _named_preset(
     return _preset_settings(axis, name, problems, f"{key}={name} ({highest.origin.where})")
 
 
-def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
+def _shape_of_init_from(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
     folders = [setting for setting in chosen if setting.key == "model.init_from"]
     if not folders or not isinstance(folders[-1].value, str):
         return []
@@ -193,12 +195,12 @@ def _settings(
                 unknown_sections.append(key)
                 near = did_you_mean(key, section_names())
             kind = "section" if entry.is_mapping else "key"
-            fix = f"did you mean {near}?" if near else advise(key, _typed(entry.value))
+            fix = f"did you mean {near}?" if near else advise(key, _as_argument(entry.value))
             problems.add(f"There is no {kind} {key}.", got=where, fix=fix)
     return settings
 
 
-def _typed(value: object) -> str:
+def _as_argument(value: object) -> str:
     """A scalar from a file in its command-line form; "" for a list or a mapping."""
     is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     return str(value) if is_scalar else ""
@@ -218,7 +220,7 @@ def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | N
     try:
         config = RunConfig.model_validate(nested(values))
     except ValidationError as error:
-        _explain(error, merged, problems)
+        _add_schema_problems(error, merged, problems)
         return None
     if len(problems) > found_before:
         return None
@@ -226,7 +228,9 @@ def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | N
     return Resolved(config, origins)
 
 
-def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Problems) -> None:
+def _add_schema_problems(
+    error: ValidationError, merged: Mapping[str, Setting], problems: Problems
+) -> None:
     """Add one problem per key, with the place of its value. pydantic's messages for the members of
     a union are joined."""
     reasons: dict[str, list[str]] = {}
@@ -245,14 +249,14 @@ def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Pr
         shown = f"{setting.value!r} ({setting.origin.where})"
         if all_keys()[name].names_a_variable:  # the value may be the secret itself
             shown = f"a value that is not shown here ({setting.origin.layer})"
-        problems.add(what, got=f"{shown}\n{all_keys()[name].doc}", fix=_repair(setting))
+        problems.add(what, got=f"{shown}\n{all_keys()[name].doc}", fix=_fix_of(setting))
 
 
-def _repair(setting: Setting) -> str | None:
-    known = all_keys()[setting.key]
-    if known.choices and isinstance(setting.value, str):
-        near = did_you_mean(setting.value, known.choices)
-        return f"{known.name}={near}" if near else None
-    if known.is_text and isinstance(setting.value, (int, float)):
+def _fix_of(setting: Setting) -> str | None:
+    key = all_keys()[setting.key]
+    if key.choices and isinstance(setting.value, str):
+        near = did_you_mean(setting.value, key.choices)
+        return f"{key.name}={near}" if near else None
+    if key.is_text and isinstance(setting.value, (int, float)):
         return f'quote it: "{setting.value}"'
     return None

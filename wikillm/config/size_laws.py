@@ -72,18 +72,18 @@ def shape(depth: int) -> dict[str, Any]:
     }
 
 
-def body(depth: int) -> int:
+def layer_parameters(depth: int) -> int:
     """Parameters in the layers' matrices."""
-    found = shape(depth)
-    width = found["hidden_size"]
-    heads = found["num_attention_heads"]
-    attention = 2 * width * found["head_dim"] * (heads + found["num_key_value_heads"])
-    return int(depth * (attention + 3 * width * found["intermediate_size"]))
+    model = shape(depth)
+    width = model["hidden_size"]
+    heads = model["num_attention_heads"]
+    attention = 2 * width * model["head_dim"] * (heads + model["num_key_value_heads"])
+    return int(depth * (attention + 3 * width * model["intermediate_size"]))
 
 
 def horizon(depth: int, rows: int, per_parameter: float = TOKENS_PER_PARAMETER) -> int:
     """Tokens to train on, for an embedding with `rows` rows."""
-    return round(per_parameter * (body(depth) + rows * WIDTH_PER_LAYER * depth))
+    return round(per_parameter * (layer_parameters(depth) + rows * WIDTH_PER_LAYER * depth))
 
 
 def batch_tokens(tokens: int, sequence_length: int) -> int:
@@ -103,7 +103,7 @@ def final_norm_init(width: int) -> float:
 
 
 def depth_of(parameters: int, rows: int) -> int:
-    """The depth whose number of parameters has the ratio to `parameters` that is nearest to 1."""
+    """The depth whose number of parameters is nearest to `parameters`, by ratio."""
 
     def distance(depth: int) -> float:
         return abs(math.log(_parameters(depth, rows) / parameters))
@@ -114,18 +114,18 @@ def depth_of(parameters: int, rows: int) -> int:
 def _parameters(depth: int, rows: int) -> int:
     """Parameters in matrices, with the embedding and, from `TIED_BELOW` on, the output head."""
     tables = 1 if depth < TIED_BELOW else 2
-    return body(depth) + tables * rows * WIDTH_PER_LAYER * depth
+    return layer_parameters(depth) + tables * rows * WIDTH_PER_LAYER * depth
 
 
-def _too_far(setting: Setting, depth: int, rows: int) -> tuple[str, str, str] | None:
-    """What, got and fix of the error for a size that no depth has within a factor of 2."""
+def _size_error(setting: Setting, depth: int, rows: int) -> tuple[str, str, str] | None:
+    """What, got and fix of an error; None if the depth has the size within a factor of 2."""
     wanted = parse_count(setting.value)
-    found = _parameters(depth, rows)
-    if wanted / 2 <= found <= wanted * 2:
+    actual = _parameters(depth, rows)
+    if wanted / 2 <= actual <= wanted * 2:
         return None
-    got = f"{setting.origin.where}; depth {depth} has {found:,} with {rows:,} rows of vocabulary"
+    got = f"{setting.origin.where}; depth {depth} has {actual:,} with {rows:,} rows of vocabulary"
     fix = (
-        f"--size {format_count(found)}, or a tokenizer with fewer ids: data.tokenizer=train:4000; "
+        f"--size {format_count(actual)}, or a tokenizer with fewer ids: data.tokenizer=train:4000; "
     )
     fix += "for the ids of a tokenizer's folder set model.vocab_size"
     return "No depth gives a model of about this size.", got, fix
@@ -138,31 +138,33 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
         chosen: the settings of the run preset, the file and the command line, lowest first.
     """
     highest = {setting.key: setting for setting in chosen}
-    turned = [highest[key] for key in (DEPTH, SIZE) if _value(highest, key) is not None]
-    if not turned:
+    given = [highest[key] for key in (DEPTH, SIZE) if _value(highest, key) is not None]
+    if not given:
         return []
     user = {setting.key: setting for setting in chosen if setting.origin.is_user}
     other = user.get("model.init_from") or user.get("model.preset")
     if other is not None and other.value is not None and other.origin.layer != "default":
-        got = f"{turned[0].origin.where}, {other.origin.where}"
-        what = f"{turned[0].key} and {other.key} each set the model's shape."
+        got = f"{given[0].origin.where}, {other.origin.where}"
+        what = f"{given[0].key} and {other.key} each set the model's shape."
         problems.add(what, got=got, fix="keep one of them")
         return []
     try:
         rows = _rows(highest)
-        depth = _depth(turned[0], rows)
-        if turned[0].key == SIZE and (far := _too_far(turned[0], depth, rows)):
-            problems.add(*far)
+        depth = _depth(given[0], rows)
+        if given[0].key == SIZE and (problem := _size_error(given[0], depth, rows)):
+            problems.add(*problem)
             return []
         tokens = _horizon(user) or horizon(depth, rows)
         length = int(_value(highest, "train.sequence_length") or 512)
         batch = batch_tokens(tokens, length)
         optimizer = _value(user, "train.optimizer") or "muon"
-        found = shape(depth)
-        rate = RATE_BESIDE_MUON if optimizer == "muon" else adamw_rate(body(depth), tokens)
+        model = shape(depth)
+        rate = (
+            RATE_BESIDE_MUON if optimizer == "muon" else adamw_rate(layer_parameters(depth), tokens)
+        )
     except (ValueError, TypeError, ArithmeticError, ConfigError):
         return []  # the schema reports the value
-    values = {f"model.{key}": value for key, value in found.items()}
+    values = {f"model.{key}": value for key, value in model.items()}
     values |= {
         "train.max_tokens": tokens,
         "train.global_batch_tokens": batch,
@@ -176,11 +178,11 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
     }
     if optimizer == "muon":
         values |= {
-            "model.final_norm_init": final_norm_init(found["hidden_size"]),
+            "model.final_norm_init": final_norm_init(model["hidden_size"]),
             "train.muon_learning_rate": MUON_RATE,
             "train.max_grad_norm": 0,
         }
-    origin = Origin("preset", f"laws of {turned[0].key}={turned[0].value}")
+    origin = Origin("preset", f"laws of {given[0].key}={given[0].value}")
     return [Setting(key, value, origin) for key, value in values.items()]
 
 

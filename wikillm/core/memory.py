@@ -13,15 +13,19 @@ GROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # cgroup version 1 writes a number near 2^63 for "no limit"
 
 
-def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | None, int | None]:
+def cgroup_memory(
+    root: Path = GROUPS, membership: str | None = None
+) -> tuple[int | None, int | None]:
     """(limit, used) in bytes of the control group with the smallest limit; (None, None) if no group
     has a limit.
 
     Args:
-        own: content of /proc/PID/cgroup, of cgroup version 1 or 2. Default: this process's.
+        membership: content of /proc/PID/cgroup, of cgroup version 1 or 2. Default: this process's.
     """
     found: list[tuple[int, int | None]] = []
-    for line in (read_small(Path("/proc/self/cgroup")) if own is None else own).splitlines():
+    for line in (
+        read_small(Path("/proc/self/cgroup")) if membership is None else membership
+    ).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             top = root

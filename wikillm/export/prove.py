@@ -111,12 +111,14 @@ def _run_program(
 
 
 def _compare_logits(
-    found: torch.Tensor, meant: torch.Tensor, tolerance: float, answer: Mapping[str, Any]
+    computed: torch.Tensor, expected: torch.Tensor, tolerance: float, answer: Mapping[str, Any]
 ) -> None:
-    scale = float(meant.nan_to_num().abs().max())
-    if torch.allclose(found, meant, rtol=0, atol=tolerance * max(scale, 1e-6), equal_nan=True):
+    scale = float(expected.nan_to_num().abs().max())
+    if torch.allclose(
+        computed, expected, rtol=0, atol=tolerance * max(scale, 1e-6), equal_nan=True
+    ):
         return
-    apart = float((found - meant).nan_to_num().abs().max())
+    apart = float((computed - expected).nan_to_num().abs().max())
     raise CheckpointError(
         "The exported folder does not compute the logits of the trained model.",
         got=f"transformers {answer['transformers']}, {answer['architecture']}: "

@@ -35,31 +35,31 @@ class ObjectStore:
         check_installed()
         self._request_credentials = ask
         self._timeout = timeout
-        self._given: Credentials | None = None
+        self._credentials: Credentials | None = None
         self._client: Any = None
         self._since = 0.0
 
     @property
     def credentials(self) -> Credentials:
         """Credentials that are valid for at least two more minutes."""
-        if self._given is None or self._given.expires - time.time() < _REFRESH_BEFORE:
+        if self._credentials is None or self._credentials.expires - time.time() < _REFRESH_BEFORE:
             from qcloud_cos import CosConfig, CosS3Client
 
-            given = self._request_credentials()
+            fresh = self._request_credentials()
             config = CosConfig(
-                Region=given.region,
-                SecretId=given.keys.id,
-                SecretKey=given.keys.key,
-                Token=given.keys.token,
+                Region=fresh.region,
+                SecretId=fresh.keys.id,
+                SecretKey=fresh.keys.key,
+                Token=fresh.keys.token,
                 Scheme="https",
                 Timeout=(min(5.0, self._timeout), self._timeout),
             )
             # Its log has the session token at debug level, answers of the store at error level.
             logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
             self._client = CosS3Client(config, retry=1)
-            self._given = given
+            self._credentials = fresh
             self._since = time.monotonic()
-        return self._given
+        return self._credentials
 
     def put(self, key: str, path: Path, on_bytes: Callable[[int], None] = lambda sent: None) -> str:
         """Upload a file; returns the whole key. Raises MachineError if the store fails."""
@@ -113,9 +113,9 @@ class ObjectStore:
     def _abort(self, key: str, upload: str) -> None:
         """Remove the sent parts, which use storage. Never raises: the first error is reported."""
         try:
-            given = self.credentials
+            fresh = self.credentials
             self._client.abort_multipart_upload(
-                Bucket=given.bucket, Key=f"{given.prefix}/{key}", UploadId=upload
+                Bucket=fresh.bucket, Key=f"{fresh.prefix}/{key}", UploadId=upload
             )
         except Exception as error:
             logging.getLogger("wikillm").warning(
@@ -132,10 +132,10 @@ class ObjectStore:
         from qcloud_cos.cos_exception import CosClientError, CosServiceError
 
         while True:
-            given = self.credentials
-            whole = f"{given.prefix}/{key}"
+            fresh = self.credentials
+            whole = f"{fresh.prefix}/{key}"
             try:
-                answer = getattr(self._client, name)(Bucket=given.bucket, Key=whole, **values)
+                answer = getattr(self._client, name)(Bucket=fresh.bucket, Key=whole, **values)
                 return whole, read(answer)
             except CosServiceError as error:
                 code = error.get_status_code()
@@ -152,7 +152,7 @@ class ObjectStore:
                     got=f"{got}\nthe contract is {CONTRACT}",
                 ) from None
             except (CosClientError, OSError) as error:  # requests' errors are OSErrors
-                got = f"bucket {given.bucket} in {given.region}: {_plain(error)}"
+                got = f"bucket {fresh.bucket} in {fresh.region}: {_plain(error)}"
                 raise MachineError(
                     "SwanLab's object store does not answer.",
                     got=f"{got}\nthe contract is {CONTRACT}",

@@ -110,7 +110,7 @@ def audit_run(
     # step decides, and the audit says nothing about earlier samples.
     first = steps[0].first if begin > 1 else 0
     first = next((line.stop for line in history.steps if line.step == begin - 1), first)
-    found = Audit(
+    audit = Audit(
         run=str(run),
         first_step=begin,
         last_step=last_step or steps[-1].step,
@@ -120,15 +120,15 @@ def audit_run(
         segments=len(history.segments),
         superseded=history.superseded,
     )
-    found.wrong += _check_ranges(found, history, steps)
-    found.wrong += _check_checkpoints(found, run, history)
+    audit.wrong += _check_ranges(audit, history, steps)
+    audit.wrong += _check_checkpoints(audit, run, history)
     if with_tokens:
-        found.wrong += _compare_tokens(found, run, history, steps, stores)
-    found.wrong.sort(key=lambda wrong: wrong.step)
-    return found
+        audit.wrong += _compare_tokens(audit, run, history, steps, stores)
+    audit.wrong.sort(key=lambda wrong: wrong.step)
+    return audit
 
 
-def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iterator[WrongStep]:
+def _check_ranges(audit: Audit, history: History, steps: list[StepLine]) -> Iterator[WrongStep]:
     """Check that each step begins at the end of the step before it or of a skipped window."""
     orders = {str(sorted(segment.order.items())) for segment in history.segments}
     if len(orders) > 1:
@@ -136,8 +136,8 @@ def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iter
         yield WrongStep(steps[0].step, "record", text)
     # Walk over the steps; `position` is the first sample that no earlier step or window has.
     windows = {window.first: window for window in history.skipped}
-    position = found.first
-    next_step = found.first_step
+    position = audit.first
+    next_step = audit.first_step
     for line in steps:
         if line.step > next_step:
             missing = f"no record of steps {next_step:,} to {line.step - 1:,}"
@@ -146,7 +146,7 @@ def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iter
         elif line.step < next_step or line.stop <= line.first:
             yield WrongStep(line.step, "record", "it is recorded twice, or without samples")
         while position in windows and position < line.first:
-            found.skipped.append(windows[position])
+            audit.skipped.append(windows[position])
             position = windows[position].stop
         if line.first > position:
             text = f"samples {position:,} to {line.first - 1:,} were not trained"
@@ -156,12 +156,12 @@ def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iter
             yield WrongStep(line.step, "repeated", text)
         position = line.stop
         next_step = line.step + 1
-    if next_step <= found.last_step:
-        text = f"no record of steps {next_step:,} to {found.last_step:,}"
+    if next_step <= audit.last_step:
+        text = f"no record of steps {next_step:,} to {audit.last_step:,}"
         yield WrongStep(next_step, "record", text)
 
 
-def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[WrongStep]:
+def _check_checkpoints(audit: Audit, run: Path, history: History) -> Iterator[WrongStep]:
     """Check that checkpoints of the current branch have the ledger's number of samples."""
     stops = {line.step: line.stop for line in history.steps}
     ends = {window.first: window.stop for window in history.skipped}
@@ -172,9 +172,9 @@ def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[Wr
             consumed = state["consumed_samples"]
         except (CheckpointError, KeyError):
             continue  # a damaged checkpoint is reported elsewhere, when it is named or resumed
-        if not found.first_step <= step <= found.last_step:
+        if not audit.first_step <= step <= audit.last_step:
             continue
-        found.checkpoints += 1
+        audit.checkpoints += 1
         stop = stops.get(step)
         if stop is None:
             text = f"{folder.name} exists, but its step has no record"
@@ -185,14 +185,14 @@ def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[Wr
 
 
 def _compare_tokens(
-    found: Audit, run: Path, history: History, steps: list[StepLine], stores: Sequence[str]
+    audit: Audit, run: Path, history: History, steps: list[StepLine], stores: Sequence[str]
 ) -> Iterator[WrongStep]:
     """Compare each digest with that of the store's tokens; stop at the first difference."""
     # Open the store of the run, whose shards are compared with their sha256 at first use.
     values = history.segments[-1].order
     corpus = corpus_of_run(run, values, stores)
     order = corpus.order(values["sequence_length"], values["seed"])
-    found.epochs = _epochs(corpus, values, found.stop)
+    audit.epochs = _epochs(corpus, values, audit.stop)
     corpus.train.verify_on_first_use()
     since = time.perf_counter()
     for portion in _portions(steps):
@@ -204,10 +204,10 @@ def _compare_tokens(
         if wrong is not None:
             yield _explain(corpus.train, order, wrong)
         compared = pairs if wrong is None else pairs[: portion.index(wrong)]
-        found.tokens_compared += order.sequence_length * sum(s.stop - s.first for s, _ in compared)
+        audit.tokens_compared += order.sequence_length * sum(s.stop - s.first for s, _ in compared)
         if len(compared) < len(portion):
             break
-    found.seconds = time.perf_counter() - since
+    audit.seconds = time.perf_counter() - since
 
 
 def _digests_until_damage(

@@ -76,11 +76,11 @@ def _data_record(run: Path) -> dict[str, Any]:
         raise DataError(what, got=f"{path}: {error}") from None
 
 
-def _open(recorded: str, given: str | None) -> Store:
-    if given is not None and scheme_of(given):
-        return open_remote(given, Cache())
+def _open(recorded: str, moved_to: str | None) -> Store:
+    if moved_to is not None and scheme_of(moved_to):
+        return open_remote(moved_to, Cache())
     try:
-        return Store.open(Path(given or recorded))
+        return Store.open(Path(moved_to or recorded))
     except DataError as error:
         fix = "pass --store the folder or address of the store; finish an unfinished store with"
         raise DataError(error.what, error.got, f"{fix}\n`wikillm prepare`") from None

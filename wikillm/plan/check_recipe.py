@@ -1,6 +1,7 @@
 """Checks the DeepSpeed JSON of a run; `plan`, `doctor`, `launch` and `train` use the same check.
 
-Facts that are not known yet (the ranks of a target, the precision of a remote GPU) are not checked.
+Values that are not known yet (the ranks of a target, the precision of a remote GPU) are not
+checked.
 """
 
 from __future__ import annotations

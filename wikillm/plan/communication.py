@@ -7,10 +7,10 @@ qgZ 0.75 Psi A between nodes. A ring over N ranks sends (N - 1) / N of that. Ele
 of the weights. With 10^9 parameters in bf16, A = 4 and N = 8, ZeRO-1 sends 2 x 2 GB x 7/8 = 3.5 GB,
 ZeRO-2 8.75 GB, ZeRO-3 21 GB.
 
-Over nodes of G ranks, NCCL makes as many rings as there are network cards. Each ring carries its
-share of the data and leaves a node once: every GPU sends all of its bytes to a neighbour, and 1 / G
-of them cross its network card (as in NCCL's "bus bandwidth"). On 8 nodes of 8 ranks, 21 GB mean
-21 GB over NVLink and 2.6 GB over each network card.
+Over nodes of G ranks, NCCL makes as many rings as there are network cards. Each ring carries an
+equal part of the data and leaves a node once: every GPU sends all of its bytes to a neighbour, and
+1 / G of them cross its network card (as in NCCL's "bus bandwidth"). On 8 nodes of 8 ranks, 21 GB
+mean 21 GB over NVLink and 2.6 GB over each network card.
 
 If S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output once
 in the forward pass, once in the backward pass, and once more if the forward is recomputed. That is
@@ -32,7 +32,7 @@ class Communication:
 
     Attributes:
         inside_node: over NVLink or PCIe.
-        between_nodes: over the GPU's share of the network.
+        between_nodes: over the network.
         host: over PCIe, for offload.
         sequences: exchanged among ranks that share sequences; not part of the other counts.
     """

@@ -47,13 +47,13 @@ class Gpu:
     # "cpu" is a share of the cores; its peak is measured, in fp32.
     device: Literal["cuda", "cpu"] = "cuda"
     ceiling: float | None = None  # measured FLOP/s of large products, an upper bound for training
-    given: str = ""  # command-line flags that describe the GPU, besides its name
+    extra_flags: str = ""  # command-line flags that describe the GPU, besides its name
     note: str = ""  # the basis of its figures, shown in the plan
 
     @property
     def flags(self) -> str:
         """The command-line flags that select this GPU."""
-        return f"--gpu {shlex.quote(self.name)}{self.given}"
+        return f"--gpu {shlex.quote(self.name)}{self.extra_flags}"
 
 
 # Short name: driver's name; peak in TFLOP/s; memory in GiB; GB/s inside a node, between nodes, to
@@ -182,14 +182,14 @@ def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
         )
         known = Gpu(name, name, 0.0, 0, inside, between, host, note=note)
     gpu = with_memory(known, memory)
-    return replace(gpu, peak=tflops * 1e12, given=f"{gpu.given} --tflops {tflops:g}")
+    return replace(gpu, peak=tflops * 1e12, extra_flags=f"{gpu.extra_flags} --tflops {tflops:g}")
 
 
 def with_memory(gpu: Gpu, memory: int | None) -> Gpu:
     """The GPU with another amount of usable memory in bytes; None leaves the GPU as it is."""
     if memory is None:
         return gpu
-    return replace(gpu, memory=memory, given=f" --gpu-memory {memory / GIB:g}GiB")
+    return replace(gpu, memory=memory, extra_flags=f" --gpu-memory {memory / GIB:g}GiB")
 
 
 def _compact(name: str) -> tuple[str, float | None]:

@@ -3,7 +3,7 @@
 An outcome is one JSON object: `setup` describes the run; `predicted` and `measured` each have
 `memory_bytes` (of the rank with the highest peak) and `tokens_per_second` (over all ranks;
 predicted only for a calibrated machine or a GPU in the planner's list). Errors are
-(predicted - measured) / measured: a positive error of the memory means too cautious.
+(predicted - measured) / measured: with a positive error, a run needs less memory than planned.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from wikillm.core.units import format_count, format_size
 FILE_NAME = "outcome.json"
 
 
-def find_outcomes(places: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Outcomes of these run directories, or of those inside these folders; and unreadable files.
+def find_outcomes(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Outcomes of run directories, and unreadable files. A folder may also hold run directories.
 
     An outcome has `run` (the folder's name), the keys of `setup`, and the {predicted, measured,
     error} of `memory_bytes` and `tokens_per_second`. A value is None if it is unknown; an error of
@@ -28,9 +28,9 @@ def find_outcomes(places: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Pa
     """
     found: list[dict[str, Any]] = []
     broken: list[Path] = []
-    for place in places:
-        own = place / FILE_NAME
-        files = [own] if own.is_file() else sorted(place.glob(f"*/{FILE_NAME}"))
+    for folder in folders:
+        own = folder / FILE_NAME
+        files = [own] if own.is_file() else sorted(folder.glob(f"*/{FILE_NAME}"))
         for file in files:
             try:
                 found.append(_read(file))

@@ -1,4 +1,4 @@
-"""What is trained: the model, the sequences and their number. See `strategy` for how.
+"""What is trained: the model, the sequences and their number. `strategy` describes how.
 
 No data is needed: the number of training tokens is given, or follows from the horizon, or is
 assumed to be 20 per parameter (Hoffmann et al., arXiv:2203.15556); a note says which.
@@ -25,7 +25,9 @@ TOKENS_PER_PARAMETER = 20
 
 @dataclass(frozen=True)
 class Workload:
-    """The formulas of memory, traffic and time need only the first three fields.
+    """The model and the sequences of a run.
+
+    The formulas of memory, traffic and time need only the first three fields.
 
     Attributes:
         vocab_size: rows of the embedding, padding included.

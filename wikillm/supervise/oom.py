@@ -21,7 +21,7 @@ class OomWatch:
     """Watches process `pid`. Call `update` regularly while the process runs."""
 
     def __init__(self, pid: int) -> None:
-        limit, _ = cgroup_memory(own=_cgroups_of(pid))
+        limit, _ = cgroup_memory(membership=_cgroups_of(pid))
         self._limit = None if limit is None else format_size(limit)
         self._kills = _kills()
 

@@ -94,11 +94,11 @@ def reading(reader: TensorReader) -> Read:
 
 
 def check_same_tensors(
-    checkpoint: Path, found: Iterable[TensorSpec], wanted: Iterable[TensorSpec]
+    checkpoint: Path, stored: Iterable[TensorSpec], expected: Iterable[TensorSpec]
 ) -> None:
     """Raise CheckpointError if the sets of tensors differ; it names the differing tensors."""
-    missing = sorted(set(wanted) - set(found))
-    unknown = sorted(set(found) - set(wanted))
+    missing = sorted(set(expected) - set(stored))
+    unknown = sorted(set(stored) - set(expected))
     if missing or unknown:
         raise CheckpointError(
             f"The tensors in {checkpoint} do not match this run's model and optimizer.",

@@ -10,10 +10,10 @@ from wikillm.config.size_laws import (
     RATE_BESIDE_MUON,
     adamw_rate,
     batch_tokens,
-    body,
     depth_of,
     final_norm_init,
     horizon,
+    layer_parameters,
 )
 from wikillm.core.errors import ConfigError
 from wikillm.plan.params import count_parameters
@@ -27,7 +27,7 @@ def test_every_depth_is_a_valid_model_and_its_parameters_are_counted(depth: int)
     assert model.num_attention_heads <= 4 * model.num_key_value_heads
     assert model.intermediate_size % 128 == 0
     counted = count_parameters(model, 4096)
-    assert counted.matmul - counted.embedding == body(depth)
+    assert counted.matmul - counted.embedding == layer_parameters(depth)
 
 
 def test_the_laws_at_a_billion_parameters() -> None:
@@ -35,13 +35,13 @@ def test_the_laws_at_a_billion_parameters() -> None:
     assert adamw_rate(1_000_000_000, tokens) == 1.6e-3
     assert [final_norm_init(width) for width in (32, 64, 512, 3584)] == [1, 1, 0.125, 0.0179]
     assert batch_tokens(tokens, 2048) == 512 * 2048  # 1.11M by the law
-    assert horizon(12, 50_000) == 20 * (body(12) + 50_000 * 768)
+    assert horizon(12, 50_000) == 20 * (layer_parameters(12) + 50_000 * 768)
 
 
 def test_a_size_takes_the_nearest_depth() -> None:
     for depth in (2, 6, 12, 20, 31, 33, 50):
         tables = 1 if depth < 32 else 2
-        parameters = body(depth) + tables * 4096 * 64 * depth
+        parameters = layer_parameters(depth) + tables * 4096 * 64 * depth
         assert depth_of(parameters, 4096) == depth
     run = load("demo", ["--size", "5m", "data.tokenizer=train:4096"]).config
     assert run.model.num_hidden_layers == depth_of(5_000_000, 4096)
@@ -62,7 +62,7 @@ def test_each_value_can_be_overridden_and_adamws_rate_alone_follows_the_horizon(
     adamw = load("demo", words).config.train
     assert load("demo", words).config.model.final_norm_init == 1
     assert (adamw.optimizer, adamw.max_grad_norm) == ("adamw", 1.0)
-    assert adamw.learning_rate == adamw_rate(body(3), 1_000_000_000)
+    assert adamw.learning_rate == adamw_rate(layer_parameters(3), 1_000_000_000)
     wide = load("demo", ["model.depth=3", "model.hidden_size=256", "model.head_dim=null",
                          "model.num_attention_heads=4"])  # fmt: skip
     assert wide.config.model.hidden_size == 256

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wikillm.cli.main import main
-from wikillm.config.size_laws import body
+from wikillm.config.size_laws import layer_parameters
 from wikillm.core.errors import ConfigError
 from wikillm.plan.ladder import Rung, predict
 
@@ -72,7 +72,7 @@ def test_finished_runs_are_read_and_not_repeated(
         folder = tmp_path / f"depth-{depth}"
         folder.mkdir()
         (folder / "exit.json").write_text('{"code": 0}')
-        tokens = 2 * (body(depth) + 4096 * 64 * depth)
+        tokens = 2 * (layer_parameters(depth) + 4096 * 64 * depth)
         sizes = [f"model.depth={depth}", f"train.max_tokens={tokens}", f"run.dir={folder}"]
         started = {"command": ["train.py", *words, *sizes, "--resume", "auto"]}
         (folder / "environment.json").write_text(json.dumps(started))

@@ -69,12 +69,12 @@ def show_sample(
     }
 
 
-def show_text(found: dict[str, Any]) -> str:
+def show_text(shown: dict[str, Any]) -> str:
     """A document or a sample as lines for the terminal; long texts are cut."""
     lines = []
-    if "parts" in found:
-        lines.append(f"sample {found['sample']}, seed {found['seed']}: {found['targets']} targets")
-    for part in found.get("parts", [found]):
+    if "parts" in shown:
+        lines.append(f"sample {shown['sample']}, seed {shown['seed']}: {shown['targets']} targets")
+    for part in shown.get("parts", [shown]):
         start = part["first"]
         text = part["text"]
         first, end = part.get("tokens", (start, part["end"]))

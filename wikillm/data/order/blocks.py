@@ -1,4 +1,4 @@
-"""Find the tokens of the n-th sample, a pure function of seed, number of tokens, length and n.
+"""Find the tokens of the n-th sample, a pure function of seed, number of tokens, T and n.
 
 Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t
 and the tokens before it. A block is T consecutive targets; every target is in exactly one block of
@@ -8,8 +8,8 @@ permutation of the blocks.
 The first epoch reads windows (groups of consecutive shards) in order; each window is a ring
 with its own phase and permutation. So the samples of a window depend only on the shards up
 to its end: a run that trains while the store is being built reads the same samples as from the
-finished store. Every later epoch permutes the blocks of the whole stream. In a store with a single
-window, so does the first epoch.
+finished store. Every later epoch permutes the blocks of the whole stream, as the first epoch does
+in a store with a single window.
 
 No table is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples
 is found in microseconds. The state of a run is one integer, the number of samples consumed.
@@ -58,10 +58,10 @@ def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class _Ring:
-    """Targets that are cut and permuted together: a window, or the stream in a later epoch."""
+    """Targets that are cut into blocks and permuted together: a window, or a later epoch."""
 
     first: int  # first target of the ring
-    targets: int
+    targets: int  # number of targets
     sample: int  # index of the first sample of the ring
     before: int  # targets in all samples before `sample`
     key: tuple[int | str, ...]  # key of the ring's phase and permutation
@@ -100,7 +100,7 @@ class WindowedOrder:
         # The first sample of each window, then the number of samples of the first epoch.
         self._samples = np.concatenate([[0], np.cumsum(np.asarray(samples, dtype=np.int64))])
         self._chunk = -1
-        self._known = list[TargetRanges]()
+        self._chunk_ranges = list[TargetRanges]()
 
     @property
     def blocks_of_first_epoch(self) -> int:
@@ -108,7 +108,7 @@ class WindowedOrder:
         return int(self._samples[-1])
 
     def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
-        """The targets [start, stop) of each sample; T in all at most.
+        """The targets [start, stop) of each sample, at most T targets in total.
 
         A sample has a second range where it wraps round its ring, and a packed sample has a range
         for each document.
@@ -122,11 +122,11 @@ class WindowedOrder:
         # A chunk may be requested only once: by one rank of a thousand, or by a single look-up.
         if chunk != self._chunk:
             self._chunk = chunk
-            self._known = []
+            self._chunk_ranges = []
             return self._ranges(n)
-        if not self._known:
-            self._known = self._ranges(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
-        return [self._known[i] for i in (n - chunk * _CHUNK).tolist()]
+        if not self._chunk_ranges:
+            self._chunk_ranges = self._ranges(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
+        return [self._chunk_ranges[i] for i in (n - chunk * _CHUNK).tolist()]
 
     def _ranges(self, samples: Ints) -> list[TargetRanges]:
         """Compute the target ranges of each sample."""
@@ -248,7 +248,7 @@ class SampleOrder(WindowedOrder):
     def _ring(self, number: int) -> _Ring:
         if number >= 0:
             first, stop = self._targets[number : number + 2].tolist()
-            # Window 0 has the key of a whole epoch, so one window reads like any later epoch.
+            # Window 0 has a key as that of an epoch: a store with one window is read like an epoch.
             key = (0, number) if number else (0,)
             return _Ring(first, stop - first, int(self._samples[number]), first, key)
         epoch = -number

@@ -1,10 +1,10 @@
 """The order of a mixture: sample n of the mixture is sample m of source s, a pure function of n.
 
-A table of 4096 places says which source each sample comes from. The table repeats without end, and
-source k has exactly `counts[k]` places in it, spread evenly, so shares never drift. With the counts
-up to each place, finding (s, m) from n takes one division and two look-ups. Each source has its own
-order and epochs, so a small source with a large weight is read more often. The state of a run is
-still one integer.
+A table of 4096 places says which source each sample comes from. The table is repeated without end.
+Source k has exactly `counts[k]` places in it, spread evenly, so the mixture has its proportions
+from the first samples on. With the counts up to each place, finding (s, m) from n takes one
+division and two look-ups. Each source has its own order and epochs, so a small source with a large
+weight is read more often. The state of a run is still one integer.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class MixtureTable:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.period = int(self.counts.sum())
         sources = np.repeat(np.arange(len(counts)), self.counts)
-        # The i-th of c samples belongs at (2i + 1) / 2c of the period; ties go by source number.
-        # Floats are exact enough: quotients of integers below 2^13 are equal only in a real tie.
+        # Sample i of c belongs at (2i + 1) / 2c of the period; of equal ones the lower source is
+        # first. Floats are exact enough: quotients of integers below 2^13 are equal only in a real
+        # tie.
         places = np.concatenate([(2 * np.arange(c) + 1) / c for c in self.counts.tolist()])
         self.sources = sources[np.lexsort((sources, places))]
         chosen = self.sources[:, None] == np.arange(len(counts))

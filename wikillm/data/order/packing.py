@@ -1,4 +1,4 @@
-"""Best-fit packing: documents share sequences so that no document is cut that fits into a sequence.
+"""Best-fit packing: join documents to sequences, and cut only documents that are too long for one.
 
 The targets of a document are its own tokens, EOS included; its first token is predicted from the
 EOS before it. So every token but the stream's first is a target once per epoch, as without packing.
@@ -60,7 +60,7 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
         while done < end:
             at = bisect_left(rooms, size)
             room = rooms[at] if at < len(rooms) else capacity
-            # A bin stays the best fit until the next item of this size no longer fits into it.
+            # A bin stays the best fit until it has no room for another item of this size.
             per_bin = room // size
             wanted = -(-(end - done) // per_bin)
             # Take bins with this room, or open new ones.
@@ -147,7 +147,7 @@ class PackedWindow:
 
     @classmethod
     def read(cls, path: Path, targets: int) -> PackedWindow | None:
-        """Map a file of `write`. None if it is missing, damaged or not of `targets` targets."""
+        """Map a file of `write`. None if it is missing or damaged, or has not `targets` targets."""
         try:
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
             bounds = int(array[0]) + 2
@@ -181,7 +181,7 @@ class PackedOrder(WindowedOrder):
 
     def _ranges(self, samples: Ints) -> list[TargetRanges]:
         found: list[TargetRanges] = [[]] * len(samples)
-        windows, sequences = self._place(samples)
+        windows, sequences = self._locate(samples)
         for k in set(windows.tolist()):
             rows = np.flatnonzero(windows == k)
             base, window = self._windows[k]
@@ -193,22 +193,22 @@ class PackedOrder(WindowedOrder):
 
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop)."""
-        windows, sequences = self._place(np.arange(first, stop))
+        windows, sequences = self._locate(np.arange(first, stop))
         found = 0
         for k in set(windows.tolist()):
             starts, stops, _ = self._windows[k][1].bounds(sequences[windows == k])
             found += int((stops - starts).sum())
         return found
 
-    def _place(self, samples: Ints) -> tuple[Ints, Ints]:
-        """The window of each sample, and the number of its sequence within that window."""
-        epochs, place = np.divmod(samples, self.blocks_per_epoch)
+    def _locate(self, samples: Ints) -> tuple[Ints, Ints]:
+        """The window of each sample, and which of the window's sequences the sample is."""
+        epochs, index = np.divmod(samples, self.blocks_per_epoch)
         for epoch in set(epochs.tolist()) - {0}:
             here = epochs == epoch
             shuffled = Permutation(self.blocks_per_epoch, keyed_hash(self.seed, "packed", epoch))
-            place[here] = shuffled(place[here])
-        windows = np.searchsorted(self._samples, place, side="right") - 1
-        sequences = place - self._samples[windows]
+            index[here] = shuffled(index[here])
+        windows = np.searchsorted(self._samples, index, side="right") - 1
+        sequences = index - self._samples[windows]
         for k in set(windows[epochs == 0].tolist()):
             here = (epochs == 0) & (windows == k)
             key = keyed_hash(self.seed, "packed", 0, k)

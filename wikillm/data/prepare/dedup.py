@@ -113,9 +113,11 @@ def _made_from(plan: BuildPlan, dedup: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "data.dedup": dict(dedup)}
 
 
-def _first_pass(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: Path) -> FirstPass:
+def _first_pass(
+    plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], stores: Path
+) -> FirstPass:
     facts = {name: fact for name, fact in plan.facts.items() if name not in _DECIDES_NO_DUPLICATE}
-    folder = area.absolute() / f".dedup-{fingerprint_of({**facts, 'data.dedup': dedup})[:12]}"
+    folder = stores.absolute() / f".dedup-{fingerprint_of({**facts, 'data.dedup': dedup})[:12]}"
     return FirstPass(
         folder=folder,
         reader=plan.reader,
@@ -128,9 +130,9 @@ def _first_pass(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: 
     )
 
 
-def _refused(name: str, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> DataError:
+def _refused(name: str, list_facts: Mapping[str, Any], needed: Mapping[str, Any]) -> DataError:
     command = f"wikillm prepare ... --drop-list-only {name}"
-    lines = differences(made, wanted, "the list was made with", "this run has")
+    lines = differences(list_facts, needed, "the list was made with", "this run has")
     return DataError(
         "The drop-list was made from other sources or settings.",
         got="\n".join([f"data.drop_list={name}", *lines]),

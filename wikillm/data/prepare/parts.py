@@ -1,10 +1,10 @@
 """Build a part of a store's shards on one of several machines that share its folder.
 
-Shards are independent once the start of each is known (`sources.cuts`). The first machine takes a
-lock, sets up the folder and the tokenizer, and finds the cuts. Then all machines build the missing
-shards of their parts at the same time. No part finishes the store: `wikillm prepare` without
-`--shards` builds the shards still missing, checks the bad records of all shards and writes the
-manifest. So the store has the same bytes as a store that a single machine builds.
+Shards are independent once the start of each is known (`sources.shard_starts`). The first machine
+takes a lock, sets up the folder and the tokenizer, and finds the cuts. Then all machines build the
+missing shards of their parts at the same time. No part finishes the store: `wikillm prepare`
+without `--shards` builds the shards still missing, checks the bad records of all shards and writes
+the manifest. So the store has the same bytes as a store that a single machine builds.
 """
 
 from __future__ import annotations

@@ -91,14 +91,14 @@ def training_texts(plan: BuildPlan, max_bytes: int = MAX_TRAINING_BYTES) -> list
 
 
 def mixture_tokenizer(
-    setting: str, plans: Sequence[tuple[str, int, BuildPlan]], area: Path, *, is_main: bool = True
+    setting: str, plans: Sequence[tuple[str, int, BuildPlan]], stores: Path, *, is_main: bool = True
 ) -> str:
     """The value of data.tokenizer for every source of a mixture. (all ranks)
 
     Args:
         setting: data.tokenizer of the run, auto or train:N.
         plans: (name, samples in every 4096, plan) of each source, all planned with `setting`.
-        area: the folder that holds the stores.
+        stores: the folder that holds the stores.
 
     Raises DataError when a source has no text.
     """
@@ -112,8 +112,8 @@ def mixture_tokenizer(
     decides = [_WEIGHTING_VERSION, TRAINER_VERSION, MAX_TRAINING_BYTES, vocabulary]
     texts_of = [(count, _facts_of_text(plan)) for _, count, plan in plans]
     key = json.dumps([decides, texts_of], sort_keys=True)
-    folder = area / f"tokenizer-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    with exclusive(area / f".{folder.name}", "training the tokenizer of the mixture", is_main):
+    folder = stores / f"tokenizer-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    with exclusive(stores / f".{folder.name}", "training the tokenizer of the mixture", is_main):
         if not (folder / "tokenizer.json").is_file():
             shares = ", ".join(f"{name} {count / PERIOD:.1%}" for name, count, _ in plans)
             _train(weighted_texts(plans), vocabulary, folder, f": {shares}")

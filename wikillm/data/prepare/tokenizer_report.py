@@ -59,19 +59,19 @@ def _report(tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> d
     }
 
 
-def report_text(found: dict[str, Any]) -> str:
+def report_text(report: dict[str, Any]) -> str:
     """The figures as lines for the terminal."""
-    lines = [f"on {found['text_bytes']:,} bytes of the {found['sample']} split"]
-    for name, row in (("this tokenizer", found), ("Qwen2's", found["qwen2"])):
+    lines = [f"on {report['text_bytes']:,} bytes of the {report['sample']} split"]
+    for name, row in (("this tokenizer", report), ("Qwen2's", report["qwen2"])):
         if row:
             hanzi = f"{row['hanzi_one_token']:,} of {row['hanzi']:,} distinct hanzi are one token"
             shares = f"{row['hanzi_share']:.1%}; {row['hanzi_share_of_text']:.1%}"
             size = f"{row['vocabulary']:>8,} tokens  {row['bytes_per_token']:.3f} bytes/token"
             lines.append(f"{name:<15} {size}  {hanzi} ({shares} of those in the text)")
-    unused = f"{found['unused']:,} of {found['vocabulary']:,} tokens never occur"
-    unused += f" in {found['counted_tokens']:,} tokens of training"
-    if found["unused_examples"]:
-        unused += f", such as {'  '.join(map(repr, found['unused_examples']))}"
+    unused = f"{report['unused']:,} of {report['vocabulary']:,} tokens never occur"
+    unused += f" in {report['counted_tokens']:,} tokens of training"
+    if report["unused_examples"]:
+        unused += f", such as {'  '.join(map(repr, report['unused_examples']))}"
     return "\n".join([*lines, unused])
 
 

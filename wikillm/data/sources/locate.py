@@ -23,7 +23,7 @@ from wikillm.core.log import say
 from wikillm.core.printable import is_utf8
 from wikillm.data.sources.fixes import in_ascii, path_setting, quoted
 from wikillm.data.sources.foreign import cannot_be_read
-from wikillm.data.sources.walk import Found, files_of, is_broken, kind_of, matches_of
+from wikillm.data.sources.walk import Entries, files_of, is_broken, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
 _CORPUS_NAME = re.compile(
@@ -161,7 +161,7 @@ def _files_of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     return taken
 
 
-def _log_left_out(folder: Path, below: Found, taken: list[Path]) -> None:
+def _log_left_out(folder: Path, below: Entries, taken: list[Path]) -> None:
     """Log the entries of a folder that are not read, with the reason."""
     hidden = [p for p in below.hidden if p.is_dir() or is_named_like_a_corpus(p.name)]
     unnamed = sorted(set(below.files).difference(taken))

@@ -1,9 +1,9 @@
 """Find where each shard begins before any of them is built, so that many machines can build them.
 
-The borders equal those of `read.ShardReader`, which defines them. Of a plain JSON Lines file, only
-a few KiB around each multiple of the shard size are read, to find the line feeds (a 50 GB file
-takes milliseconds). Every other file is decompressed and cut into records once; the records are
-neither parsed nor tokenized.
+The borders equal those of `sources.read.ShardReader`, which defines them. Of a plain JSON Lines
+file, only a few KiB around each multiple of the shard size are read, to find the line feeds (a 50
+GB file takes milliseconds). Every other file is decompressed and cut into records once; the records
+are neither parsed nor tokenized.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The name counts only where the content does not decide: if it is neither JSON nor XML, a .txt file
 is plain text and a .csv or .tsv file is a table. Files that would fail later are refused here,
 before anything is built: unsupported formats and compressions, and text that is not UTF-8 (never
-decoded with silent replacement). Records without the text key are refused in `text_key`.
+decoded with silent replacement). Records without the text key are refused in `check_source`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _WILDCARDS = "*?["
 
 
 @dataclass(slots=True)
-class Found:
+class Entries:
     """The regular files below a folder, and the entries that are left out."""
 
     files: list[Path] = field(default_factory=list)
@@ -30,44 +30,44 @@ class Found:
     seen: set[str] = field(default_factory=set)  # real paths of the visited folders
 
 
-def files_of(folder: Path) -> Found:
+def files_of(folder: Path) -> Entries:
     """The entries below `folder`, files and hidden names sorted by their relative paths.
 
     Raises DataError for a folder that may not be read.
     """
-    found = Found()
-    _walk(folder, found)
-    for paths in (found.files, found.hidden):
+    below = Entries()
+    _walk(folder, below)
+    for paths in (below.files, below.hidden):
         paths.sort(key=lambda path: path.relative_to(folder))
-    return found
+    return below
 
 
-def _walk(folder: Path, found: Found) -> None:
-    """Add the entries below `folder` to `found`."""
+def _walk(folder: Path, below: Entries) -> None:
+    """Add the entries below `folder` to `below`."""
     real = os.path.realpath(folder)
-    if real in found.seen:
+    if real in below.seen:
         return
-    found.seen.add(real)
+    below.seen.add(real)
     entries = _entries_of(folder)
     if {"build.json", "shards", "tokenizer"} <= {path.name for path in entries}:
-        found.others.append((folder, "a token store"))
+        below.others.append((folder, "a token store"))
         return
     inner: list[Path] = []
     links: list[Path] = []
     for path in entries:
         if path.name.startswith("."):
-            found.hidden.append(path)
+            below.hidden.append(path)
             continue
         kind = kind_of(path)
         if kind == "folder":
             (links if path.is_symlink() else inner).append(path)
         elif kind == "file":
-            found.files.append(path)
+            below.files.append(path)
         else:
-            found.others.append((path, kind))
+            below.others.append((path, kind))
     # Links are followed last, so that a folder is listed under its own path, not a link's.
     for path in [*inner, *links]:
-        _walk(path, found)
+        _walk(path, below)
 
 
 def _entries_of(folder: Path) -> list[Path]:
@@ -122,7 +122,7 @@ def _match(base: Path, parts: tuple[str, ...], found: set[Path]) -> None:
     part, *others = parts
     rest = tuple(others)
     if part == "**":
-        below = Found()
+        below = Entries()
         _walk(base, below)
         paths = [*below.files, *(path for path, _ in below.others)]
         if not rest:

@@ -282,19 +282,19 @@ def fingerprint_of(facts: Mapping[str, Any]) -> str:
 
 
 def differences(
-    made: Mapping[str, Any], wanted: Mapping[str, Any], made_with: str, needs: str
+    then: Mapping[str, Any], now: Mapping[str, Any], made_with: str, needs: str
 ) -> list[str]:
     """One line for each fact that differs."""
-    names = sorted(name for name in {*made, *wanted} if made.get(name) != wanted.get(name))
+    names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     return [
-        f"{name}: {made_with} {_short(made.get(name))}, {needs} {_short(wanted.get(name))}"
+        f"{name}: {made_with} {_short(then.get(name))}, {needs} {_short(now.get(name))}"
         for name in names
     ]
 
 
-def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def refuse_other_facts(folder: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     """Raise DataError when a store was made from other facts; it names each fact that differs."""
-    lines = differences(stored, wanted, "the store has", "this run needs")
+    lines = differences(stored, needed, "the store has", "this run needs")
     if lines:
         raise DataError(
             "The token store was made from other sources or settings.",

@@ -132,12 +132,12 @@ class CheckedEncoder:
                 raise EncoderDiffers(f"{self.name} gives other ids than tokenizers.", got=got)
 
 
-def _difference(reference: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
-    pairs = enumerate(zip(wanted, found, strict=False))
-    first = next((i for i, (left, right) in pairs if left != right), len(found))
-    around = reference.decode(wanted[max(0, first - 3) : first + 5])
+def _difference(reference: TextTokenizer, expected: Sequence[int], ids: Sequence[int]) -> str:
+    pairs = enumerate(zip(expected, ids, strict=False))
+    first = next((i for i, (left, right) in pairs if left != right), len(ids))
+    around = reference.decode(expected[max(0, first - 3) : first + 5])
     part = slice(first, first + 5)
-    return f"token {first}, at {around!r}: {list(found[part])} instead of {list(wanted[part])}"
+    return f"token {first}, at {around!r}: {list(ids[part])} instead of {list(expected[part])}"
 
 
 def open_encoder(name: str, folder: Path) -> CheckedEncoder:
