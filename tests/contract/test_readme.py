@@ -11,7 +11,7 @@ from harness.pages import commands
 
 REPO = Path(__file__).resolve().parents[2]
 TREE_MARK = "<!-- tree -->"  # on the line before the fenced block
-MOST_LINES = 150
+MAX_LINES = 150
 TWINS = ("README.md", "README.zh-CN.md")
 
 
@@ -83,7 +83,7 @@ def test_the_twins_have_the_same_code(repo: Path) -> None:
 
 def test_readme_is_readable_in_one_sitting(repo: Path) -> None:
     for name in TWINS:
-        assert (repo / name).read_text(encoding="utf-8").count("\n") <= MOST_LINES, name
+        assert (repo / name).read_text(encoding="utf-8").count("\n") <= MAX_LINES, name
 
 
 PAGES = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-MOST_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION = 15
+MAX_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION = 15
 QUESTION = re.compile(r"^\| (\S.*\?) \| `([^`]+)`", re.MULTILINE)
 
 
@@ -43,6 +43,21 @@ def test_no_two_public_classes_share_a_name(repo: Path) -> None:
     assert not shared
 
 
+def test_bounds_are_called_max_and_min(repo: Path) -> None:
+    other = re.compile(
+        r"_?(MOST|LEAST|FEWEST|LARGEST|LONGEST|SHORTEST|SMALLEST)_?|.*_AT_(MOST|LEAST)"
+    )
+    found = {
+        f"{name}::{target.id}"
+        for name, tree in modules(repo)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and other.match(target.id)
+    }
+    assert found <= {"wikillm/cli/run_config.py::MOST_USED"}
+
+
 def takes_whole_configuration(node: ast.FunctionDef) -> bool:
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     types = [ast.unparse(arg.annotation) for arg in arguments if arg.annotation is not None]
@@ -57,7 +72,7 @@ def test_few_functions_take_the_whole_configuration(repo: Path) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and takes_whole_configuration(node)
     ]
-    assert len(taking) <= MOST_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION, taking
+    assert len(taking) <= MAX_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION, taking
 
 
 def questions() -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ ITEM = 4
 """Bytes per element: every tensor is float32."""
 
 _SHARD = re.compile(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.safetensors")
-_LONGEST_HEADER = 100 << 20  # safetensors refuses a longer header
+_MAX_HEADER = 100 << 20  # safetensors refuses a longer header
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -176,7 +176,7 @@ def _read_header(path: Path) -> bytes:
     with open(path, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 0 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
+        if not 0 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
             raise CheckpointError(f"{path} is not a safetensors file.", got="its header is cut off")
         return prefix + file.read(length)
 

@@ -20,7 +20,7 @@ from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.files import read_object
 from wikillm.core.units import format_count
 from wikillm.observe.sinks import read_records
-from wikillm.plan.ladder import FEWEST, Prediction, Rung, predict
+from wikillm.plan.ladder import MIN_RUNGS, Prediction, Rung, predict
 from wikillm.plan.params import count_parameters, flops_per_token
 from wikillm.plan.workload import describe_workload
 
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     depths = sorted(set(args.depths))
-    if len(depths) < FEWEST:
+    if len(depths) < MIN_RUNGS:
         raise ConfigError(
             "A prediction needs three sizes or more.",
             got=f"--depths {' '.join(map(str, depths))}",

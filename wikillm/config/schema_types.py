@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from wikillm.core.printable import is_utf8
 from wikillm.core.units import parse_count, parse_size
 
-LARGEST = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 """The largest whole number that numpy and torch can hold."""
 YES = ("true", "1", "yes", "on")
 NO = ("false", "0", "no", "off")
@@ -35,8 +35,8 @@ class Section(BaseModel):
     @classmethod
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse numbers beyond 64 bits, text that is not UTF-8, and paths that no file has."""
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise ValueError(f"is larger than {LARGEST}")
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise ValueError(f"is larger than {MAX_INTEGER}")
         values = value if isinstance(value, tuple) else (value,)
         texts = [text for text in values if isinstance(text, str)]
         if not all(map(is_utf8, texts)):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 STAGING_SUFFIX = ".staging"
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Bytes: the default limit of a file that is read as a whole."""
 _NETWORK = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs", "9p")
 """Prefixes of the names of network file systems in /proc/mounts."""
@@ -72,10 +72,10 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def read_regular(path: Path, *, most: int | None = MOST_BYTES) -> bytes:
-    """The content of a regular file of at most `most` bytes (None: any size). Raises OSError."""
+def read_regular(path: Path, *, max_bytes: int | None = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most `max_bytes` (None: any size). Raises OSError."""
     with open_regular(path) as file:
-        if most is not None and os.fstat(file.fileno()).st_size > most:
+        if max_bytes is not None and os.fstat(file.fileno()).st_size > max_bytes:
             raise OSError(errno.EFBIG, "too large for a record", str(path))
         return file.read()
 

@@ -21,7 +21,7 @@ from wikillm.data.types import SourceFile
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.needs import Needs
 
-LEAST_INODES = 10_000
+MIN_INODES = 10_000
 _EDGE = 1 << 20
 _LARGER = "run.dir=FOLDER on a larger disk"
 _FEWER = f"train.save_total_limit=1, or {_LARGER}"
@@ -44,7 +44,7 @@ def run_folder(needs: Needs) -> Finding:
     if not os.access(folder, os.W_OK | os.X_OK):
         return fail(f"{folder} cannot be written", why, "run.dir=FOLDER")
     stat = os.statvfs(folder)
-    if stat.f_files and stat.f_favail < LEAST_INODES:
+    if stat.f_files and stat.f_favail < MIN_INODES:
         found = f"{stat.f_favail} inodes free on {folder}"
         why = "no new file can be created, even with free space"
         return warn(found, why, "remove files there (see df -i)")

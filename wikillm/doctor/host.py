@@ -19,7 +19,7 @@ from wikillm.doctor.network import infiniband_states
 
 SHARED_MEMORY = Path("/dev/shm")
 CPU_GROUPS = Path("/sys/fs/cgroup")
-LEAST_OPEN_FILES = 256
+MIN_OPEN_FILES = 256
 WANTED_OPEN_FILES = 4096
 SHM_PER_CPU_RANK = 16 * 2**20
 """Batches that the loader's workers hand over, rounded up."""
@@ -77,7 +77,7 @@ def open_files(needs: Needs) -> Finding:
     """A process may open enough files and sockets."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     found = _limit_text(limit)
-    if 0 <= limit < LEAST_OPEN_FILES:
+    if 0 <= limit < MIN_OPEN_FILES:
         return fail(found, "shards, workers and sockets need more", "ulimit -n 65536")
     if 0 <= limit < WANTED_OPEN_FILES:
         return warn(found, "NCCL opens a socket for each channel and peer", "ulimit -n 65536")

@@ -32,7 +32,7 @@ SECONDS = 58.0
 EXAMINE = 45.0
 MEET = 14.0
 REDUCE = 22.0
-LEAST_FOR_REDUCE = 12.0
+MIN_FOR_REDUCE = 12.0
 """Seconds for each request. The first one includes the login and the start of Python."""
 CLUSTER_CHECKS = tuple(check for check in checks_in(nodes) if check is not nodes.REACH)
 
@@ -111,7 +111,7 @@ def _reduce(session: Session, cluster: nodes.Cluster, answers: dict[str, Any]) -
     addresses = cluster.addresses()
     if any(cluster.connections.values()) or len(names) < 2 or not set(names) <= set(addresses):
         return "not measured: the nodes do not all reach each other"
-    if session.remaining < LEAST_FOR_REDUCE:
+    if session.remaining < MIN_FOR_REDUCE:
         return "not measured: the time was used up"
     first = names[0]
     port = answers[first]["free_port"]

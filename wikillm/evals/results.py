@@ -21,7 +21,7 @@ from wikillm.checkpoints.layout import MANIFEST, step_of
 from wikillm.core.files import read_regular, sha256_file, write_json
 
 FOLDER = "evals"
-MOST_SOURCES = 20
+MAX_SOURCES = 20
 """Number of files of an evaluation that are shown with their own row; the record has all files."""
 _FORMAT_VERSION = 1
 TEXT_HEAD = ("step", "text", "bits/byte", "perplexity", "tokens", "bytes", "documents")
@@ -88,8 +88,8 @@ def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         if not isinstance(text, dict):
             continue
         sources = list(text.get("by_source", {}).items())
-        parts = {"all": text, **dict(sources[:MOST_SOURCES])}
-        if more := sources[MOST_SOURCES:]:
+        parts = {"all": text, **dict(sources[:MAX_SOURCES])}
+        if more := sources[MAX_SOURCES:]:
             parts[f"{len(more):,} more files"] = _together([part for _, part in more])
         parts |= text.get("by_script", {})
         for name, part in parts.items():

@@ -21,7 +21,7 @@ from wikillm.data.text.script import script_of
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 from wikillm.evals.likelihood import TokenSequence, negative_log_likelihoods, windows
 
-MOST_CONTEXT = 4096
+MAX_CONTEXT = 4096
 """Default number of tokens that a model reads at once, if it has more positions."""
 _TOKENS_HELD = 1 << 17
 
@@ -89,8 +89,8 @@ def start_id(tokenizer: Tokenizer, eos_id: int) -> int:
 
 def context_limit(config: Any, wanted: int | None = None) -> int:
     """Number of tokens that a model reads at once: `wanted`, but at most its positions."""
-    positions = getattr(config, "max_position_embeddings", None) or MOST_CONTEXT
-    return min(int(positions), wanted or MOST_CONTEXT)
+    positions = getattr(config, "max_position_embeddings", None) or MAX_CONTEXT
+    return min(int(positions), wanted or MAX_CONTEXT)
 
 
 def text_losses(

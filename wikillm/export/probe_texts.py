@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 _FROM_VOCABULARY = 200
-_LONGEST = 400  # characters of one text
+_MAX_CHARACTERS = 400  # characters of one text
 
 _HANZI = (
     "北京是中国的首都，位于华北平原。", "第1号文章讲述一条河流的故事",
@@ -67,7 +67,12 @@ def probe_texts(tokenizer: TextTokenizer, held_out: Iterable[str] = ()) -> list[
     special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
     forms = ("{}", " {}", "{} ", "a{}中")
     around = [form.replace("{}", token) for token in special[:50] for form in forms]
-    texts = [*FIXED, *around, *_of_vocabulary(tokenizer), *(text[:_LONGEST] for text in held_out)]
+    texts = [
+        *FIXED,
+        *around,
+        *_of_vocabulary(tokenizer),
+        *(text[:_MAX_CHARACTERS] for text in held_out),
+    ]
     return list(dict.fromkeys(texts))
 
 
@@ -76,7 +81,7 @@ def _of_vocabulary(tokenizer: TextTokenizer) -> list[str]:
     generator = random.Random(0)
     rows = range(tokenizer.length)
     drawn = [generator.choices(rows, k=generator.randint(1, 24)) for _ in range(_FROM_VOCABULARY)]
-    return [tokenizer.decode(ids)[:_LONGEST] for ids in drawn]
+    return [tokenizer.decode(ids)[:_MAX_CHARACTERS] for ids in drawn]
 
 
 def probe_ids(tokenizer: TextTokenizer, positions: int) -> Sequence[int]:

@@ -37,7 +37,7 @@ _PAGE_HEADERS = {
 }
 _READ = ("prompt", "messages", "input", "content", "text")
 """Keys whose text the model reads."""
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 """Largest body of a request."""
 _CHAT = ("/v1/chat/completions", "/v1/responses")
 _OPEN = {("GET", "/health"), ("POST", "/v1/completions"), *(("POST", path) for path in _CHAT)}
@@ -125,8 +125,13 @@ def start_server(folder: Path, name: str, *, host: str, port: int, device: str) 
             _sample_by_request(loaded.model, loaded.processor)
             if has_template:
                 _keep_prompt_out_of_answers(loaded.model, loaded.processor)
-        most = loaded.model.config.max_position_embeddings
-        _extend(app, name, has_template, partial(_problem, tokenizer=loaded.processor, most=most))
+        max_tokens = loaded.model.config.max_position_embeddings
+        _extend(
+            app,
+            name,
+            has_template,
+            partial(_problem, tokenizer=loaded.processor, max_tokens=max_tokens),
+        )
         _refuse_other_origins(app, is_local=is_loopback(host))
         return app
 
@@ -219,8 +224,8 @@ def _refuse_other_origins(app: Any, *, is_local: bool) -> None:
         if is_foreign or (is_local and not is_loopback(request.url.hostname or "")):
             return _refuse(403, f"This server takes no requests of {origin or own}.")
         length = request.headers.get("content-length", "")
-        if request.method == "POST" and not (length.isdecimal() and int(length) <= MOST_BYTES):
-            return _refuse(413, f"A request must state its length, at most {MOST_BYTES:,} bytes.")
+        if request.method == "POST" and not (length.isdecimal() and int(length) <= MAX_BYTES):
+            return _refuse(413, f"A request must state its length, at most {MAX_BYTES:,} bytes.")
         return await call_next(request)
 
 
@@ -272,11 +277,11 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts([value[key] for key in _READ if key in value])
 
 
-def _problem(path: str, body: bytes, tokenizer: Any, most: int) -> str | None:
+def _problem(path: str, body: bytes, tokenizer: Any, max_tokens: int) -> str | None:
     """The error in a request that transformers would answer with status 500, or None.
 
     Args:
-        most: number of tokens that the model reads.
+        max_tokens: number of tokens that the model reads.
     """
     try:
         request = json.loads(body)
@@ -293,6 +298,6 @@ def _problem(path: str, body: bytes, tokenizer: Any, most: int) -> str | None:
         if not rows or not all(isinstance(row, dict) and "role" in row for row in rows):
             return "`messages` is not a list of messages with role and content."
     tokens = len(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    if tokens > most:
-        return f"The text has {tokens:,} tokens, and the model reads at most {most:,}."
+    if tokens > max_tokens:
+        return f"The text has {tokens:,} tokens, and the model reads at most {max_tokens:,}."
     return None

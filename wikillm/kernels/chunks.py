@@ -23,8 +23,8 @@ def mlp_chunk_rows(rows: int, intermediate: int, device_type: str) -> int:
     return _equal_chunks(rows, intermediate, *MLP_CHUNKS.get(device_type, MLP_CHUNKS["cuda"]))
 
 
-def _equal_chunks(rows: int, columns: int, elements: int, least: int, most: int) -> int:
+def _equal_chunks(rows: int, columns: int, elements: int, min_rows: int, max_rows: int) -> int:
     """As many rows as `elements` allow, so that all chunks have about the same size."""
-    limit = min(most, max(least, elements // columns))
+    limit = min(max_rows, max(min_rows, elements // columns))
     even = -(-rows // -(-rows // limit))
     return min(limit, -(-even // 64) * 64)  # a multiple of 64 keeps every product aligned

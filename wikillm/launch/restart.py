@@ -40,7 +40,7 @@ from wikillm.supervise.stop import is_running
 DEFAULT = 3
 """Default of --max-restarts for the targets that restart a run."""
 FIRST_PAUSE = 5.0
-LONGEST_PAUSE = 600.0
+MAX_PAUSE = 600.0
 PROBE_SECONDS = 20.0
 RANKS_SECONDS = 120.0  # for ranks that outlive their launcher to save and exit
 FINAL = frozenset(map(int, ExitCode)) - {ExitCode.BUG, ExitCode.MACHINE}
@@ -73,7 +73,7 @@ class RestartPolicy:
 
     @property
     def pause(self) -> float:
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self.tried - 1))
+        return min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** (self.tried - 1))
 
 
 @dataclass

@@ -39,7 +39,7 @@ CONTRACT = (
 )
 FINISHED = ("COMPLETED", "CRASHED", "STOPPED")
 CONNECT_SECONDS = 5.0
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 _PAUSES = (0.5, 2.0)
 _ELSEWHERE = (
     "run elsewhere: wikillm launch ssh ..., wikillm launch slurm ...\n"
@@ -251,8 +251,8 @@ class SwanLabApi:
                 if time.monotonic() > deadline:
                     late = f"the answer was not complete after {self.timeout:g} s"
                     raise requests.exceptions.ReadTimeout(late)
-                if len(content) > MOST_BYTES:
-                    raise _other_shape(path, f"more than {MOST_BYTES} bytes")
+                if len(content) > MAX_BYTES:
+                    raise _other_shape(path, f"more than {MAX_BYTES} bytes")
             return response.status_code, bytes(content)
 
     def _refused(self, status: int, path: str, content: bytes) -> WikiLLMError:

@@ -19,7 +19,7 @@ from wikillm.launch.swanlab_manifest import SwanLabManifest
 from wikillm.launch.swanlab_objects import ObjectStore
 from wikillm.launch.swanlab_pack import Packing, write_zip
 
-MOST_LOST = 5
+MAX_LOST = 5
 """Number of polls in a row without an answer, each tried 3 times, after which `follow` raises."""
 
 
@@ -63,7 +63,7 @@ def follow(
             task = api.task(identifier)
         except MachineError:
             unanswered += 1
-            if unanswered >= MOST_LOST or not last:
+            if unanswered >= MAX_LOST or not last:
                 raise
         else:
             unanswered = 0

@@ -23,7 +23,7 @@ from wikillm.launch.swanlab_api import CONTRACT, Credentials
 
 ONE_PUT = 2**20
 PART = 8 * 2**20
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 _REFRESH_BEFORE = 120.0
 _SETTLES_WITHIN = 3.0
 
@@ -92,7 +92,7 @@ class ObjectStore:
             staged.unlink(missing_ok=True)
 
     def _put_parts(self, key: str, path: Path, size: int, on_bytes: Callable[[int], None]) -> str:
-        part_size = max(PART, -(-size // MOST_PARTS))
+        part_size = max(PART, -(-size // MAX_PARTS))
         _, upload = self._run(key, "create_multipart_upload", lambda answer: answer["UploadId"])
         parts: list[dict[str, Any]] = []
         try:

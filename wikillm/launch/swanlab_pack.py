@@ -27,7 +27,7 @@ from wikillm.observe.redact import environment_secrets, holds_token
 from wikillm.remote.private_files import is_private
 
 BIG_FILE = 10 * 2**20
-MOST_SCANNED = 2 * 2**20
+MAX_SCANNED = 2 * 2**20
 _SECRET_FILES = ("*.key", "*credential*", "*secret*", "*.env")
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _EXPECTED_DOTS = frozenset(
@@ -164,7 +164,7 @@ def _secret_warnings(folder: Path, files: Sequence[PackedFile]) -> Iterator[str]
         if is_named_so and not base.endswith(".py"):
             yield f"{file.name} looks like a secret by its name"
             continue
-        if file.size > MOST_SCANNED:
+        if file.size > MAX_SCANNED:
             continue
         content = (folder / file.name).read_bytes()
         if any(secret in content for secret in secrets):

@@ -175,7 +175,7 @@ def read_ledger(path: Path) -> list[Entry]:
     Raises CheckpointError when the file is missing, or a line is damaged.
     """
     try:
-        content = read_regular(path, most=None)  # it grows with the steps
+        content = read_regular(path, max_bytes=None)  # it grows with the steps
     except OSError as error:
         if not is_of_the_file(error):
             raise

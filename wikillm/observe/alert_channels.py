@@ -32,8 +32,8 @@ from wikillm.observe.redact import HIDDEN, environment_secrets, redact_text
 SEND_SECONDS = 8.0
 """Limit for all channels together; a launcher may wait this long before it exits."""
 CLAIM_SECONDS = 3.0  # to create the claim file
-_LONGEST_REASON = 1200  # Discord takes 2,000 characters
-_SHORTEST_PART = 6  # shorter parts of an address are words such as `api`
+_MAX_REASON = 1200  # Discord takes 2,000 characters
+_MIN_PART = 6  # shorter parts of an address are words such as `api`
 _HEADLINES = {
     "ended": "has ended",
     "failed": "failed",
@@ -60,7 +60,7 @@ def text_of(message: Mapping[str, Any]) -> str:
     where = [message["host"], message["run_dir"]]
     where += [f"step {step:,}"] if step is not None else []
     where += [f"exit code {code}"] if code is not None else []
-    reason = str(message["reason"])[:_LONGEST_REASON]
+    reason = str(message["reason"])[:_MAX_REASON]
     lines = [headline(message), reason, message["note"], ", ".join(where)]
     return "\n".join(line for line in lines if line)
 
@@ -206,7 +206,7 @@ def _secrets_of(channel: str, alerts: AlertsSection, environ: Mapping[str, str])
         pieces = [value, *parts.path.split("/"), *(piece for _, piece in parse_qsl(parts.query))]
         pieces += [parts.query, parts.username or "", parts.password or ""]
         found |= {*pieces, *map(unquote, pieces), base64.b64encode(value.encode()).decode()}
-    return sorted((part for part in found if len(part) >= _SHORTEST_PART), key=len, reverse=True)
+    return sorted((part for part in found if len(part) >= _MIN_PART), key=len, reverse=True)
 
 
 def _is_ours(claim: str | None, *, is_first: bool) -> bool:

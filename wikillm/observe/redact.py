@@ -74,7 +74,7 @@ _KNOWN_SHAPES = re.compile(
 """Model hubs and services (Hugging Face, ModelScope, OpenAI, Anthropic, Groq, xAI, NVIDIA, Zhipu),
 code hosts and registries, clouds (AWS, Google, Aliyun, Tencent, Volcengine, Baidu, DigitalOcean,
 Databricks), trackers, chat bots, mail, payment, secret stores; JWT; private keys in PEM."""
-_SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
+_MIN_SECRET = 6  # a shorter value would hide ordinary words
 
 
 def names_a_secret(key: str) -> bool:
@@ -94,7 +94,7 @@ def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, .
     found = {
         value
         for name, value in environ.items()
-        if names_a_secret(name) and len(value) >= _SHORTEST_SECRET
+        if names_a_secret(name) and len(value) >= _MIN_SECRET
     }
     return tuple(sorted(found, key=len, reverse=True))
 

@@ -140,7 +140,7 @@ def finite(values: Mapping[str, float | None]) -> dict[str, Any]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a file, in order. Lines that a crash left torn or zeroed are skipped."""
-    return list(_records(read_regular(path, most=None))) if path.is_file() else []
+    return list(_records(read_regular(path, max_bytes=None))) if path.is_file() else []
 
 
 def _records(data: bytes) -> Iterator[dict[str, Any]]:

@@ -64,15 +64,18 @@ def sequence_groups(train: TrainSection, origins: Mapping[str, Origin], world_si
 
 
 def split_batch(
-    train: TrainSection, origins: Mapping[str, Origin], world_size: int, most: int | None = None
+    train: TrainSection,
+    origins: Mapping[str, Origin],
+    world_size: int,
+    max_micro: int | None = None,
 ) -> BatchSplit:
     """Derive micro-batch and accumulation.
 
     Without `global_batch_tokens` and `gradient_accumulation_steps` there is no accumulation.
 
     Args:
-        most: largest micro-batch that fits a rank's memory; None for no limit. It applies only to
-            `train.per_device_train_batch_size=auto` with `global_batch_tokens`: a batch that
+        max_micro: largest micro-batch that fits a rank's memory; None for no limit. It applies only
+            to `train.per_device_train_batch_size=auto` with `global_batch_tokens`: a batch that
             follows from the micro-batch must not depend on the machine.
 
     Raises ConfigError, which names the nearest legal values, if the batch does not divide.
@@ -89,7 +92,7 @@ def split_batch(
     if train.global_batch_tokens % step:
         raise _indivisible(train, origins, groups, step)
     sequences = train.global_batch_tokens // length
-    micro = given or _largest_divisor(train, sequences // groups, most)
+    micro = given or _largest_divisor(train, sequences // groups, max_micro)
     accumulation = sequences // (micro * groups)
     return BatchSplit(micro, accumulation, sequences, train.global_batch_tokens)
 
@@ -106,9 +109,11 @@ def _most_by_tokens(train: TrainSection) -> int:
     return max(1, tokens // train.sequence_length)
 
 
-def _largest_divisor(train: TrainSection, per_rank: int, most: int | None) -> int:
+def _largest_divisor(train: TrainSection, per_rank: int, max_micro: int | None) -> int:
     """The micro-batch under auto: the largest divisor of a rank's sequences in both limits."""
-    limit = min(_most_by_tokens(train), per_rank, per_rank if most is None else max(1, most))
+    limit = min(
+        _most_by_tokens(train), per_rank, per_rank if max_micro is None else max(1, max_micro)
+    )
     return max(size for size in range(1, limit + 1) if per_rank % size == 0)
 
 

@@ -27,11 +27,11 @@ from wikillm.plan.strategy import Strategy, read_recipe, strategy_of, with_recip
 from wikillm.plan.time import StepTime, step_time
 from wikillm.plan.workload import Workload, describe_workload
 
-MOST_MICRO_TOKENS = 65_536
+MAX_MICRO_TOKENS = 65_536
 """Largest micro-step in tokens per rank; more tokens no longer make matrix products faster."""
 SAME_TIME = 1.02
 """Ratio of step times up to which two candidates count as equally fast."""
-MOST_RANKS = 4096
+MAX_RANKS = 4096
 """Largest machine that a proposal names."""
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full_but_attention", "full")
 """Kinds of checkpointing, the one with the least recomputation first."""
@@ -242,7 +242,7 @@ def _best_micro(
     if pinned is not None:
         sizes = [pinned]
     else:
-        by_tokens = MOST_MICRO_TOKENS * strategy.sequence_parallel // workload.sequence_length
+        by_tokens = MAX_MICRO_TOKENS * strategy.sequence_parallel // workload.sequence_length
         largest = min(max(1, by_tokens), per_rank)
         sizes = [size for size in range(largest, 0, -1) if per_rank % size == 0]
     for size in sizes:
@@ -300,7 +300,7 @@ def _proposals(
             yield " ".join(words)
             return
     larger = machine
-    while larger.ranks < MOST_RANKS:
+    while larger.ranks < MAX_RANKS:
         if larger.gpus_per_node >= 8 or machine.nodes > 1:
             larger = replace(larger, nodes=larger.nodes * 2)
         else:

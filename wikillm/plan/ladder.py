@@ -21,7 +21,7 @@ import numpy.typing as npt
 from wikillm.core.errors import ConfigError
 
 Array = npt.NDArray[np.float64]
-FEWEST = 3
+MIN_RUNGS = 3
 GRID = 500
 """Number of values of E that are tried, between 0 and the lowest loss."""
 CHI_SQUARE_95 = 3.841
@@ -61,7 +61,7 @@ def predict(rungs: Sequence[Rung], flops: float, noise: float) -> Prediction:
 
     Raises ConfigError for too few runs, or losses that do not fall with the size.
     """
-    if len({rung.flops for rung in rungs}) < FEWEST:
+    if len({rung.flops for rung in rungs}) < MIN_RUNGS:
         raise ConfigError(
             "A prediction needs three sizes or more.",
             got=f"{len(rungs)} finished: depths {', '.join(str(rung.depth) for rung in rungs)}",

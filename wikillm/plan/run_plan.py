@@ -23,7 +23,7 @@ from wikillm.plan.strategy import strategy_of
 from wikillm.plan.vocab import resolve_vocab_size
 from wikillm.plan.workload import Workload
 
-MOST_PASSES = 4
+MAX_PASSES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +145,11 @@ def _repeats_note(epochs: float | None, origins: Mapping[str, Origin]) -> str | 
     Up to four passes are about as good as new text (Muennighoff et al., arXiv:2305.16264).
     """
     keys = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
-    if epochs is None or epochs <= MOST_PASSES or any(origins[key].is_user for key in keys):
+    if epochs is None or epochs <= MAX_PASSES or any(origins[key].is_user for key in keys):
         return None
     return (
-        f"the text is repeated {epochs:.0f} times, and after {MOST_PASSES} passes repeating helps "
-        f"little: more text, a smaller model, or train.num_train_epochs={MOST_PASSES}"
+        f"the text is repeated {epochs:.0f} times, and after {MAX_PASSES} passes repeating helps "
+        f"little: more text, a smaller model, or train.num_train_epochs={MAX_PASSES}"
     )
 
 

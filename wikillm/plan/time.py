@@ -39,7 +39,7 @@ TREE_NETWORK_STEP = 14.0e-6
 """Seconds per step of a ring or a tree: hwLatencies of protocol Simple in NVIDIA/nccl,
 src/graph/tuning.cc, in versions with Blackwell; older versions have 28 us for trees over a network.
 """
-PCIE_AT_MOST = 50e9
+MAX_PCIE_RATE = 50e9
 """Bytes/s inside a node up to which a link counts as PCIe, and above as NVLink."""
 SELECTIVE_COST = 1.05
 """Factor for recomputing norms, rotations and SiLU. Assumed for GPUs; 1.03 to 1.07 on a CPU."""
@@ -109,7 +109,7 @@ def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float,
     """
     if gpu.device == "cpu" or strategy.ranks == 1:
         return 0.0, 0.0
-    step = NVLINK_STEP if gpu.inside_node > PCIE_AT_MOST else PCIE_STEP
+    step = NVLINK_STEP if gpu.inside_node > MAX_PCIE_RATE else PCIE_STEP
     ring = (strategy.ranks - strategy.nodes) * step + (strategy.nodes - 1) * NETWORK_STEP
     hops = math.ceil(math.log2(strategy.nodes))
     tree = 2 * ((strategy.ranks_per_node - 1) * TREE_STEP + hops * TREE_NETWORK_STEP)

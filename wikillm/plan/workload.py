@@ -102,7 +102,7 @@ def describe_workload(
         batch = split_batch(train, origins, ranks)
     else:
         free = train.model_copy(update={"per_device_train_batch_size": "auto"})
-        batch = split_batch(free, origins, ranks, most=1)
+        batch = split_batch(free, origins, ranks, max_micro=1)
     tokens_note = None
     if train_tokens is None:
         parameters = count_parameters(model, vocab_size).total

@@ -17,7 +17,7 @@ from wikillm.core.errors import ConfigError, Problems
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 _SLOTS = re.compile(r"slots=([0-9]{1,9})")
-MOST_SLOTS = 64
+MAX_SLOTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             continue
         name = bare_host(words[0])
         slots = _SLOTS.fullmatch(" ".join(words[1:]))
-        if not is_host(name) or slots is None or not 1 <= int(slots[1]) <= MOST_SLOTS:
-            what = f"A line of a hostfile must be a host and its slots, 1 to {MOST_SLOTS}."
+        if not is_host(name) or slots is None or not 1 <= int(slots[1]) <= MAX_SLOTS:
+            what = f"A line of a hostfile must be a host and its slots, 1 to {MAX_SLOTS}."
             problems.add(what, got=f"{path}:{number}  {raw.strip()!r}", fix="node1 slots=8")
             continue
         if name in lines:

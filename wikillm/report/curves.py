@@ -13,7 +13,7 @@ from wikillm.observe import names
 from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number
 
 Point = tuple[float, float | None]
-MOST_POINTS = 800
+MAX_POINTS = 800
 """Most points of a drawn curve; each group of points keeps its lowest and its highest."""
 DOCUMENTS = 4
 """Most documents listed for a spike."""
@@ -68,13 +68,13 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     return out
 
 
-def thin(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points. Of each group of points the lowest and the highest are kept, or a gap
-    if the group has no value."""
-    if len(points) <= most:
+def thin(points: Sequence[Point], max_points: int) -> list[Point]:
+    """At most `max_points` points. Of each group of points the lowest and the highest are kept, or
+    a gap if the group has no value."""
+    if len(points) <= max_points:
         return list(points)
     out: list[Point] = []
-    groups = most // 2
+    groups = max_points // 2
     for group in range(groups):
         part = points[len(points) * group // groups : len(points) * (group + 1) // groups]
         known = [(value, i) for i, (_, value) in enumerate(part) if value is not None]

@@ -9,7 +9,7 @@ from wikillm.observe import names
 from wikillm.observe.redact import without_queries
 from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number
 
-MOST_SOURCES = 200
+MAX_SOURCES = 200
 
 
 def data_section(run: RunFiles) -> dict[str, Any]:
@@ -29,9 +29,9 @@ def data_section(run: RunFiles) -> dict[str, Any]:
                 str(source.get("compression", "")),
                 str(source.get("sha256", ""))[:12],
             )
-            for source in sources[:MOST_SOURCES]
+            for source in sources[:MAX_SOURCES]
         ],
-        "more_sources": max(0, len(sources) - MOST_SOURCES),
+        "more_sources": max(0, len(sources) - MAX_SOURCES),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from wikillm.core.errors import CheckpointError
 from wikillm.ledger.record import NAME, History, read_ledger
 
-MOST_WINDOWS = 60
+MAX_WINDOWS = 60
 
 
 def read_history(run: Path) -> History | str | None:
@@ -50,6 +50,6 @@ def ledger_section(run: Path) -> dict[str, Any]:
     rows.append(("proof", f"wikillm audit {run}"))
     skipped = [
         (f"{window.first:,}", f"{window.stop - 1:,}", window.reason)
-        for window in history.skipped[:MOST_WINDOWS]
+        for window in history.skipped[:MAX_WINDOWS]
     ]
     return {"ledger": rows, "skipped": skipped}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from wikillm.core.units import format_count
-from wikillm.report.curves import MOST_POINTS, Point, thin
+from wikillm.report.curves import MAX_POINTS, Point, thin
 
 COLOURS = 8
 _MARGIN = 56  # pixels left of the axis, for the longest tick
@@ -42,7 +42,7 @@ COLOUR_RULES = "".join(
     for i in range(COLOURS)
 )
 _WIDTH = 98.0  # per cent of the width right of the margin
-_LONGEST_TICK = 6  # characters
+_MAX_TICK = 6  # characters
 _TOP = 10  # pixels
 _HEIGHT = 180
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -151,8 +151,8 @@ def _content(plot: Plot) -> str:
         place = f'x="{_WIDTH - 1}%" y="{y - 5:.1f}" text-anchor="end"'
         parts.append(f"<text {place}>{escape(label)}</text>")
     # Only the lines are in the stretched inner SVG, so that dots stay round.
-    most = min(MOST_POINTS, max(50, 4 * MOST_POINTS // len(curves)))
-    lines = [_line(frame, curve, most) for curve in curves]
+    max_points = min(MAX_POINTS, max(50, 4 * MAX_POINTS // len(curves)))
+    lines = [_line(frame, curve, max_points) for curve in curves]
     area = f'x="0" y="{_TOP}" width="{_WIDTH}%" height="{_HEIGHT}"'
     parts.append(f'<svg {area} viewBox="0 0 1000 1000" preserveAspectRatio="none">')
     parts += [*lines, "</svg>"]
@@ -199,10 +199,10 @@ def _axes(frame: _Frame, xs: list[float], ys: list[float], unit: str) -> Iterabl
     yield f'<text x="{_WIDTH}%" y="{bottom + 36}" text-anchor="end">{escape(named)}</text>'
 
 
-def _line(frame: _Frame, curve: Curve, most: int) -> str:
+def _line(frame: _Frame, curve: Curve, max_points: int) -> str:
     """A polyline for each part of the curve between gaps."""
     parts: list[list[str]] = [[]]
-    for x, value in thin(curve.points, most):
+    for x, value in thin(curve.points, max_points):
         if value is None:
             parts.append([])
         else:
@@ -247,7 +247,7 @@ def _tick(value: float, every: Sequence[float]) -> str:
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     digits += round(step * 10**digits, 6) % 1 != 0
     short = [f"{each:.1e}" for each in every]
-    if len(f"{largest:.{digits}f}") > _LONGEST_TICK and len(set(short)) == len(short):
+    if len(f"{largest:.{digits}f}") > _MAX_TICK and len(set(short)) == len(short):
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa}e{int(exponent)}" if value else "0"
     return f"{value:.{digits}f}"

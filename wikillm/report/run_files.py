@@ -28,7 +28,7 @@ _SETTING = re.compile(r'( *)(\w+):(?: ((?:"(?:[^"\\]|\\.)*"|[^"#])*?)(?:  # (.*)
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([A-Z]+) [\w.]+: (.*)")
 _LOG_TAIL = 1 << 20  # bytes of a rank's log that are searched
 _LOG_FILES = 64
-LARGEST_NUMBER = 1e100
+MAX_NUMBER = 1e100
 """Larger numbers are treated as damage and left out, so that sums stay finite."""
 _MESSAGE_CHARACTERS = 600
 
@@ -145,7 +145,7 @@ def number(record: dict[str, Any], name: str) -> float | None:
     """A number in a record; None if it is absent, not a number, not finite or too large."""
     value = record.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if value is not None and is_number and abs(value) < LARGEST_NUMBER else None
+    return float(value) if value is not None and is_number and abs(value) < MAX_NUMBER else None
 
 
 def as_dict(value: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from wikillm.report.ledger_section import ledger_section
 from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number, plain
 from wikillm.report.starts import Effort, RunStart, as_time, effort_of, starts_of
 
-MOST_ROWS = 60
+MAX_ROWS = 60
 _SAMPLE_CHARACTERS = 120_000  # limit for all samples together
 _ONE_SAMPLE = 2000  # limit for one sample
 _PROMPT_CHARACTERS = 200
@@ -55,9 +55,9 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
                 spike.action,
                 cut("; ".join(spike.documents)),
             )
-            for spike in found[:MOST_ROWS]
+            for spike in found[:MAX_ROWS]
         ],
-        "more_spikes": max(0, len(found) - MOST_ROWS),
+        "more_spikes": max(0, len(found) - MAX_ROWS),
         "model": _model(run),
         "chosen": [(s.key, cut(s.value), cut(s.origin)) for s in settings if s.origin],
         "defaults": [(s.key, cut(s.value)) for s in settings if not s.origin],
@@ -68,7 +68,7 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
         **ledger_section(run.path),
         **_starts(run, starts),
         "diverged_step": run.diverged.get("step"),
-        "diverged": list(_diverged(run))[:MOST_ROWS],
+        "diverged": list(_diverged(run))[:MAX_ROWS],
         "planned": list(_planned(run)),
         "outcome_basis": run.outcome.get("basis"),
     }
@@ -79,11 +79,11 @@ def cut(text: str) -> str:
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]} ..."
 
 
-def spread(rows: Sequence[Any], most: int = MOST_ROWS) -> list[Any]:
-    """At most `most` of the rows, evenly spaced, including the first and the last."""
-    if len(rows) <= most:
+def spread(rows: Sequence[Any], max_rows: int = MAX_ROWS) -> list[Any]:
+    """At most `max_rows` of the rows, evenly spaced, including the first and the last."""
+    if len(rows) <= max_rows:
         return list(rows)
-    return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
+    return [rows[i * (len(rows) - 1) // (max_rows - 1)] for i in range(max_rows)]
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -198,9 +198,9 @@ def _evaluations(run: RunFiles) -> dict[str, Any]:
         "evaluation_head": head,
         "evaluations": rows,
         "task_head": TASK_HEAD,
-        "task_scores": task_rows(records)[-MOST_ROWS:],
+        "task_scores": task_rows(records)[-MAX_ROWS:],
         "text_head": TEXT_HEAD,
-        "text_scores": text_rows(records)[-MOST_ROWS:],
+        "text_scores": text_rows(records)[-MAX_ROWS:],
     }
 
 
@@ -229,7 +229,7 @@ def _samples(run: RunFiles) -> list[dict[str, Any]]:
 
 def _starts(run: RunFiles, starts: Sequence[RunStart]) -> dict[str, Any]:
     rows = []
-    for start in starts[-MOST_ROWS:]:
+    for start in starts[-MAX_ROWS:]:
         steps = "-"
         if start.first_step is not None:
             steps = f"{start.first_step:,} to {start.last_step:,}"
@@ -240,9 +240,9 @@ def _starts(run: RunFiles, starts: Sequence[RunStart]) -> dict[str, Any]:
         rows.append((start.segment + 1, began, ranks, steps, took, again, cut(start.ended)))
     warnings = [
         (w.first, w.count, ", ".join(map(str, w.ranks[:8])), w.level, w.message)
-        for w in run.warnings[:MOST_ROWS]
+        for w in run.warnings[:MAX_ROWS]
     ]
-    more = max(0, len(run.warnings) - MOST_ROWS)
+    more = max(0, len(run.warnings) - MAX_ROWS)
     return {"starts": rows, "warnings": warnings, "more_warnings": more}
 
 

@@ -27,10 +27,10 @@ AGENT_GONE_SECONDS = 1.0
 """Seconds from the end of a local agent to the check of its rank: both may be killed together."""
 SUSPENDED_SECONDS = 5.0
 """If more seconds pass between two checks, this process was suspended (Ctrl-Z, a scheduler)."""
-MOST_UNPROVEN = 16
+MAX_UNPROVEN = 16
 """Connections of unproven peers that are kept, plus one for each rank that has not joined. The
 oldest is closed first."""
-_LONGEST_TEXT = 16384  # characters of a reason, a host name, a version
+_MAX_TEXT = 16384  # characters of a reason, a host name, a version
 _CODES = frozenset(map(int, ExitCode))
 
 
@@ -104,7 +104,7 @@ class Coordinator(threading.Thread):
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             absent = max(0, self.membership.world_size - len(self._rank_of))
-            while len(self._unproven) >= MOST_UNPROVEN + absent:
+            while len(self._unproven) >= MAX_UNPROVEN + absent:
                 self._drop(next(iter(self._unproven)))
             wire = SealedWire(sock, self._secret, self._context, is_coordinator=True)
             if wire.closed:
@@ -227,7 +227,7 @@ def _seconds(value: object) -> float:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise ValueError("not a text of bounded length")
     return value.encode("utf-8", "replace").decode()
 

@@ -17,7 +17,7 @@ from wikillm.supervise.membership import AGREED, End
 
 OTHERS_WAIT_SECONDS = 8.0
 """Seconds that the other ranks give rank 0 to report first: launchers kill all ranks at an exit."""
-_LONGEST_REASON = 8000
+_MAX_REASON = 8000
 """Characters; a compiler's output may be longer than a message to the coordinator can be."""
 
 
@@ -28,8 +28,8 @@ def end_with(error: BaseException | None) -> End:
     refusal = as_refusal(error)
     code = ExitCode.BUG if refusal is None else refusal.exit_code
     reason = str(refusal or error) or type(error).__name__
-    if len(reason) > _LONGEST_REASON:
-        half = _LONGEST_REASON // 2
+    if len(reason) > _MAX_REASON:
+        half = _MAX_REASON // 2
         reason = f"{reason[:half]} ... {reason[-half:]}"
     return End(code, reason, event_of(code), getattr(error, "lost_rank", None))
 

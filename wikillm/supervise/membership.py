@@ -29,7 +29,7 @@ OTHER_SECRET = (
     "with a different secret: run.dir is not the same folder on all nodes, WIKILLM_RUN_SECRET "
     "differs, or it is another run."
 )
-MOST_REFUSED = 16  # refused addresses to remember
+MAX_REFUSED = 16  # refused addresses to remember
 STEP_PHASES = ("step", "first step")
 """Phases in which a rank waits for the other ranks in collectives."""
 
@@ -135,7 +135,7 @@ class Membership:
         self.ranks[rank] = member
 
     def refuse(self, address: str) -> None:
-        if len(self.refused) < MOST_REFUSED:
+        if len(self.refused) < MAX_REFUSED:
             self.refused.add(address)
 
     def beat(self, rank: int, message: dict[str, Any], now: float) -> None:

@@ -23,7 +23,7 @@ from wikillm.core.errors import ConfigError, MachineError
 
 VARIABLE = "WIKILLM_RUN_SECRET"
 FILE_NAME = ".secret"
-_SHORTEST = 16  # characters
+_MIN_CHARACTERS = 16
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 """Errors of file systems without hard links."""
 _WHOLE = re.compile(rb"[0-9a-f]{64}\n")
@@ -39,7 +39,7 @@ def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
     """
     given = environ.get(VARIABLE)
     if given is not None:
-        if len(given) < _SHORTEST:
+        if len(given) < _MIN_CHARACTERS:
             raise ConfigError(
                 f"{VARIABLE} is too short to be a secret.",
                 got=f"{len(given)} characters",

@@ -25,8 +25,8 @@ import secrets
 import socket
 from typing import Any, NoReturn
 
-MOST_BYTES = 1 << 20
-MOST_BYTES_UNPROVEN = 1 << 14
+MAX_BYTES = 1 << 20
+MAX_BYTES_UNPROVEN = 1 << 14
 """The limit until a peer has proven that it knows the secret; its `hello` has about 1 KiB."""
 Message = dict[str, Any]
 _NONCE = re.compile(r"[0-9a-f]{32}")
@@ -43,9 +43,9 @@ class Wire:
         self._outgoing = b""
 
     @property
-    def most_bytes(self) -> int:
+    def max_bytes(self) -> int:
         """The longest line that is accepted."""
-        return MOST_BYTES
+        return MAX_BYTES
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -59,7 +59,7 @@ class Wire:
             try:
                 sent = self.sock.send(self._outgoing)
             except BlockingIOError:
-                if len(self._outgoing) > MOST_BYTES:
+                if len(self._outgoing) > MAX_BYTES:
                     self.close()
                 return
             except OSError:
@@ -73,7 +73,7 @@ class Wire:
 
         Sets `closed` if the peer has ended or has sent anything that is not a message.
         """
-        while not self.closed and len(self._incoming) <= self.most_bytes:
+        while not self.closed and len(self._incoming) <= self.max_bytes:
             try:
                 piece = self.sock.recv(65536)
             except BlockingIOError:
@@ -87,12 +87,12 @@ class Wire:
         *lines, self._incoming = self._incoming.split(b"\n")
         found: list[Message] = []
         for line in lines:
-            message = self._take_line(line) if len(line) <= self.most_bytes else None
+            message = self._take_line(line) if len(line) <= self.max_bytes else None
             if message is None:
                 self.closed = True
                 break
             found.append(message)
-        if len(self._incoming) > self.most_bytes:
+        if len(self._incoming) > self.max_bytes:
             self.closed = True
         return [message for message in found if message]
 
@@ -140,8 +140,8 @@ class SealedWire(Wire):
         self._send_line(json.dumps({"nonce": self._nonce}).encode())
 
     @property
-    def most_bytes(self) -> int:
-        return MOST_BYTES if self.is_proven else MOST_BYTES_UNPROVEN
+    def max_bytes(self) -> int:
+        return MAX_BYTES if self.is_proven else MAX_BYTES_UNPROVEN
 
     @property
     def has_answered(self) -> bool:

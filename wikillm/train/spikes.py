@@ -24,7 +24,7 @@ from wikillm.data.read.step_samples import SkipWindow
 
 SKIPS = "skips.json"
 """Written by rank 0 before the run goes back; read by rank 0 at every start, for all ranks."""
-LEAST = 32
+MIN_LOSSES = 32
 """Number of losses before the first judgment; a shorter window is enough when it is full."""
 _DEVIATION = 1.4826  # standard deviations of a normal distribution in a MAD
 _FLOOR = 0.005  # least width as a share of the median, since losses may agree by chance
@@ -58,7 +58,7 @@ class SpikeDetector:
 
     def judge(self, step: int, loss: float) -> LossSpike | None:
         """The spike, or None for an ordinary loss. A full window of spikes is a new level."""
-        if len(self.recent) >= min(LEAST, self._window):
+        if len(self.recent) >= min(MIN_LOSSES, self._window):
             median = statistics.median(self.recent)
             distance = statistics.median(abs(each - median) for each in self.recent)
             width = max(_DEVIATION * distance, _FLOOR * abs(median))

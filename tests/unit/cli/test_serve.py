@@ -20,7 +20,7 @@ from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
-from wikillm.generate.server import MOST_BYTES
+from wikillm.generate.server import MAX_BYTES
 
 openai = pytest.importorskip("openai", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -126,7 +126,7 @@ def test_other_mistakes_are_refused_in_the_same_form(base: Any) -> None:
         (b'{"prompt": "a", "max_tokens": -1}', {}, 400),
         (b'{"prompt": "a", "temperature": -5}', {}, 400),
         (b'{"prompt": "' + "从前 ".encode() * 50_000 + b'"}', {}, 400),  # more than the model reads
-        (b'{"prompt": "' + b"a" * MOST_BYTES + b'"}', {}, 413),
+        (b'{"prompt": "' + b"a" * MAX_BYTES + b'"}', {}, 413),
         (b'{"prompt": "a"}', {"Host": "a-name-of-theirs.example"}, 403),
         (b'{"prompt": "a"}', {"Origin": "http://a-site.example"}, 403),
         (b'{"prompt": "a"}', {"Origin": "null"}, 403),

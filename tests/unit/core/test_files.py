@@ -72,7 +72,7 @@ def test_a_planted_file_neither_blocks_its_reader_nor_fills_the_memory(
         path.mkdir()
     else:
         with open(path, "wb") as file:
-            file.truncate(files.MOST_BYTES + 1)
+            file.truncate(files.MAX_BYTES + 1)
     assert read_object(path) == {}
     with pytest.raises(OSError, match=r"exit\.json"):
         read_regular(path)

@@ -47,7 +47,7 @@ def test_restarts_are_counted_anew_after_a_new_checkpoint() -> None:
     for reached, again, pause in story:
         assert (policy.may_restart(3, reached), policy.pause) == (again, pause)
     late = RestartPolicy(100, tried=50)
-    assert late.pause == restart.LONGEST_PAUSE
+    assert late.pause == restart.MAX_PAUSE
 
 
 def save(run: Path, step: int) -> None:

@@ -13,7 +13,7 @@ from wikillm.report.page import write_report
 from wikillm.report.plot import STYLE, Curve, Plot, svg
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
-LEAST_CONTRAST = 4.5  # WCAG 2, level AA
+MIN_CONTRAST = 4.5  # WCAG 2, level AA
 CONTRAST = """(() => {
   const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => {
     v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
@@ -66,7 +66,7 @@ def test_the_page_is_readable(browser: Page, pages: list[Path], width: int, dark
         assert browser.value("document.documentElement.scrollWidth") <= width
         assert browser.value("document.querySelectorAll('svg.plot polyline').length") > 8
         assert browser.value(OUTSIDE) == 0, "a label is cut off"
-        assert browser.value(CONTRAST) >= LEAST_CONTRAST
+        assert browser.value(CONTRAST) >= MIN_CONTRAST
         assert browser.requests == [path.resolve().as_uri()]
         assert browser.problems == []
 

@@ -23,7 +23,7 @@ TAGS |= {"header", "dl", "div", "dt", "dd", "small", "table", "tr", "th", "td", 
 TAGS |= {"details", "summary", "figure", "figcaption", "b", "svg", "line", "text", "polyline"}
 TAGS |= {"circle"}
 VOID = {"meta"}
-MOST_BYTES = 2_000_000
+MAX_BYTES = 2_000_000
 
 
 class Reader(HTMLParser):
@@ -191,7 +191,7 @@ def test_the_page_of_a_long_run_is_small(tmp_path: Path) -> None:
         sink.log(step, {"eval_loss": 3.0, "bits_per_byte": 1.0, "eval_tokens": 10}, "eval")
         sink.text(step, [Sample(f"{n}" * 500, "长" * 1500) for n in range(20)])
     page = render([read_run(run)])
-    assert 50_000 < len(page.encode()) < MOST_BYTES
+    assert 50_000 < len(page.encode()) < MAX_BYTES
     read_self_contained(page)
 
 

@@ -18,7 +18,7 @@ from wikillm.supervise import membership as membership_module
 from wikillm.supervise.coordinator import Coordinator
 from wikillm.supervise.membership import Limits, Membership
 from wikillm.supervise.network import listen
-from wikillm.supervise.wire import MOST_BYTES, MOST_BYTES_UNPROVEN, Message, SealedWire, Wire
+from wikillm.supervise.wire import MAX_BYTES, MAX_BYTES_UNPROVEN, Message, SealedWire, Wire
 
 SECRET = bytes(range(32))
 CONTEXT = "run\x0029500\x002"
@@ -203,7 +203,7 @@ def test_unproven_connections_are_few_and_short(
     """A hundred silent or slow peers are closed in time, and a rank can still join between them."""
     monkeypatch.setattr(coordinator_module, "PROVE_SECONDS", 1.0)
     strangers = [served.connect() for _ in range(100)]
-    assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.MOST_UNPROVEN + 2)
+    assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.MAX_UNPROVEN + 2)
     good = served.agent(0)
     assert served.receives(good, "hub")
     slow = served.connect()
@@ -322,10 +322,10 @@ def test_a_peer_that_sends_the_own_nonce_back_is_refused() -> None:
 def test_an_endless_line_is_bounded(sealed: bool) -> None:
     ours, theirs = socket.socketpair()
     wire = SealedWire(ours, SECRET, CONTEXT, is_coordinator=True) if sealed else Wire(ours)
-    limit = MOST_BYTES_UNPROVEN if sealed else MOST_BYTES
+    limit = MAX_BYTES_UNPROVEN if sealed else MAX_BYTES
     theirs.setblocking(False)
     sent = 0
-    while not wire.closed and sent < 4 * MOST_BYTES:
+    while not wire.closed and sent < 4 * MAX_BYTES:
         with suppress(BlockingIOError, BrokenPipeError):
             sent += theirs.send(b"x" * 65536)
         wire.receive()

@@ -23,7 +23,7 @@ from wikillm.data.types import CleanedDocuments, Dropped, DroppedItem, WikiSite
 from wikillm.data.workers.progress import Report, Work
 
 TOO_LONG = "longer than data.max_document_bytes"
-_LONGEST_TEXT = 16 << 20
+_MAX_TEXT = 16 << 20
 """A record of more bytes counts as bad: it may be many records whose borders are damaged."""
 
 
@@ -78,7 +78,7 @@ def _cleaned(
     batch = CleanedDocuments(records.source, records.end - records.start)
     for offset, payload, size in records.items():
         if payload is None:
-            too_long = Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT)
+            too_long = Dropped(TOO_LONG, size, is_bad=size > _MAX_TEXT)
             batch.dropped.append(DroppedItem(offset, b"", too_long))
             continue
         duplicate = duplicates.get((records.source, offset)) if duplicates else None

@@ -43,7 +43,7 @@ NEAR_DUPLICATE = "near copy"
 _MARK = "wikillm_drop_list"
 _VERSION = 1
 _COUNTED = ("sha256", "exact", "near")
-_LONGEST_HEADER = 64 << 20  # bytes; a header holds the sha256 of each source
+_MAX_HEADER = 64 << 20  # bytes; a header holds the sha256 of each source
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
     how = f"wikillm prepare data.path=... data.dedup=exact --drop-list-only {path}"
     try:
         with open(path, "rb") as file:
-            line = file.readline(_LONGEST_HEADER)
+            line = file.readline(_MAX_HEADER)
     except OSError as error:
         what = "The file in data.drop_list cannot be read."
         raise DataError(what, got=f"{path}: {error.strerror}", fix=f"make it: {how}") from None

@@ -24,7 +24,7 @@ _TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
 """Upper bound of clean text per decompressed byte; 1 for formats that are not listed."""
 _STORE_BYTES_PER_TEXT_BYTE = 1.4
 """0.29 tokens of 4 bytes, plus an index entry of 32 bytes per document of at least 250 bytes."""
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class BuildPlan:
     @property
     def threads(self) -> int:
         """Number of decompressing threads: each uses one core and supplies a dozen workers."""
-        return min(self.workers, _MOST_THREADS)
+        return min(self.workers, _MAX_THREADS)
 
     @property
     def reader(self) -> ShardReader:

@@ -68,7 +68,7 @@ _NOT_IN_KEY = {  # settings on which the digests and the choice of the tokenizer
     "cache_bytes",
     "drop_list",
 }
-_LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
+_MAX_DOCUMENT_BYTES = 2**32 - 1  # the store counts a document's bytes in 32 bits
 _NO_TEXT_KEY = ("mediawiki", "text", "blocks", "lines")
 
 
@@ -99,7 +99,7 @@ def check_settings(cfg: DataSection) -> None:
     if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
         what = "data.val_fraction must be a share between 0 and 1."
         raise ConfigError(what, got=str(cfg.val_fraction), fix="data.val_fraction=0.1")
-    if cfg.max_document_bytes > _LARGEST_DOCUMENT:
+    if cfg.max_document_bytes > _MAX_DOCUMENT_BYTES:
         what = "data.max_document_bytes must be below 4 GiB."
         raise ConfigError(what, got=str(cfg.max_document_bytes))
 

@@ -24,9 +24,9 @@ from wikillm.data.types import SourceFile
 PROBED_RECORDS = 50
 _LOOK_BYTES = 1 << 18
 _USUAL_KEYS = ("text", "content", "body", "article", "document", "正文", "内容", "文本")
-_MOST_SHOWN = 30  # number of keys that an error lists
-_LONGEST_SHOWN = 60
-_LONGEST_RECORD = 1 << 16  # bytes of a record in which mistakes are looked for
+_MAX_SHOWN = 30  # number of keys that an error lists
+_MAX_SHOWN = 60
+_MAX_RECORD = 1 << 16  # bytes of a record in which mistakes are looked for
 
 
 def check_source(source: SourceFile, max_document_bytes: int) -> None:
@@ -84,8 +84,8 @@ def _check_names(
     else:
         fix = "set data.text_key to the key that holds the text\n"
         fix += f"or convert the file: {HOW_TO_WRITE_JSON}"
-    listed = ", ".join(_shortened(name) for name in shown[:_MOST_SHOWN]) or "none"
-    more = f", and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
+    listed = ", ".join(_shortened(name) for name in shown[:_MAX_SHOWN]) or "none"
+    more = f", and {len(shown) - _MAX_SHOWN} more" if len(shown) > _MAX_SHOWN else ""
     raise DataError(
         f"The records have no text under {key!r} (data.text_key).",
         got=f"{source.path} has the keys {listed}{more}",
@@ -171,7 +171,7 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
         longest = max(longest, size)
         if payload is None:
             continue
-        first = first or payload[:_LONGEST_RECORD]
+        first = first or payload[:_MAX_RECORD]
         with suppress(ValueError):  # includes UnicodeDecodeError
             values.append(parse_json(payload.removeprefix(BOM).decode()))
     objects = [value for value in values if isinstance(value, dict)]
@@ -207,4 +207,4 @@ def _check_json(source: SourceFile, max_document_bytes: int) -> None:
 
 def _shortened(name: str) -> str:
     name = name.replace("\n", "\\n")
-    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."

@@ -29,7 +29,7 @@ _KINDS = {
 }
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
-LONGEST_MARK = 64
+MAX_MARK = 64
 _CONTROLS = bytes({*range(0x1C)} - {0x01, *b"\t\n\v\f\r\x1b"})
 """Control characters that are rare in text; 0x01 and 0x1c to 0x1f may separate fields."""
 _FEW_CONTROLS = 8  # number of control characters that a short text may have, as a final Ctrl-Z
@@ -39,7 +39,7 @@ _HOW_TO_CONVERT = (
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise DataError if `start`, the first `LONGEST_MARK` bytes, is not the start of a source."""
+    """Raise DataError if `start`, the first `MAX_MARK` bytes, is not the start of a source."""
     is_lfs = start.startswith(_LFS)
     if is_lfs or _ANNEX.match(start):
         name = "Git LFS" if is_lfs else "git-annex"
@@ -57,7 +57,7 @@ def refuse_binary(path: Path, begin: bytes) -> None:
     """Raise DataError when `begin`, decompressed, is not text in any known encoding."""
     if begin[257:262] == b"ustar":
         raise cannot_be_read("tar", path)
-    refuse_foreign(path, begin[:LONGEST_MARK])
+    refuse_foreign(path, begin[:MAX_MARK])
     controls = len(begin) - len(begin.translate(None, _CONTROLS))
     if controls * 30 > max(len(begin), _FEW_CONTROLS * 30):
         raise DataError(

@@ -33,7 +33,7 @@ _NAMESPACE = re.compile(
 )
 _INDEX_LINE = re.compile(r"(\d{1,15}):\d{1,12}:.+")
 _INDEX_LINES = 50  # lines that are checked
-_LEAST_INDEX_OFFSET = 100  # the first stream of a dump holds <siteinfo>, which is longer
+_MIN_INDEX_OFFSET = 100  # the first stream of a dump holds <siteinfo>, which is longer
 
 
 def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> Iterator[Item]:
@@ -186,7 +186,7 @@ def refuse_dump_index(path: Path, text: str) -> None:
         lines.pop()  # the last line may be cut off
     entries = [_INDEX_LINE.fullmatch(line.rstrip("\r")) for line in lines]
     offsets = [int(entry[1]) for entry in entries if entry]
-    if len(offsets) < len(lines) or offsets[0] < _LEAST_INDEX_OFFSET or offsets != sorted(offsets):
+    if len(offsets) < len(lines) or offsets[0] < _MIN_INDEX_OFFSET or offsets != sorted(offsets):
         return
     raise DataError(
         "A file is the index of a multistream dump (offset:page id:title), not its text.",

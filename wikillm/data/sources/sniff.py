@@ -16,7 +16,7 @@ from wikillm.core.errors import DataError
 from wikillm.data.sources import parquet
 from wikillm.data.sources.decompress import BOM, head
 from wikillm.data.sources.fixes import converted, plain_format
-from wikillm.data.sources.foreign import LONGEST_MARK, cannot_be_read, refuse_binary, refuse_foreign
+from wikillm.data.sources.foreign import MAX_MARK, cannot_be_read, refuse_binary, refuse_foreign
 from wikillm.data.sources.json_fixes import HOW_TO_WRITE_JSON, mistake_in
 from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.mediawiki import read_site, refuse_dump_index
@@ -50,7 +50,7 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     """
     status = path.stat()
     with open(path, "rb") as file:
-        start = file.read(LONGEST_MARK)
+        start = file.read(MAX_MARK)
     refuse_foreign(path, start)
     # Compression, by the first bytes.
     named = (name for magic, name in _COMPRESSION.items() if start.startswith(magic))

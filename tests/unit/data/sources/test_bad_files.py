@@ -105,7 +105,7 @@ def test_records_above_the_limit_are_dropped_or_bad_by_their_length(
     path.write_text(lines([*RECORDS, {"text": "y" * 8000}]))
     funnel = prepare_store(settings(path, max_document_bytes=6000)).manifest.funnel
     assert (funnel.kept_records, funnel.bad_records, funnel.read_records) == (300, 0, 301)
-    monkeypatch.setattr(clean_job, "_LONGEST_TEXT", 5000)
+    monkeypatch.setattr(clean_job, "_MAX_TEXT", 5000)
     with pytest.raises(DataError, match="1 of 301 records") as caught:
         prepare_store(settings(path, max_document_bytes=5500))
     assert caught.value.fix.startswith("data.max_document_bytes=8012\n")
