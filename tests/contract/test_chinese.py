@@ -10,6 +10,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((REPO / "docs").rglob("*.zh.md")), REPO / "README.zh-CN.md"]
 TWINS = [page for page in PAGES if page.name.endswith(".zh.md")]
+CARD = REPO / "wikillm/export/templates/card.zh.md.j2"
 INSTEAD = {
     "代币": "词元",
     "token 存储": "词元存储",
@@ -27,6 +28,10 @@ INSTEAD = {
     "ZeRO 级别": "ZeRO 阶段",
     "词元 ID": "词元 id",
     "看门狗": "监护进程",
+    "代理进程": "监护进程",
+    "产品手册": "规格书",
+    "词元每秒": "词元/s",
+    "nats": "nat",
     "文件夹": "目录",
     "您": "你",
 }
@@ -64,7 +69,7 @@ def table_rows(page: Path) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [*PAGES, CARD], ids=name)
 def test_each_concept_has_one_term(page: Path) -> None:
     wrong = [
         f"{name(page)}:{number}: {word}, not {right}"

@@ -108,7 +108,7 @@ _ZH = {
     "audit": "审计",
     "step": "步",
     "text": "文本",
-    "bits/byte": "比特/字节",
+    "bits/byte": "每字节比特数",
     "perplexity": "困惑度",
     "tokens": "词元",
     "bytes": "字节",
@@ -117,9 +117,9 @@ _ZH = {
     "shots": "示例数",
     "questions": "题数",
     "accuracy": "准确率",
-    "95 % interval": "95% 区间",
+    "95 % interval": "95 % 区间",
     "by bytes": "按字节",
-    "chance": "随机",
+    "chance": "随机水平",
     "verdict": "结论",
 }
 
