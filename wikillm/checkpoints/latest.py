@@ -5,6 +5,7 @@ The newest checkpoint is the one written last (see `lineage`), which need not ha
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,11 @@ def find_complete(path: Path, check: Verify = verify, *, quiet: bool = False) ->
         raise CheckpointError(
             f"There is no complete checkpoint at {path}.",
             got=f"no checkpoint-N folder below {folder}" if exists else "the folder does not exist",
-            fix="name a run directory (runs/NAME) or a folder like "
+            fix="wait for the run's first save, or ask for one: "
+            f"touch {shlex.quote(str(path / 'save'))}\n"
+            "if the run has ended: start it again with --resume auto"
+            if folder != path
+            else "name a run directory (runs/NAME) or a folder like "
             "runs/NAME/checkpoints/checkpoint-200",
         )
     return latest

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 from wikillm.cli.arguments import add_trust
 
+_IMPORTING = "starting   importing torch, transformers and DeepSpeed"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
@@ -70,7 +72,8 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     if recipe := resolved.config.deepspeed.config:
         read_deepspeed(recipe)  # a wrong name ends here, not after the imports
     if args.dry_run:
-        from wikillm.train.run import dry_run
+        with timed(_IMPORTING):
+            from wikillm.train.run import dry_run
 
         dry_run(resolved)
         return 0
@@ -112,7 +115,7 @@ def _pretrain(
     from wikillm.core.held_output import held_output
 
     with held_output():  # keeps the output of libraries until the rank's log is open
-        with timed("starting   importing torch, transformers and DeepSpeed"):
+        with timed(_IMPORTING):
             from wikillm.train.run import pretrain
 
         pretrain(

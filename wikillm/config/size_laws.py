@@ -149,7 +149,7 @@ def size_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
         problems.add(what, got=got, fix="keep one of them")
         return []
     try:
-        rows = _rows(highest)
+        rows = _rows(user, highest)
         depth = _depth(given[0], rows)
         if given[0].key == SIZE and (problem := _size_error(given[0], depth, rows)):
             problems.add(*problem)
@@ -199,9 +199,10 @@ def _depth(setting: Setting, rows: int) -> int:
     return depth
 
 
-def _rows(settings: Mapping[str, Setting]) -> int:
-    """Rows of the embedding, or the best guess before the tokenizer is known."""
-    rows = _value(settings, "model.vocab_size")
+def _rows(user: Mapping[str, Setting], settings: Mapping[str, Setting]) -> int:
+    """Rows of the embedding, or the best guess before the tokenizer is known. Those of a model
+    preset, which a config.resolved.yaml records, do not count."""
+    rows = _value(user, "model.vocab_size")
     tokenizer = str(_value(settings, "data.tokenizer") or "")
     if rows not in (None, "auto"):
         return int(rows)

@@ -115,8 +115,13 @@ def test_find_complete_takes_a_run_a_folder_or_a_checkpoint(tmp_path: Path) -> N
     checkpoint = make(tmp_path / "run" / "checkpoints", 10)
     for path in (tmp_path / "run", tmp_path / "run" / "checkpoints", checkpoint):
         assert find_complete(path) == checkpoint
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint") as caught:
         find_complete(tmp_path / "elsewhere")
+    assert "name a run directory" in str(caught.value)
+    (tmp_path / "new run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no complete checkpoint") as caught:
+        find_complete(tmp_path / "new run")
+    assert f"touch '{tmp_path / 'new run' / 'save'}'" in str(caught.value)
     with pytest.raises(CheckpointError, match="no checkpoint at") as caught:
         find_complete(checkpoint.with_name("checkpoint-999"))
     assert checkpoint.name in str(caught.value)

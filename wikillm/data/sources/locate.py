@@ -205,11 +205,12 @@ def _missing_path(paths: Sequence[str], number: int, path: Path) -> DataError:
     parent = nearest_existing(path)
     wanted = path.absolute().relative_to(parent).parts[0]
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
+    names = [name for name in names if not name.startswith(".")]
     usable = [n for n in names if (parent / n).is_dir() or is_named_like_a_corpus(n, text=True)]
     in_other_case = (name for name in usable if name.lower() == wanted.strip().lower())
     similar = next(in_other_case, None)
     stems = {Path(name).stem: name for name in usable}  # equal endings make all names similar
-    similar = similar or stems.get(did_you_mean(Path(wanted).stem, stems) or "")
+    similar = similar or stems.get(did_you_mean(Path(wanted).stem, stems, cutoff=0.7) or "")
     return DataError(
         "data.path does not exist.",
         got=f"{entry}\nthe nearest folder that exists is {parent}: {_first_names(names)}",

@@ -163,6 +163,7 @@ def test_a_format_that_the_file_does_not_have_is_answered_with_auto(corpus, sett
         ("Wiki.JSONL", "Wiki.JSONL"),
         ("wik.jsonl", "wik.jsonl"),
         ("e.jsonl", None),
+        ("wikibooks.jsonl", None),
         ("", None),
     ],
 )
