@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wikillm.cli.arguments import add_device, add_trust
-from wikillm.cli.generate import add_sampling, open_model
+from wikillm.cli.generate import add_sampling, open_model, say_loading
 from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    say_loading(args.folder)
     from wikillm.data.tokenizer.chat_template import read_chat_template
     from wikillm.generate.chat import Conversation
     from wikillm.generate.complete import Sampling

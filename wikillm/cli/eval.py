@@ -50,11 +50,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from wikillm.cli.generate import open_model, say_loading
+
+    say_loading(args.model)
     if args.text or args.tasks:
         from wikillm.cli.eval_files import evaluate_files
 
         return evaluate_files(args)
-    from wikillm.cli.generate import open_model
     from wikillm.data.read.loader import document_mask, eval_loader
     from wikillm.data.read.open import open_corpus
     from wikillm.evals.loss import held_out_loss

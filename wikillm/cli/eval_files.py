@@ -65,7 +65,6 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_files(args: argparse.Namespace) -> int:
     from wikillm.cli.generate import open_model
-    from wikillm.generate.load import is_model_folder
 
     # Bad files, tasks and record paths are refused before the model is loaded.
     if args.rest and not args.text:
@@ -81,6 +80,8 @@ def evaluate_files(args: argparse.Namespace) -> int:
 
         check_lm_eval(lm_eval_names, Path(args.tasks_dir) if args.tasks_dir else None)
     data = text_settings(args) if args.text else None
+    from wikillm.generate.load import is_model_folder  # imports torch
+
     model_folder = Path(args.model)
     folder = model_folder if is_model_folder(model_folder) else find_complete(model_folder)
     target = record_path(args, folder)

@@ -101,10 +101,10 @@ def run(args: argparse.Namespace) -> int:
         lines = (f"{name:<10} {value}" for name, value in plan.items())
         print(json.dumps(plan) if args.json else "\n".join(lines))
         return 0
-    from wikillm.export.folder import export_model
-
     if not args.json:
         print(f"reading    {checkpoint}", flush=True)
+    from wikillm.export.folder import export_model
+
     done = export_model(
         checkpoint,
         target,

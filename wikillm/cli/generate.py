@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, default_new_tokens: int) ->
 def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    say_loading(args.folder)
     from wikillm.generate.complete import Sampling, complete
     from wikillm.generate.stream import TextPieces
 
@@ -86,6 +88,13 @@ def run(args: argparse.Namespace) -> int:
         else:
             print()
     return 0
+
+
+def say_loading(folder: str) -> None:
+    """Say on a terminal that a model is loaded, before the imports: both take seconds. Standard
+    output stays the model's."""
+    if sys.stderr.isatty():
+        print(f"loading {folder}", file=sys.stderr, flush=True)
 
 
 def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:

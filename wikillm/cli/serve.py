@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_device, add_trust, index
-from wikillm.cli.generate import export_for_reading
+from wikillm.cli.generate import export_for_reading, say_loading
 from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    say_loading(args.folder)
     from wikillm.generate.server import check_can_serve, is_loopback
 
     if args.port > 65_535:

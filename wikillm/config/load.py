@@ -254,6 +254,8 @@ def _add_schema_problems(
 
 def _fix_of(setting: Setting) -> str | None:
     key = all_keys()[setting.key]
+    if key.names_a_variable:
+        return f"put it into a variable, and name that: export NAME=..., then {key.name}=NAME"
     if key.choices and isinstance(setting.value, str):
         near = did_you_mean(setting.value, key.choices)
         return f"{key.name}={near}" if near else None

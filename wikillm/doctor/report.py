@@ -10,7 +10,7 @@ from typing import Any
 from wikillm.doctor.checks import GROUPS, Finding
 from wikillm.doctor.examine import Examination
 
-_WORDS = {"fail": "failed", "warn": "warnings", "ok": "ok", "skip": "not asked"}
+_WORDS = {"fail": "failed", "warn": "warned", "ok": "ok", "skip": "skipped"}
 WIDTH = 120
 
 

@@ -41,7 +41,7 @@ def _ask(address: str) -> str:
 
 def _asked(address: str, why: str, fix: str) -> Finding:
     if is_offline():
-        return skip("not asked: this run is offline")
+        return skip("this run is offline")
     error = why_no_answer(address)
     return warn(error, why, fix) if error else ok("answers")
 

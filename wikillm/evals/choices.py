@@ -135,7 +135,7 @@ class ChoiceScore:
             "task": task.name,
             "kind": task.kind,
             "form": task.form,
-            "shots": shots,
+            "shots": min(shots, max(map(len, task.examples.values()), default=0)),
             "max_questions": max_questions,
             "context": context,
             "overall": self.overall,

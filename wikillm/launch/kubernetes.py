@@ -34,7 +34,7 @@ def kubernetes(launch: Launch) -> Rendering:
     """A Job or a PyTorchJob. The image contains WikiLLM, the claim data and run directory."""
     if launch.image is None or not _IMAGE.fullmatch(launch.image):
         what = "Kubernetes needs a container image."
-        raise ConfigError(what, got=repr(launch.image), fix="--image registry/name:tag")
+        raise ConfigError(what, got=launch.image, fix="--image registry/name:tag")
     launch.require_gpus("Kubernetes")
     launch.require_mount("Kubernetes", "volume")
     launch.check_run_dir()

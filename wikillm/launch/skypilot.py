@@ -30,7 +30,7 @@ def sky(launch: Launch) -> Rendering:
     """A task that starts torchrun on each node. Raises ConfigError for an incomplete launch."""
     if launch.gpu_kind is None or not _KIND.fullmatch(launch.gpu_kind):
         what = "SkyPilot needs a kind of GPU."
-        raise ConfigError(what, got=repr(launch.gpu_kind), fix="--gpu H100 --gpus-per-node 8")
+        raise ConfigError(what, got=launch.gpu_kind, fix="--gpu H100 --gpus-per-node 8")
     launch.require_gpus("SkyPilot")
     launch.require_mount("SkyPilot", "storage")
     mount = launch.workdir

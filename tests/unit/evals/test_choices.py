@@ -182,6 +182,9 @@ def test_every_format_of_questions_is_read(tmp_path: Path) -> None:
     assert ceval.questions[0].choices[ceval.questions[0].gold] == "东方"
     assert ceval.examples["nature"][0].solved == "问题：水在零度变成\n答案：冰"
     assert (len(ceval.files), ceval.shots, own.shots) == (4, 5, 0)
+    # The record has the examples that were there, not those that were asked for.
+    used = ChoiceScore({}, {}).to_json(ceval, shots=5, max_questions=None, context=8)["shots"]
+    assert used == max(len(found) for found in ceval.examples.values()) < 5
     assert own.questions[0].solved == "Question: How many legs has a spider?\nAnswer: eight"
     assert [len(q.choices) for q in own.questions] == [3, 2]
     assert [q.subject for q in ceval.first(2).questions] == ["astronomy", "nature"]

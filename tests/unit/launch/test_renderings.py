@@ -382,6 +382,7 @@ def test_a_missing_option_is_named_with_its_flag(target, flag, tmp_path):
     with pytest.raises(ConfigError) as refused:
         render(target, launch(tmp_path))
     assert flag in (refused.value.fix or "")
+    assert "None" not in str(refused.value)
 
 
 def test_an_unknown_target_names_the_nearest(tmp_path):

@@ -120,6 +120,7 @@ def test_an_address_in_the_configuration_is_refused_and_not_repeated() -> None:
         load(None, [f"alerts.slack=https://hooks.example/{TOKEN}"])
     assert "the name of an environment variable" in str(refused.value)
     assert TOKEN not in str(refused.value)
+    assert "alerts.slack=NAME" in (refused.value.fix or "")
 
 
 @pytest.mark.parametrize(
