@@ -137,7 +137,8 @@ def _preset_settings(axis: Axis, name: str, problems: Problems, where: str = "")
             where = f"--config {name}"
             if name in preset_names("models"):
                 runs = ", ".join(run for run in preset_names("runs") if run.endswith(name))
-                fix = f"{name} is a model: model.preset={name}, or --config with one of: {runs}"
+                fix = f"{name} is a model: model.preset={name}"
+                fix += f", or --config with one of: {runs}" if runs else ""
         problems.add(error.what, got=where or None, fix=fix)
         return []
     return _settings(preset.entries, preset.source, "preset", problems)

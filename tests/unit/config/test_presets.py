@@ -65,6 +65,22 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
     assert refused.value.fix == "did you mean pretrain-7b?"
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("tiny", "tiny is a model: model.preset=tiny"),
+        (
+            "7b",
+            "7b is a model: model.preset=7b, or --config with one of: pretrain-1.7b, pretrain-7b",
+        ),
+    ],
+)
+def test_a_model_given_as_a_run_suggests_its_runs(name: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(name)
+    assert refused.value.fix == fix
+
+
 def test_presets_with_muon_follow_the_laws_of_size() -> None:
     """Rates are written out in each file, so that `config show` and a reader find them there."""
     runs = [name for name in preset_names("runs") if name.startswith(("pretrain-", "wiki-zh"))]

@@ -73,7 +73,7 @@ def split_parquet(
         for group in range(groups):
             columns = [source.text_key]
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                column = batch.column(0)
+                column = batch.column(source.text_key)  # `a.b` also reads b of a struct a
                 if pyarrow.types.is_dictionary(column.type):
                     column = column.dictionary_decode()
                 column = column.cast(pyarrow.large_binary())

@@ -141,6 +141,12 @@ def test_nulls_and_long_texts_of_parquet_are_counted(tmp_path):
         assert list(items_of(sniff(path), offset + size, 50)) == items[number + 1 :]
 
 
+def test_a_column_whose_name_has_a_dot_is_not_a_field_of_a_struct(tmp_path):
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"meta": [{"text": "a"}], "meta.text": ["b"]}), path)
+    assert [text for _, text, _ in items_of(sniff(path, text_key="meta.text"), 0, 50)] == [b"b"]
+
+
 # --- damage
 
 
