@@ -78,6 +78,13 @@ def word(text: str) -> str:
     return text
 
 
+def unicode_text(text: str) -> str:
+    """Text for a tokenizer. Python keeps bytes that the terminal's encoding lacks as surrogates."""
+    if text != text.encode(errors="ignore").decode():
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not text in the terminal's encoding")
+    return text
+
+
 def folder(text: str) -> str:
     """A path as one word of a command line."""
     if not text.isprintable() or text.startswith("-"):

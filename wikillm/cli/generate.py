@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wikillm.checkpoints.latest import find_complete
-from wikillm.cli.arguments import add_device, add_json, add_trust, not_negative, positive, share
+from wikillm.cli.arguments import (
+    add_device,
+    add_json,
+    add_trust,
+    not_negative,
+    positive,
+    share,
+    unicode_text,
+)
 from wikillm.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="an exported model, a run directory or a checkpoint")
     help = "the beginning of the text; can be repeated"
-    add("--prompt", action="append", metavar="TEXT", help=help)
+    add("--prompt", action="append", type=unicode_text, metavar="TEXT", help=help)
     add_sampling(parser, default_new_tokens=64)
     add_device(parser)
     add_trust(parser)

@@ -39,6 +39,7 @@ _READ = ("prompt", "messages", "input", "content", "text")
 """Keys whose text the model reads."""
 MAX_BYTES = 1 << 20
 """Largest body of a request."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHAT = ("/v1/chat/completions", "/v1/responses")
 _OPEN = {("GET", "/health"), ("POST", "/v1/completions"), *(("POST", path) for path in _CHAT)}
 NO_TEMPLATE = (
@@ -290,6 +291,8 @@ def _problem(path: str, body: bytes, tokenizer: Any, max_tokens: int) -> str | N
         return "The request is not JSON."
     if not isinstance(request, dict):
         return "The request is not a JSON object."
+    if _SURROGATE.search(texts):
+        return "The text has half of a character: a surrogate without its pair."
     if path == "/v1/completions" and request.get("prompt") in (None, "", []):
         return "The prompt is empty. Fix: send the beginning of a text."
     if path == "/v1/chat/completions":

@@ -256,6 +256,12 @@ def test_a_number_that_cannot_be_meant_is_refused_by_name(
         assert flag in err and len(err) < 500, err
 
 
+def test_a_prompt_that_is_not_text_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A byte that the terminal's encoding does not have."""
+    assert main(["generate", "x", "--prompt", "a\udcff"]) == ExitCode.CONFIG
+    assert "--prompt: 'a\\udcff' is not text" in capsys.readouterr().err
+
+
 def test_a_daemon_thread_below_compiled_code_does_not_abort_the_exit() -> None:
     """Like SwanLab's client, whose start uses pydantic's validators, written in Rust."""
     script = """
