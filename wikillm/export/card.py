@@ -79,6 +79,7 @@ _ZH = {
     "Training": "训练",
     "Provenance": "来历",
     "Made with": "环境",
+    "wikillm source": "WikiLLM 源码版本",
     "source": "来源",
     "further sources": "其余来源",
     "training documents": "训练文档",
