@@ -137,13 +137,13 @@ def slow_down_saves(seconds: float) -> None:
     """Let this rank's part of every save take `seconds` longer."""
     from wikillm.train import saver
 
-    write_share = saver.write_share
+    write_part = saver.write_part
 
     def slowly(*args: Any) -> Any:
         time.sleep(seconds)
-        return write_share(*args)
+        return write_part(*args)
 
-    saver.write_share = slowly
+    saver.write_part = slowly
 
 
 def train_with_slow_saves(words: list[str], seconds: float) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         sources = list(text.get("by_source", {}).items())
         parts = {"all": text, **dict(sources[:MAX_SOURCES])}
         if more := sources[MAX_SOURCES:]:
-            parts[f"{len(more):,} more files"] = _together([part for _, part in more])
+            parts[f"{len(more):,} more files"] = _combined_row([part for _, part in more])
         parts |= text.get("by_script", {})
         for name, part in parts.items():
             rows.append(
@@ -107,7 +107,7 @@ def text_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _combined_row(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """One row for several files: sums, and losses weighted by bytes and tokens."""
     total = {key: sum(part[key] for part in parts) for key in ("documents", "text_bytes", "tokens")}
     bits = sum(part["bits_per_byte"] * part["text_bytes"] for part in parts)

@@ -39,7 +39,7 @@ _CRASHING_VARIABLES = tuple(
     f"SWANLAB_{name}"
     for name in ("PROJECT", "EXPERIMENT", "RUN", "TERMINAL", "INTEGRATION", "CORE", "PROBE")
 )
-"""A plain string in one of these crashes SwanLab's settings, where these names are sections."""
+"""Variables that crash SwanLab if they hold a plain string: its settings have sections so named."""
 _CONNECT_SECONDS = 5.0
 """Limit of the check whether the server answers at all."""
 

@@ -123,7 +123,7 @@ def loss_bytes(workload: Workload, strategy: Strategy) -> int:
     """Bytes of the output projection and the loss of one micro-step on a GPU.
 
     "stock" (Hugging Face's loss) keeps every logit of the micro-batch. "chunked"
-    (`kernels.linear_cross_entropy`) keeps three things:
+    (`kernels.linear_cross_entropy`) keeps:
     - for one chunk: logits, fp32 softmax and its 16-bit copy (8 bytes per logit; 4 in fp32);
     - the head's gradient in fp32 (4 V h), copied to 16 bit (2 V h) after the last chunk;
     - the gradient of the hidden states.

@@ -2,8 +2,8 @@
 
 By default gloo uses the interface that the hostname resolves to. On many installations that is
 loopback, and gloo then waits forever. So WikiLLM sets GLOO_SOCKET_IFNAME, unless the user has, to
-the interface that routes to MASTER_ADDR (on the first node: that has this address), and logs it.
-NCCL chooses among InfiniBand and Ethernet by itself.
+the interface that routes to MASTER_ADDR (on the first node, to the one with this address), and logs
+it. NCCL chooses among InfiniBand and Ethernet by itself.
 """
 
 from __future__ import annotations

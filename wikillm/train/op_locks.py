@@ -1,4 +1,4 @@
-"""Removes the lock files of killed builds of DeepSpeed's ops, for which a next build would wait.
+"""Removes the lock files of killed builds of DeepSpeed's ops, for which the next build would wait.
 
 torch creates `<op>/lock` while it compiles or loads an op, and keeps it open. On a local disk a
 lock file that no process has open has no owner. On a shared disk the owner may be on another node,

@@ -121,7 +121,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     port = os.environ.get("MASTER_PORT", str(os.getpid()))  # the same on all ranks
     name = f"wikillm-replay-{run.resolve().name}-{step}-{port}"
     folder = work or Path(tempfile.gettempdir()) / name
-    words = [*_QUIET.split(), *_unneeded(), f"run.dir={folder}", *_data_words(run)]
+    words = [*_QUIET.split(), *_words_that_reset(), f"run.dir={folder}", *_data_words(run)]
     resolved = load(str(run / "config.resolved.yaml"), words)
     world = World.from_env()
     say(f"replay     step {step:,} from {checkpoint or 'the first step'}, in {folder}")
@@ -153,7 +153,7 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     )
 
 
-def _unneeded() -> list[str]:
+def _words_that_reset() -> list[str]:
     """Command-line words that reset the keys which only the switched-off features use."""
     fields = TrainSection.model_fields
     names_of_keys = [name for name, (other, *_) in NEEDS.items() if other in _WITHOUT]

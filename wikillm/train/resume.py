@@ -248,13 +248,14 @@ def check_same_run(
         lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
-    # The way back. Another version of WikiLLM cleans text differently, so its store is named.
+    # First fix: use the old values. If another version of WikiLLM cleans text differently, name the
+    # store.
     back = "set it back"
     if any(line.startswith("data.cleaner:") for line in lines):
         store = f"data.path=null data.store=stores/{str(then['store'])[:12]}"
         back = f"continue with the store of that run: {store}"
-    # The way forward. If only horizon or batch differ, the new value may be accepted. Otherwise
-    # another run is needed, which can begin with the checkpoint's weights if they fit its model.
+    # Second fix: keep the new values. --allow-change accepts them if only horizon or batch differ.
+    # Otherwise another run is needed; it can begin with the checkpoint's weights if they fit.
     weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"

@@ -162,13 +162,13 @@ class CheckpointSaver:
         parts = _in_file_order(fragments, job.layout)
         size = ITEM * sum(fragment.values.numel() for _, fragment in parts)
         if self._fits(size):
-            copied = [self._copied(parts, size)]
+            copied = [self._copy_to_buffer(parts, size)]
             self._thread = threading.Thread(
                 target=self._run, args=(job, copied, began), name="saver", daemon=True
             )
             self._thread.start()
         else:
-            self._run(job, (self._copied(*piece) for piece in _pieces(parts)), began)
+            self._run(job, (self._copy_to_buffer(*piece) for piece in _pieces(parts)), began)
             self.finish()
 
     def finish_within(self, seconds: float) -> None:
@@ -205,7 +205,7 @@ class CheckpointSaver:
         has_room = available_memory() > needed * self.world.local_size
         return has_room or self._buffer.nbytes >= size
 
-    def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
+    def _copy_to_buffer(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
         """Copy `parts` into the buffer; returns their byte ranges and the filled buffer."""
         if self._buffer.nbytes < size:
             self._buffer = torch.empty(0)  # free the old buffer before allocating a larger one
@@ -228,17 +228,17 @@ class CheckpointSaver:
             began: `time.monotonic()` at the start of the save.
         """
         try:
-            self._together(job, lambda: self._prepare(job))
-            entries = self._together(job, lambda: self._write(job, pieces))
+            self._on_all_ranks(job, lambda: self._prepare(job))
+            entries = self._on_all_ranks(job, lambda: self._write(job, pieces))
             files = {name: entry for part in entries for name, entry in part.items()}
-            self._together(job, lambda: self._publish(job, files))
+            self._on_all_ranks(job, lambda: self._publish(job, files))
         except Exception as error:
             self._error = error
             if self.world.is_main:
                 shutil.rmtree(self.staging / checkpoint_name(job.step), ignore_errors=True)
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
 
-    def _together(self, job: _Job, work: Callable[[], Result]) -> list[Result]:
+    def _on_all_ranks(self, job: _Job, work: Callable[[], Result]) -> list[Result]:
         """Run `work` on every rank and return all results; any rank's error is raised on all."""
         result: Result | None = None
         error: Exception | None = None

@@ -121,24 +121,26 @@ class _NearDuplicates:
         return members, before
 
 
-def _kept_candidates(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) -> list[int]:
-    """The kept members before member `at` that share a band with it.
+def _kept_candidates(
+    member: int, before: npt.NDArray[np.int32], is_dropped: bytearray
+) -> list[int]:
+    """The kept members before `member` that share a band with it.
 
     `before` chains each member to its predecessor in a band. Dropped members are removed from the
     chains, so that each dropped member is visited once.
     """
-    found: set[int] = set()
+    kept: set[int] = set()
     for chain in before:
-        here = int(chain[at])
+        candidate = int(chain[member])
         compared = 0
-        if here >= 0 and is_dropped[here]:
-            here = int(chain[here])  # kept, or -1: this link was shortened in its own visit
-            chain[at] = here
-        while here >= 0 and compared < MAX_COMPARED:
-            found.add(here)
+        if candidate >= 0 and is_dropped[candidate]:
+            candidate = int(chain[candidate])  # kept, or -1: its own chain was shortened before
+            chain[member] = candidate
+        while candidate >= 0 and compared < MAX_COMPARED:
+            kept.add(candidate)
             compared += 1
-            here = int(chain[here])
-    return sorted(found)
+            candidate = int(chain[candidate])
+    return sorted(kept)
 
 
 class _Signatures:

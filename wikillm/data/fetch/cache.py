@@ -296,12 +296,12 @@ class Cache:
             )
 
 
-def _mark_used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
+def _mark_used(path: Path, url: str, note: dict[str, Any]) -> Fetched:
     """The file, marked as used now. Its mtime stays: a prepared store identifies the file by it."""
     modified = path.stat().st_mtime_ns
     with suppress(OSError):
         os.utime(path, ns=(time.time_ns(), modified))
-    return Fetched(path, without_secrets(url), str(known.get("version", "")))
+    return Fetched(path, without_secrets(url), str(note.get("version", "")))
 
 
 def _retrying(url: str, call: Callable[[str], Answer]) -> Answer:

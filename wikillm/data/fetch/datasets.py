@@ -47,7 +47,7 @@ _HOW_TO_DOWNLOAD = {
 }
 
 
-class _SiteIsSilent(Exception):
+class _NoAnswer(Exception):
     """The site did not answer, or gave no definite answer."""
 
     def __init__(self, error: BaseException | str) -> None:
@@ -105,8 +105,8 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
     ask = _hf_listing if is_hf else _modelscope_listing
     download = _hf_download if is_hf else _modelscope_download
     found = []
-    with cache.exclusive(is_main, text) as asked:
-        listing, is_local = _listing(address, ask, cache, asked)
+    with cache.exclusive(is_main, text) as requested_at:
+        listing, is_local = _listing(address, ask, cache, requested_at)
         for path, sha256 in listing.files:
             try:
                 is_local = is_local or is_offline()
@@ -128,7 +128,7 @@ def _listing(
     address: DatasetAddress,
     ask: Callable[[DatasetAddress], Listing],
     cache: Cache,
-    asked: float,
+    requested_at: float,
 ) -> tuple[Listing, bool]:
     """The site's listing and False; if the site does not answer, its last listing and True."""
     memory = cache.folder / "hub" / f"{key_of(address.text)}.json"
@@ -136,13 +136,14 @@ def _listing(
     with suppress(OSError, ValueError, KeyError, TypeError):
         value = json.loads(memory.read_text(encoding="utf-8"))
         known = Listing(value["revision"], tuple((path, sha256) for path, sha256 in value["files"]))
-        if memory.stat().st_mtime >= asked:  # another rank asked the site while this one waited
+        # Another rank may have asked the site while this rank waited for the lock.
+        if memory.stat().st_mtime >= requested_at:
             return known, bool(value.get("is_silent"))
     try:
         if is_offline():
-            raise _SiteIsSilent(f"downloads are switched off by one of {', '.join(OFFLINE)}")
+            raise _NoAnswer(f"downloads are switched off by one of {', '.join(OFFLINE)}")
         listing = ask(address)
-    except _SiteIsSilent as error:
+    except _NoAnswer as error:
         if known is None:
             what = "The site of a data set cannot be reached."
             raise address.refused(what, str(error)) from None
@@ -166,7 +167,7 @@ def _hf_listing(address: DatasetAddress) -> Listing:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _no_such_data_set(address, error) from None
     except Exception as error:  # any error of the HTTP library
-        raise _SiteIsSilent(error) from None
+        raise _NoAnswer(error) from None
     revision = str(info.sha)
     urls = _of_split(address, _hf_splits(address, revision))
     start = f"hf://datasets/{address.repo}@{revision}/"
@@ -187,7 +188,7 @@ def _hf_splits(address: DatasetAddress, revision: str) -> dict[str, list[str]]:
         fix += "or download its files yourself, and set data.path to their folder"
         raise address.refused(what, str(error), fix) from None
     except Exception as error:  # an HTTP error, a cut connection, no answer
-        raise _SiteIsSilent(error) from None
+        raise _NoAnswer(error) from None
     return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 
 
@@ -220,7 +221,7 @@ def _modelscope_listing(address: DatasetAddress) -> Listing:
     except (NotExistError, PermissionDeniedError) as error:
         raise _no_such_data_set(address, error) from None
     except Exception as error:
-        raise _SiteIsSilent(error) from None
+        raise _NoAnswer(error) from None
     digests = {file.path: file.sha256 or "" for file in files if not file.is_dir}
     paths = _of_split(address, splits_of(digests))
     return Listing(revision, tuple((path, digests[path]) for path in paths))

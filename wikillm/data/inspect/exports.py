@@ -9,7 +9,7 @@ bytes as int32 (type 4) are equal. Each document is one sequence and ends with E
 
 datatrove's SPLIT.ds contains only token ids, of 2 bytes if the vocabulary fits, else 4.
 SPLIT.ds.index contains the end of each document, in tokens (u64). SPLIT.ds.metadata is text:
-TOKENIZER|BYTES, the number of tokens, that number rounded for people.
+TOKENIZER|BYTES, the number of tokens, that number in short form (1.2M).
 """
 
 from __future__ import annotations

@@ -44,13 +44,13 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
         return
     text = head(sources[0], _LOOK_BYTES).decode("utf-8", errors="replace")
     best = plain_format(text, sources[0].text_key)
-    ways = {
+    formats = {
         "data.format=lines": "each line is a document",
         "data.format=blocks": "blank lines are between documents",
         "data.format=csv": "a table whose first row names its columns",
     }
-    ways = {best: ways.pop(best), **ways}
-    fix = "\nor ".join(f"{way} ({what})" for way, what in list(ways.items())[:2])
+    formats = {best: formats.pop(best), **formats}
+    fix = "\nor ".join(f"{key} ({what})" for key, what in list(formats.items())[:2])
     raise DataError(
         "A text file is one document, "
         "and one document cannot be split into training and validation text.",
@@ -87,9 +87,9 @@ def refuse_few_held_out(
 
 
 def _fix(train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
-    ways = ["more documents with different texts (equal texts are in the same split)"]
+    fixes = ["more documents with different texts (equal texts are in the same split)"]
     if val.n_tokens and train.n_tokens >= 2:
-        ways.insert(0, f"data.min_val_tokens={val.n_tokens}")
+        fixes.insert(0, f"data.min_val_tokens={val.n_tokens}")
     share = _share_for(train, val, cfg.min_val_tokens)
     settings = []
     # If nothing is held out and the wanted number is out of reach, propose to hold out one token.
@@ -101,8 +101,8 @@ def _fix(train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
         settings.insert(0, f"data.val_fraction={share}")
         if cfg.store:
             settings.append(setting("data.store", f"{cfg.store.rstrip('/')}-{share}"))
-        ways.insert(0, " ".join(settings))
-    return "\nor ".join(ways)
+        fixes.insert(0, " ".join(settings))
+    return "\nor ".join(fixes)
 
 
 def _share_for(train: TokenStream, val: TokenStream, wanted: int) -> float | None:

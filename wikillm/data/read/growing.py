@@ -37,7 +37,7 @@ POLL_SECONDS = 0.1
 
 
 class GrowingCorpus(Corpus):
-    """The finished part of a token store.
+    """The committed part of a token store that is still being built.
 
     Attributes:
         train: training tokens of the windows whose shards are all committed.
@@ -138,9 +138,9 @@ class GrowingCorpus(Corpus):
     def _read_record(self, number: int) -> ShardInfo:
         return ShardInfo.read(shard_record_path(self.dir, number))
 
-    def _refuse_changed(self, found: list[ShardInfo]) -> None:
+    def _refuse_changed(self, current: list[ShardInfo]) -> None:
         """Raise DataError if shards changed: a build restarts when it refuses its encoder."""
-        if found != self.shards[: len(found)]:
+        if current != self.shards[: len(current)]:
             raise DataError(
                 "The token store was built again while this run was reading it.",
                 got=f"{self.dir}: see {beside(self.plan.lock_base, '.log')} for the reason",

@@ -46,14 +46,16 @@ def packed_order(
         stop = start + sum(shard.splits["train"].tokens for shard in of_window)
         windows.append(_Window(folder / FOLDER, of_window, start, stop, sequence_length))
         start = stop
-    # Take their packings from this process, else from their files; pack the others.
+    # Use packings that this process has, or that are in files; pack the windows without one.
     known = _PACKED.setdefault(stream, {})
-    found = {window.path: known.get(window.path) or window.read() for window in windows}
-    if None in found.values():
+    packings = {window.path: known.get(window.path) or window.read() for window in windows}
+    if None in packings.values():
         with exclusive(folder / FOLDER / "turn", "packing", False):
             for window in windows:
-                found[window.path] = found[window.path] or window.read() or window.pack(stream)
-    known.update((path, packed) for path, packed in found.items() if packed is not None)
+                packings[window.path] = (
+                    packings[window.path] or window.read() or window.pack(stream)
+                )
+    known.update((path, packed) for path, packed in packings.items() if packed is not None)
     ordered = [(window.first_target, known[window.path]) for window in windows]
     return PackedOrder(ordered, sequence_length, seed)
 

@@ -130,7 +130,7 @@ def streams(compression: str, file: BinaryIO) -> Iterator[bytes]:
     while raw := file.read(PIECE_BYTES // 4):
         has_more = False  # whether `unit` holds output that was not taken yet
         while raw or has_more:
-            # Streams may have zero padding between and after them.
+            # Zeros may follow a stream, as padding.
             if is_fresh and not (raw := raw.lstrip(b"\0")):
                 break
             out = unit.decompress(raw, PIECE_BYTES)

@@ -3,7 +3,8 @@
 The stop comes early enough to save and to exit. The clock starts with the Slurm job
 (SLURM_JOB_START_TIME), else with this process: the limit is the job's, and tokenizing counts. The
 callback only decides; `StopSignals` carries the request, so that all ranks stop at the same step,
-save, and exit with 75. Each start makes at least one step: even a too short limit makes progress.
+save, and exit with 75. Each start makes at least one step: a limit that is too short still makes
+progress.
 """
 
 from __future__ import annotations

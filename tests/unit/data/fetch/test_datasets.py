@@ -174,7 +174,7 @@ def test_a_site_that_breaks_off_is_silent_not_a_bug(monkeypatch):
         raise ReadTimeout("the read operation timed out")
 
     monkeypatch.setattr(library, "load_dataset_builder", breaks)
-    with pytest.raises(datasets._SiteIsSilent, match="timed out"):
+    with pytest.raises(datasets._NoAnswer, match="timed out"):
         datasets._hf_splits(parse("hf://org/name"), COMMIT)
 
 
@@ -192,7 +192,7 @@ def test_ranks_that_wait_for_a_silent_site_do_not_ask_it_again(tmp_path, monkeyp
 
     def is_silent(address: datasets.DatasetAddress) -> datasets.Listing:
         calls.append("silent")
-        raise datasets._SiteIsSilent("no answer")
+        raise datasets._NoAnswer("no answer")
 
     assert datasets._listing(address, answers, cache, time.time() + 1) == (known, False)
     assert datasets._listing(address, is_silent, cache, time.time() + 1) == (known, True)
