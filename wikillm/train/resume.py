@@ -248,8 +248,7 @@ def check_same_run(
         lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
-    # First fix: use the old values. If another version of WikiLLM cleans text differently, name the
-    # store.
+    # First fix: the old values; or the old store, if this version of WikiLLM has another cleaner.
     back = "set it back"
     if any(line.startswith("data.cleaner:") for line in lines):
         store = f"data.path=null data.store=stores/{str(then['store'])[:12]}"
