@@ -134,32 +134,23 @@ def undo_first_step(optimizer: Any) -> None:
 
 
 def _has_copies(optimizer: Any) -> bool:
-    return hasattr(optimizer, "fp32_groups") or hasattr(optimizer, "fp32_groups_flat")
+    return hasattr(optimizer, "fp32_groups")
 
 
 def _of_copies(names: Mapping[int, str], wrapper: Any) -> Layout:
-    """ZeRO 0 with 16-bit weights: DeepSpeed's wrapper gives the optimizer float32 copies of them.
-
-    FP16_UnfusedOptimizer, also for bf16, makes a copy of each parameter. FP16_Optimizer, with
-    FusedAdam on a GPU, makes one flat copy of each group.
-    """
-    is_flat = hasattr(wrapper, "fp32_groups_flat")
-    slots = {}
-    parameters = {}
-    for group, members in zip(wrapper.optimizer.param_groups, wrapper.fp16_groups, strict=True):
-        offset = 0
-        for index, parameter in enumerate(members):
-            copy = group["params"][0 if is_flat else index]
-            name = names[id(parameter)]
-            parameters[name] = parameter
-            slots[name] = Slot(copy, offset, 0, parameter.numel(), group)
-            if is_flat:
-                offset += parameter.numel()
+    """ZeRO 0 with 16-bit weights: FP16_UnfusedOptimizer, also for bf16, makes a float32 copy of
+    each parameter. (DeepSpeed makes flat copies for its FusedAdam, which no run has.)"""
+    groups = list(zip(wrapper.optimizer.param_groups, wrapper.fp16_groups, strict=True))
+    slots = {
+        names[id(parameter)]: Slot(copy, 0, 0, copy.numel(), group)
+        for group, members in groups
+        for parameter, copy in zip(members, group["params"], strict=True)
+    }
 
     def publish() -> None:
-        for name, slot in slots.items():
-            values = slot.tensor.data.view(-1)[slot.offset : slot.offset + slot.count]
-            parameters[name].data.copy_(values.view_as(parameters[name]))
+        for group, members in groups:
+            for parameter, copy in zip(members, group["params"], strict=True):
+                parameter.data.copy_(copy.data)
 
     return Layout(wrapper.optimizer, slots, is_replicated=True, publish=publish)
 
