@@ -22,7 +22,8 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.record import peak_bytes
-from wikillm.config.load import Resolved, load
+from wikillm.config.load import load
+from wikillm.config.resolved import Resolved
 from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.loader import BatchShape, train_loader

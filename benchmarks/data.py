@@ -231,7 +231,7 @@ def _streaming(_: str, data: Path, folder: Path, work: Path, workers: int) -> An
 
 
 def _wikillm(name: str, data: Path, folder: Path, work: Path, workers: int) -> Any:
-    from wikillm.config.schema import DataSection
+    from wikillm.config.schema_data import DataSection
     from wikillm.data.prepare.prepare import prepare_store
 
     backend: Any = name

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.config.load import load
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema_types import Checkpointing
 from wikillm.plan.memory import KEPT_FREE, memory_per_rank
 from wikillm.plan.strategy import Loss, Strategy
 from wikillm.plan.workload import Workload

@@ -49,7 +49,7 @@ from benchmarks.record import (
     report,
     run_in_fresh_process,
 )
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema_types import Checkpointing
 from wikillm.models import fused_loss as fused_loss_module
 from wikillm.models import tiled_mlp
 from wikillm.models.checkpointing import checkpoint_layers

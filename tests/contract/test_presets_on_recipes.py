@@ -7,8 +7,9 @@ import pytest
 
 from wikillm.config.deepspeed import DeepSpeedRun, read_deepspeed, shipped_names
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
-from wikillm.config.load import Resolved, load
+from wikillm.config.load import load
 from wikillm.config.presets import preset_names
+from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.plan.check_recipe import check_recipe
 from wikillm.plan.run_plan import make_plan

@@ -29,7 +29,9 @@ def names_in(tree: ast.Module) -> set[str]:
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets += [node.target] if isinstance(node, ast.AnnAssign) else []
-        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        found |= {
+            name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+        }
     return found
 
 
@@ -41,6 +43,23 @@ def test_no_two_public_classes_share_a_name(repo: Path) -> None:
                 places[node.name].append(name)
     shared = {name: found for name, found in places.items() if len(found) > 1}
     assert not shared
+
+
+def test_names_are_imported_from_the_module_that_defines_them(repo: Path) -> None:
+    defined = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): names_in(tree)
+        for name, tree in modules(repo)
+    }
+    elsewhere = {
+        f"{path.relative_to(repo)}: {node.module}.{alias.name}"
+        for folder in ("wikillm", "tests", "benchmarks")
+        for path in (repo / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module in defined
+        for alias in node.names
+        if alias.name not in defined[node.module] and f"{node.module}.{alias.name}" not in defined
+    }
+    assert not elsewhere, sorted(elsewhere)
 
 
 def test_bounds_are_called_max_and_min(repo: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from harness.three_layers import compiled_graphs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema_types import Checkpointing
 from wikillm.kernels import chunks, reference
 from wikillm.kernels.chunks import loss_chunk_rows
 from wikillm.kernels.dispatch import loss_function

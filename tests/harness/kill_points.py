@@ -21,7 +21,7 @@ import time
 import traceback
 from pathlib import Path
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.data.prepare import (
     parts,  # noqa: F401  imported before the forks
     prepare,

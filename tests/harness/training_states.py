@@ -14,7 +14,7 @@ from transformers import Qwen2ForCausalLM
 
 from harness.tiny_model import tiny_config
 from wikillm.checkpoints.tensor_layout import TensorSpec
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.layout import undo_first_step
 from wikillm.train.fragments.state import TrainingState

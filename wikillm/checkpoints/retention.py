@@ -21,7 +21,7 @@ from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, rename_durably
 
 if TYPE_CHECKING:
-    from wikillm.config.schema import TrainSection
+    from wikillm.config.schema_train import TrainSection
 
 
 @dataclass(frozen=True, slots=True)

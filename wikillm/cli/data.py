@@ -113,7 +113,9 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     from wikillm.data.inspect.show import show_document, show_sample, show_text
 
     if args.sample:
-        from wikillm.config.schema import DataSection, RunSection, TrainSection
+        from wikillm.config.schema import RunSection
+        from wikillm.config.schema_data import DataSection
+        from wikillm.config.schema_train import TrainSection
 
         found = show_sample(
             store,

@@ -16,7 +16,7 @@ from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 from wikillm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from wikillm.config.load import Resolved
+    from wikillm.config.resolved import Resolved
     from wikillm.data.read.corpus import Corpus
     from wikillm.evals.loss import HeldOutLoss
 

@@ -16,7 +16,7 @@ from wikillm.checkpoints.latest import find_complete
 from wikillm.cli.arguments import index, positive, size
 from wikillm.cli.run_config import split_settings
 from wikillm.config.load import load
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import ConfigError, DataError, DivergedError
 from wikillm.core.files import read_object, sha256_file
 from wikillm.evals.questions import ChoiceTask, read_tasks

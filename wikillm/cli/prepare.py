@@ -17,7 +17,7 @@ from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config,
 from wikillm.core.errors import ConfigError, DataError, ExitCode, Problems
 
 if TYPE_CHECKING:
-    from wikillm.config.schema import DataSection
+    from wikillm.config.schema_data import DataSection
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,9 @@ from wikillm.config.compatibility import Case, add_conflicts
 from wikillm.config.keys import all_keys
 from wikillm.config.mixture import check_mixture
 from wikillm.config.origin import Origin, Setting, where_of
-from wikillm.config.schema import DataSection, ModelSection, RunConfig, TrainSection
+from wikillm.config.schema import ModelSection, RunConfig
+from wikillm.config.schema_data import DataSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.config.trained_tokenizer import PREFIX, parse_train
 from wikillm.core.errors import ConfigError, Problems
 

@@ -15,7 +15,9 @@ from wikillm.config.deepspeed import DeepSpeedFile, lookup
 from wikillm.config.origin import Origin
 from wikillm.config.precision import Precision
 from wikillm.config.resolved import typed_form
-from wikillm.config.schema import DataSection, ModelSection, TrainSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_data import DataSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError, Problems
 
 NO_GPU = "gpu"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.config.precision import Precision
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError, did_you_mean
 
 

@@ -21,14 +21,12 @@ from wikillm.config.init_from import shape_settings
 from wikillm.config.keys import REMOVED, RENAMED, WAS_REMOVED, all_keys, nested, section_names
 from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
-from wikillm.config.resolved import Resolved, to_yaml
+from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig
 from wikillm.config.size_laws import size_settings
 from wikillm.config.trainer_names import advise
 from wikillm.config.yaml_file import Entry, read_yaml
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
-
-__all__ = ["DEFAULT_RUN", "Resolved", "load", "to_yaml"]
 
 DEFAULT_RUN = "wiki-zh-120m"
 

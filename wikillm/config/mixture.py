@@ -16,7 +16,7 @@ from wikillm.config.origin import Origin, where_of
 from wikillm.core.errors import Problems
 
 if TYPE_CHECKING:  # pydantic takes a tenth of a second, and `wikillm audit` needs no schema
-    from wikillm.config.schema import DataSection, MixtureSource
+    from wikillm.config.schema_data import DataSection, MixtureSource
 
 PERIOD = 4096
 _SUM_TOLERANCE = Fraction(1, 10**6)

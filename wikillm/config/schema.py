@@ -13,26 +13,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wikillm.config.schema_alerts import AlertsSection
-from wikillm.config.schema_data import DataSection, Format, Mixture, MixtureSource
+from wikillm.config.schema_data import DataSection
 from wikillm.config.schema_train import TrainSection
-from wikillm.config.schema_types import Checkpointing, Count, Packing, Paths, Section
-
-__all__ = [
-    "AlertsSection",
-    "Checkpointing",
-    "DataSection",
-    "DeepSpeedSection",
-    "Format",
-    "Mixture",
-    "MixtureSource",
-    "ModelSection",
-    "ObserveSection",
-    "Packing",
-    "RunConfig",
-    "RunSection",
-    "SwanLabSection",
-    "TrainSection",
-]
+from wikillm.config.schema_types import Count, Paths, Section
 
 
 class RunSection(Section):

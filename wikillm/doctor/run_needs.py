@@ -9,7 +9,7 @@ from functools import partial
 from wikillm.checkpoints.retention import keep_of
 from wikillm.config.precision import resolve_precision
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import ConfigError
 from wikillm.data.fetch.remote import scheme_of
 from wikillm.doctor.needs import Needs

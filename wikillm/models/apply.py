@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from transformers import PreTrainedModel
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.log import say
 from wikillm.models.attention_mask import CAUSAL_KERNELS, prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema_types import Checkpointing
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.patching import (
     is_patched,

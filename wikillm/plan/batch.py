@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wikillm.config.origin import Origin, where_of
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError
 
 SHARED = "train.sequence_parallel_size"

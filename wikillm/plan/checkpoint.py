@@ -13,7 +13,8 @@ some tens of kilobytes.
 
 from __future__ import annotations
 
-from wikillm.config.schema import ModelSection, TrainSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.plan.params import count_parameters
 
 _SMALL_FILES = 12_000  # config.json, the states, the manifest

@@ -16,7 +16,9 @@ from wikillm.config.checks import ranks_that_can_share
 from wikillm.config.compatibility import Case, Zero, conflicts
 from wikillm.config.origin import Origin
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import Checkpointing, ModelSection, TrainSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_train import TrainSection
+from wikillm.config.schema_types import Checkpointing
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step

@@ -25,7 +25,7 @@ from typing import Literal
 
 from wikillm.config.origin import Origin, where_of
 from wikillm.config.precision import Precision, resolve_precision
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError, did_you_mean
 
 GIB = 2**30

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from wikillm.config.checks import HORIZON
 from wikillm.config.origin import Origin, where_of
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError
 from wikillm.plan.batch import BatchSplit, given_micro_batch
 

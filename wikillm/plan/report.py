@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.checkpoint import checkpoint_bytes, checkpoints_at_most

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 
 
 def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_steps: int) -> float:

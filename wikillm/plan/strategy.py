@@ -14,7 +14,9 @@ from typing import Any, Literal, assert_never
 from wikillm.config.compatibility import Zero
 from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
 from wikillm.config.precision import Precision
-from wikillm.config.schema import Checkpointing, ModelSection, TrainSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_train import TrainSection
+from wikillm.config.schema_types import Checkpointing
 from wikillm.core.errors import ConfigError
 from wikillm.plan.workload import Workload
 

@@ -11,7 +11,8 @@ from functools import cached_property
 
 from wikillm.config.origin import Origin
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import ModelSection, TrainSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.config.trained_tokenizer import PREFIX, parse_train
 from wikillm.core.units import format_count
 from wikillm.plan.batch import MICRO, BatchSplit, given_micro_batch, split_batch

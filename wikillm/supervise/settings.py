@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from wikillm.config.schema import AlertsSection, RunSection, TrainSection
+from wikillm.config.schema import RunSection
+from wikillm.config.schema_alerts import AlertsSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.world import World
 from wikillm.supervise.alerts import Alerts
 from wikillm.supervise.membership import Limits

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.schedule import decay_steps
 from wikillm.train.context import PlannedRun

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from wikillm.config.load import Resolved, to_yaml
+from wikillm.config.resolved import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus

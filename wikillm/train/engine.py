@@ -19,7 +19,8 @@ from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.environment_variables import RunNeeds, clean_environment
 from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import RunConfig, TrainSection
+from wikillm.config.schema import RunConfig
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import CheckpointError, ConfigError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel

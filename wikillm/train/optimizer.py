@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 
 _NOT_HIDDEN = ("embed_tokens", "lm_head")
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.checkpoints.retention import keep_of
-from wikillm.config.load import Resolved, to_yaml
-from wikillm.config.schema import TrainSection
+from wikillm.config.resolved import Resolved, to_yaml
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.data.order.blocks import SourceUse

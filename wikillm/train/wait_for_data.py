@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import StoppedError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.core.units import format_seconds

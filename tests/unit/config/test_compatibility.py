@@ -8,7 +8,9 @@ import pytest
 
 from wikillm.config.compatibility import RULES, Case, Zero, conflicts, refuse_conflicts
 from wikillm.config.load import load
-from wikillm.config.schema import DataSection, MixtureSource, ModelSection, TrainSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_data import DataSection, MixtureSource
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError
 
 MUON: dict[str, Any] = {"optimizer": "muon", "max_grad_norm": 0.0}

@@ -19,7 +19,7 @@ from wikillm.config.deepspeed import (
     shipped_names,
 )
 from wikillm.config.deepspeed_check import check_deepspeed, linked_values
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import ConfigError
 
 CPU = DeepSpeedRun(

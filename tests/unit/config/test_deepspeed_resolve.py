@@ -15,7 +15,7 @@ from wikillm.config.deepspeed import DeepSpeedRun, lookup, read_deepspeed, shipp
 from wikillm.config.deepspeed_keys import AUTO
 from wikillm.config.deepspeed_resolve import ResolvedDeepSpeed, resolve_deepspeed
 from wikillm.config.keys import nested
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 
 CPU = DeepSpeedRun(
     TrainSection(max_grad_norm=0.7, adam_epsilon=1e-9),

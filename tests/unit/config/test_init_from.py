@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from wikillm.config.load import load, to_yaml
+from wikillm.config.load import load
+from wikillm.config.resolved import to_yaml
 from wikillm.core.errors import ConfigError
 
 QWEN2 = {

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.config.load import load, to_yaml
+from wikillm.config.load import load
 from wikillm.config.presets import preset_names
+from wikillm.config.resolved import to_yaml
 from wikillm.core.errors import ConfigError
 
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.config.load import load, to_yaml
+from wikillm.config.load import load
 from wikillm.config.mixture import PERIOD, counts_of
-from wikillm.config.schema import MixtureSource
+from wikillm.config.resolved import to_yaml
+from wikillm.config.schema_data import MixtureSource
 from wikillm.core.errors import ConfigError
 
 STEPS = ("--max_steps", "5")

@@ -17,7 +17,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.data.tokenizer import encoders
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.data.tokenizer.train import train_bpe, write_tokenizer

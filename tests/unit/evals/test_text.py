@@ -12,7 +12,7 @@ from harness.tiny_model import tiny_model, write_tokenizer
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.data.inspect.documents import read_documents
 from wikillm.data.text.script import script_of
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.core.errors import MachineError
 from wikillm.experimental.registry import LOSSES
 from wikillm.kernels.dispatch import check_loss_kernel

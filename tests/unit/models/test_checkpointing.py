@@ -13,7 +13,8 @@ from harness.three_layers import SHAPE, build, compiled_graphs
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wikillm.config.schema import Checkpointing, ModelSection
+from wikillm.config.schema import ModelSection
+from wikillm.config.schema_types import Checkpointing
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers

@@ -15,7 +15,7 @@ import pytest
 from harness.alert_receivers import HookServer, hook_server, mail_server
 
 from wikillm.config.load import load
-from wikillm.config.schema import AlertsSection
+from wikillm.config.schema_alerts import AlertsSection
 from wikillm.core.errors import ConfigError
 from wikillm.observe import alert_channels
 from wikillm.observe.alert_channels import deliver

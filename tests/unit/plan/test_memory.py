@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.config.load import load
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema_types import Checkpointing
 from wikillm.plan.choose import CHECKPOINTING, Machine, choose
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.config.load import load, to_yaml
+from wikillm.config.load import load
 from wikillm.config.presets import preset_names
+from wikillm.config.resolved import to_yaml
 from wikillm.core.errors import ConfigError
 from wikillm.plan.run_plan import Plan, RankGpu, make_plan
 

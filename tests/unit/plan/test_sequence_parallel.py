@@ -8,7 +8,7 @@ import pytest
 
 from wikillm.config.load import load
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema_types import Checkpointing
 from wikillm.core.errors import ConfigError
 from wikillm.plan.batch import BatchSplit, split_batch
 from wikillm.plan.choose import Machine, choose

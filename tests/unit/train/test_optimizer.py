@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from wikillm.config.schema import TrainSection
+from wikillm.config.schema_train import TrainSection
 from wikillm.train.optimizer import MuonAndAdamW, build_muon, parameter_groups
 
 SETTINGS = TrainSection(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import DataError
 from wikillm.data.fetch import datasets, remote
 from wikillm.data.fetch.cache import Cache, Fetched

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
 from wikillm.data.fetch.remote import scheme_of, without_secrets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.log import warn
 from wikillm.data.fetch.find import find_sources
 from wikillm.data.filters.documents import CleanJob

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from wikillm.config.schema import Packing
+from wikillm.config.schema_types import Packing
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.inspect.positions import documents_between
 from wikillm.data.read.corpus import StoredCorpus

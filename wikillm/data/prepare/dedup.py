@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.log import say
 from wikillm.data.dedup.minhash import minhash_facts

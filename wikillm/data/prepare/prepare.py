@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import read_object, sha256_file, write_json
 from wikillm.data.fetch.cache import Cache, Fetched

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
 from wikillm.data.sources.decompress import head

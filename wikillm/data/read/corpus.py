@@ -23,7 +23,7 @@ from wikillm.data.store.manifest import Manifest, ShardInfo
 from wikillm.data.store.store import Store, TokenStream
 
 if TYPE_CHECKING:
-    from wikillm.config.schema import Packing
+    from wikillm.config.schema_types import Packing
 
 
 class Order(Protocol):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import DataError, WikiLLMError
 from wikillm.core.units import format_seconds
 from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges

@@ -18,7 +18,7 @@ from wikillm.data.store.manifest import Manifest, SplitInfo, fingerprint_of
 from wikillm.data.store.store import SPLITS
 
 if TYPE_CHECKING:
-    from wikillm.config.schema import Packing
+    from wikillm.config.schema_types import Packing
 
 MIXTURE_VERSION = 1
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wikillm.config.mixture import PERIOD, counts_of
-from wikillm.config.schema import DataSection, MixtureSource
+from wikillm.config.schema_data import DataSection, MixtureSource
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.log import logger, say
 from wikillm.core.units import format_count, format_seconds

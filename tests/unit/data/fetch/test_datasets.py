@@ -24,7 +24,7 @@ from wikillm.data.prepare.prepare import prepare_store
 PINNED = f"hf://org/name@{COMMIT}:train"
 PROGRAM = """
 import json, sys
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.prepare.prepare import prepare_store
 for cfg in json.loads(sys.argv[1]):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters import characters, overlap
 from wikillm.data.filters import settings as settings_module

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.store.store import Store, TokenStream
 

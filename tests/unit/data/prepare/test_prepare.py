@@ -21,7 +21,7 @@ from wikillm.data.tokenizer import find
 
 PROGRAM = """
 import os, sys, json
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.prepare import prepare
 prepare.shard_range = lambda estimate: 8000

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from wikillm.data.order.blocks import IGNORED, SampleOrder, window_ends
 from wikillm.data.read.loader import (
-    PADDING,
     BatchShape,
     DocumentMask,
     Samples,
@@ -25,6 +24,7 @@ from wikillm.data.read.loader import (
     to_device,
     train_loader,
 )
+from wikillm.data.read.rows import PADDING
 
 
 class Counting:

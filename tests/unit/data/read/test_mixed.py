@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.config.mixture import PERIOD
-from wikillm.config.schema import MixtureSource
+from wikillm.config.schema_data import MixtureSource
 from wikillm.core.errors import DataError
 from wikillm.data.inspect.positions import documents_of
 from wikillm.data.inspect.summary import summary_json, summary_of

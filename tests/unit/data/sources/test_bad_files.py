@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import DataError
 from wikillm.data.filters import documents as clean_job
 from wikillm.data.prepare.build import finished_shards

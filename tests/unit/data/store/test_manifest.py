@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wikillm.cli.main import main
-from wikillm.config.schema import DataSection
+from wikillm.config.schema_data import DataSection
 from wikillm.core.errors import DataError, MachineError
 from wikillm.data.inspect.verify import verify
 from wikillm.data.prepare.prepare import prepare_store

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from harness.file_server import serve
 
-from wikillm.config.schema import DataSection, MixtureSource
+from wikillm.config.schema_data import DataSection, MixtureSource
 from wikillm.core.errors import ConfigError, DataError, MachineError
 from wikillm.data.fetch import cache as cache_module
 from wikillm.data.fetch.cache import Cache
