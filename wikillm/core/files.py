@@ -80,6 +80,14 @@ def read_regular(path: Path, *, max_bytes: int | None = MAX_BYTES) -> bytes:
         return file.read()
 
 
+def read_tail(path: Path, size: int) -> bytes:
+    """The last `size` bytes of a regular file, or all of a shorter one. Raises OSError."""
+    with open_regular(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - size))
+        return file.read()
+
+
 def read_small(path: Path) -> str:
     """The stripped text of a file of /proc or /sys; "" if it cannot be read."""
     try:

@@ -6,17 +6,16 @@ The first failure is a warning; later ones are silent.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from wikillm.core.child_environment import environment_with_wikillm
 from wikillm.core.log import warn
 
 REFRESH_SECONDS = 60.0
 """Shortest time between two refreshes; checkpoints in between start none."""
-_SOURCE = Path(__file__).resolve().parents[2]
 _LOW_PRIORITY = ("nice", "-n", "10")
 
 
@@ -39,14 +38,13 @@ class PageRefresh:
         if time.monotonic() - self._last < self._every or self._is_writing():
             return
         self._last = time.monotonic()
-        path = os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))
         try:
             self._process = subprocess.Popen(
                 [*_LOW_PRIORITY, sys.executable, "-m", "wikillm", "report", str(self._run)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env=environment_with_wikillm(),
             )
         except OSError as error:
             self._warn_once(str(error))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
-from wikillm.core.files import open_regular, read_object, read_regular
+from wikillm.core.files import read_object, read_regular, read_tail
 from wikillm.observe import names
 from wikillm.observe.redact import without_queries
 from wikillm.observe.sinks import kept_records, read_records
@@ -237,10 +237,7 @@ def _warnings(logs: Path) -> list[LoggedWarning]:
 def _log_messages(path: Path) -> list[tuple[str, str, str]]:
     """(time, level, message) of each warning and error; a message can have several lines."""
     try:
-        with open_regular(path) as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _LOG_TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
+        lines = read_tail(path, _LOG_TAIL).decode(errors="replace").splitlines()
     except OSError:
         return []
     found: list[list[str]] = []

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wikillm.core.child_environment import environment_with_wikillm
 from wikillm.core.errors import ExitCode
 from wikillm.core.held_output import real_descriptors
 
@@ -130,13 +131,6 @@ class Alerts:
                 pipe.write(json.dumps(request).encode())
             if wait:
                 sender.wait(wait)
-
-
-def environment_with_wikillm() -> dict[str, str]:
-    """The environment of a new Python process that imports this code, from whatever folder."""
-    source = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def _what_follows(code: int, environ: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
-from wikillm.core.files import open_regular, read_object
+from wikillm.core.files import read_object, read_tail
 from wikillm.supervise.records import RankRecord, read_records, stop_path
 from wikillm.supervise.requests import stop_file, waits_to_restart
 from wikillm.supervise.stop import is_running
@@ -100,10 +100,7 @@ def _is_shown(value: object, name: str) -> bool:
 def _last_line(path: Path) -> dict[str, Any] | None:
     """The last complete line of metrics.jsonl."""
     try:
-        with open_regular(path) as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL))
-            lines = file.read().splitlines()
+        lines = read_tail(path, _TAIL).splitlines()
     except OSError:
         return None
     for line in reversed(lines):

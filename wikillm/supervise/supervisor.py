@@ -22,11 +22,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
+from wikillm.core.child_environment import environment_with_wikillm
 from wikillm.core.errors import MachineError, StoppedError
 from wikillm.core.held_output import real_descriptors
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
-from wikillm.supervise.alerts import WAIT_SECONDS, environment_with_wikillm
+from wikillm.supervise.alerts import WAIT_SECONDS
 from wikillm.supervise.exit_file import end_with, is_agreed, print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank

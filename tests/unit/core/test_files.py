@@ -13,6 +13,7 @@ from wikillm.core.files import (
     files_below,
     read_object,
     read_regular,
+    read_tail,
     sha256_file,
     write_atomic,
     write_json,
@@ -76,6 +77,12 @@ def test_a_planted_file_neither_blocks_its_reader_nor_fills_the_memory(
     assert read_object(path) == {}
     with pytest.raises(OSError, match=r"exit\.json"):
         read_regular(path)
+
+
+def test_the_tail_of_a_file_is_its_last_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"first\nlast\n")
+    assert (read_tail(path, 5), read_tail(path, 100)) == (b"last\n", b"first\nlast\n")
 
 
 def test_files_below_is_sorted_and_has_only_files(tmp_path: Path) -> None:

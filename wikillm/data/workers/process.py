@@ -6,14 +6,12 @@ child ends too.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import IO
 
-import wikillm
+from wikillm.core.child_environment import environment_with_wikillm
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 _ONE_THREAD = {
@@ -34,9 +32,7 @@ def start_child(
             variables of a rank.
     """
     ours, theirs = Pipe()
-    root = str(Path(wikillm.__file__).parents[1])
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join([root, *inherited])}
+    environment = environment_with_wikillm() | _ONE_THREAD
     if log is not None:
         for name in _RANK_VARIABLES:
             environment.pop(name, None)
