@@ -22,7 +22,7 @@ from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
-_COMMAS = ("data.path", "data.mixture", "train.eval_tasks", "alerts.events")
+_COMMAS = ("data.path", "data.mixture", "data.decontaminate", "train.eval_tasks", "alerts.events")
 """Keys that take a comma-separated list."""
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 

@@ -46,6 +46,7 @@ def parsed(*words: str) -> dict[str, Any]:
         (["--gradient_checkpointing", "data.path=a"], "train.gradient_checkpointing", "true"),
         (["--gradient_checkpointing", "selective"], "train.gradient_checkpointing", "selective"),
         (["data.path=a.jsonl,b.jsonl"], "data.path", ["a.jsonl", "b.jsonl"]),
+        (["data.decontaminate=a.txt,b.csv"], "data.decontaminate", ["a.txt", "b.csv"]),
         (['data.path=["a,b.jsonl"]'], "data.path", ["a,b.jsonl"]),
         (["data.path=[ab]*.jsonl"], "data.path", ["[ab]*.jsonl"]),
         (["observe.sample_prompts=Hello, world"], "observe.sample_prompts", ["Hello, world"]),

@@ -137,7 +137,9 @@ def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
     try:
         return tuple(PinnedFile.pin(path) for path in locate(entries))
     except DataError as error:
-        raise DataError(error.what.replace("data.path", key), got=error.got) from None
+        fix = (error.fix or "").replace("data.path", key)
+        fix = "name an existing file" if "://" in fix else fix
+        raise DataError(error.what.replace("data.path", key), got=error.got, fix=fix) from None
 
 
 def _converter() -> str:

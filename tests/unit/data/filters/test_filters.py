@@ -245,6 +245,13 @@ def test_a_missing_evaluation_file_is_reported_under_its_own_key(entry, settings
     assert "data.path" not in str(caught.value) and entry in caught.value.got
 
 
+def test_a_misspelt_evaluation_file_suggests_the_file_of_that_name(tmp_path):
+    (tmp_path / "exam.jsonl").write_text('{"q": "a"}')
+    with pytest.raises(DataError) as refused:
+        plan_filters(DataSection(decontaminate=(str(tmp_path / "exma.jsonl"),)))
+    assert refused.value.fix == f"data.decontaminate={tmp_path / 'exam.jsonl'}"
+
+
 def test_each_line_of_a_text_file_is_an_example(tmp_path, monkeypatch):
     monkeypatch.setattr(overlap, "_MAX_EXAMPLE_BYTES", 500)
     path = tmp_path / "eval.txt"
