@@ -27,7 +27,10 @@ class Pipeline:
             from wikillm.data.filters.overlap import EvaluationIndex
 
             self._index = EvaluationIndex(
-                filters.evaluation, filters.overlap_units, filters.overlap_share
+                filters.evaluation,
+                filters.overlap_units,
+                filters.overlap_share,
+                self._converter.convert if self._converter else str,
             )
 
     def __call__(self, text: str, payload: bytes, format: str) -> str | Dropped:

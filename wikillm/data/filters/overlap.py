@@ -9,7 +9,7 @@ ignored, since they occur in ordinary text. Case, punctuation and white space do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ _MAX_EXAMPLE_BYTES = 16 << 20
 class EvaluationIndex:
     """The hashes of the runs of all examples, sorted, each with the number of its example."""
 
-    def __init__(self, files: tuple[PinnedFile, ...], units: int, share: float) -> None:
+    def __init__(
+        self,
+        files: tuple[PinnedFile, ...],
+        units: int,
+        share: float,
+        convert: Callable[[str], str] = str,
+    ) -> None:
+        """`convert` is applied to the examples, as it is to the texts before they are searched."""
         self._units = units
         self._share = share
         self.names: list[str] = []  # FILE:NUMBER of each example
@@ -41,7 +48,7 @@ class EvaluationIndex:
         lengths: set[int] = set()
         for file in files:
             for number, strings in enumerate(examples_of(file), 1):
-                found = self._runs_of_example(strings, lengths)
+                found = self._runs_of_example([convert(string) for string in strings], lengths)
                 if not len(found):
                     continue
                 runs.append(found)

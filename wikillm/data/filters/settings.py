@@ -89,6 +89,7 @@ class Filters:
                 "units": self.overlap_units,
                 "share": self.overlap_share,
                 "version": OVERLAP_VERSION,
+                **({} if self.convert == "none" else {"examples": "converted"}),
             }
         return facts
 

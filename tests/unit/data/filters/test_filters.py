@@ -182,6 +182,16 @@ def test_a_document_with_an_evaluation_example_is_dropped(tmp_path, name, conten
     assert not is_dropped(filters, " ".join(ENGLISH.split()[:12]))  # one word short of a run
 
 
+@pytest.mark.parametrize("example", ["讀萬卷書，不如行萬里路", "读万卷书，不如行万里路"])
+def test_examples_are_converted_like_the_texts_that_are_searched(tmp_path, example):
+    path = tmp_path / "eval.txt"
+    path.write_text(example)
+    filters = against(path, convert="t2s")
+    assert is_dropped(filters, f"古人說：讀萬卷書，不如行萬里路。{PROSE}")
+    assert filters.facts()["data.decontaminate"]["examples"] == "converted"
+    assert "examples" not in against(path).facts()["data.decontaminate"]
+
+
 def test_the_share_of_an_example_decides_and_short_ones_are_searched_whole(tmp_path):
     words = [f"w{i}" for i in range(100)]
     path = tmp_path / "eval.txt"
