@@ -36,8 +36,9 @@ def scale_losses(factors: dict[tuple[int, int, int], float]) -> None:
 def train_with_losses(
     words: list[str], factors: dict[tuple[int, int, int], float], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Run `train` with `scale_losses`."""
+    """Run `train` with `scale_losses`. The option `save_seconds` slows down every save."""
     scale_losses(factors)
+    slow_down_saves(options.pop("save_seconds", 0.0))
     return train(words, **options)
 
 

@@ -26,11 +26,18 @@ from wikillm.data.store.store import Store
 def test_a_loss_that_is_not_finite_names_its_rank_and_documents(
     recipe: str | None, words: Any, shared: Path, tmp_path: Path
 ) -> None:
-    """Rank 1's second micro-batch of step 6 has a NaN. Rank 0 reports its documents."""
-    command = words(tmp_path / "run", "train.per_device_train_batch_size=2")
+    """Rank 1's second micro-batch of step 6 has a NaN. Rank 0 reports its documents.
+
+    The checkpoint of step 4 is still being written then, for longer than ranks wait at an exit.
+    """
+    more = ("train.per_device_train_batch_size=2", "train.exit_timeout_seconds=0.1")
+    command = words(tmp_path / "run", *more)
     bad = {(5, 1, 1): math.nan}
-    found, _ = run_ranks(train_with_losses, 2, command, bad, {"deepspeed": recipe})
+    options = {"deepspeed": recipe, "save_seconds": 3.0}
+    found, _ = run_ranks(train_with_losses, 2, command, bad, options)
     assert found["code"] == 5, found["message"]
+    saved = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == ["checkpoint-4"] and "resume from the last checkpoint" in found["message"]
     assert "NaN or infinite at step 6" in found["message"]
 
     # 8 sequences a step: micro-step 1 of rank 1 reads the last two of 40 to 47.

@@ -171,8 +171,11 @@ class CheckpointSaver:
             self._run(job, (self._copy_to_buffer(*piece) for piece in _pieces(parts)), began)
             self.finish()
 
-    def finish_within(self, seconds: float) -> None:
-        """Wait up to `seconds` for the save under way to be published. Never raises."""
+    def finish_within(self, seconds: float | None) -> None:
+        """Wait up to `seconds` (None: as long as it takes) for the save under way to be published.
+
+        Never raises.
+        """
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():

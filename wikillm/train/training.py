@@ -16,6 +16,7 @@ from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
+from wikillm.supervise.exit_file import is_agreed
 from wikillm.train.callbacks.disk_space import DiskSpaceCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.eval_tasks import EvalTasksCallback
@@ -99,8 +100,7 @@ def train(
         raise
     finally:
         garbage.close()
-        # A save that began before the error is sound; the wait is limited, as ranks may be gone.
-        saver.finish_within(context.resolved.config.train.exit_timeout_seconds)
+        _finish_save(context, saver, error)
         context.heartbeat.enter("close")
         report.close(error)
         if context.world.is_main:
@@ -131,6 +131,19 @@ def _saver(context: RunContext) -> CheckpointSaver:
     if will_save and saver.origin is not None and context.world.is_main:
         record_return(run.checkpoints, saver.origin)
     return saver
+
+
+def _finish_save(context: RunContext, saver: CheckpointSaver, error: BaseException | None) -> None:
+    """Wait for a save that began before the error and is sound. (all ranks)
+
+    The wait is limited, unless all ranks have the same error: otherwise ranks may be gone.
+    """
+    seconds = None
+    if is_agreed(error):
+        context.heartbeat.enter("save")
+    else:
+        seconds = context.resolved.config.train.exit_timeout_seconds
+    saver.finish_within(seconds)
 
 
 def _evaluate_if_left_out(trainer: WikiTrainer) -> None:

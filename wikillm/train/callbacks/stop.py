@@ -216,7 +216,8 @@ class StopCallback(TrainerCallback):
         )
 
     def _advice(self, rate: float) -> str:
-        if list_checkpoints(self.trainer.context.run.checkpoints):
+        saver = self.trainer.saver
+        if saver.is_writing or list_checkpoints(saver.folder):
             return (
                 "resume from the last checkpoint with a lower learning rate: "
                 f"--resume auto train.learning_rate={rate:g}"
