@@ -119,20 +119,20 @@ class LedgerWriter:
         self._has_warned = False
         cut_torn_line(path)
         try:
-            self._known = History.of(read_ledger(path)) if path.is_file() else History()
+            self._history = History.of(read_ledger(path)) if path.is_file() else History()
         except CheckpointError as error:
             renamed = _free_name(path)
             path.rename(renamed)
             warn(f"{error}\n  the damaged file is kept as {renamed.name}; a new ledger begins")
-            self._known = History()
+            self._history = History()
 
     def begin(self, **values: Any) -> None:
         """Begin a segment with these values (see `Segment`)."""
-        segment = Segment(len(self._known.segments), **values)
-        known = self._known.steps[-1].step if self._known.steps else 0
-        if segment.step > known:
+        segment = Segment(len(self._history.segments), **values)
+        last_step = self._history.steps[-1].step if self._history.steps else 0
+        if segment.step > last_step:
             warn(
-                f"{self.path} has no record of steps {known + 1:,} to {segment.step:,}: "
+                f"{self.path} has no record of steps {last_step + 1:,} to {segment.step:,}: "
                 f"`wikillm audit` can prove only later steps"
             )
         self.add(segment)

@@ -39,7 +39,7 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
     """All values of the template run.html.j2."""
     starts = starts_of(run)
     effort = effort_of(run, starts, price)
-    found = spikes(run)
+    loss_spikes = spikes(run)
     settings = list(run.settings.values())
     return {
         "title": run.name,
@@ -55,9 +55,9 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
                 spike.action,
                 cut("; ".join(spike.documents)),
             )
-            for spike in found[:MAX_ROWS]
+            for spike in loss_spikes[:MAX_ROWS]
         ],
-        "more_spikes": max(0, len(found) - MAX_ROWS),
+        "more_spikes": max(0, len(loss_spikes) - MAX_ROWS),
         "model": _model(run),
         "chosen": [(s.key, cut(s.value), cut(s.origin)) for s in settings if s.origin],
         "defaults": [(s.key, cut(s.value)) for s in settings if not s.origin],

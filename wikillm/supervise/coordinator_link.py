@@ -10,8 +10,8 @@ from wikillm.supervise.membership import OTHER_SECRET, Limits
 from wikillm.supervise.network import PORTS_TRIED, connect_here
 from wikillm.supervise.wire import Message, SealedWire
 
-ANSWER_SECONDS = 3.0  # to wait at a port for proof that the coordinator listens there
-GONE_WAITS = 3.0  # from a closed connection until rank 0 counts as lost
+ANSWER_SECONDS = 3.0  # wait at a port for proof that the coordinator listens there
+GONE_SECONDS = 3.0  # from a closed connection until rank 0 counts as lost
 
 
 class CoordinatorLink:
@@ -35,8 +35,8 @@ class CoordinatorLink:
         self._gone: float | None = None  # when the connection was closed
         self._attempt = 0
         self._answer_by = 0.0
-        self._port = 0  # of the latest attempt
-        self._foreign_ports: set[int] = set()  # a peer with a different secret answered there
+        self._port = 0  # port of the latest attempt
+        self._foreign_ports: set[int] = set()  # ports where a peer with another secret answered
 
     @property
     def is_local(self) -> bool:
@@ -100,7 +100,7 @@ class CoordinatorLink:
         if self.is_local:
             return None
         if self._gone is not None:
-            is_late = now - self._gone > GONE_WAITS
+            is_late = now - self._gone > GONE_SECONDS
             return (
                 f"The connection to {where} was closed: that process is gone." if is_late else None
             )

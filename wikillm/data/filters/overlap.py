@@ -48,11 +48,11 @@ class EvaluationIndex:
         lengths: set[int] = set()
         for file in files:
             for number, strings in enumerate(examples_of(file), 1):
-                found = self._runs_of_example([convert(string) for string in strings], lengths)
-                if not len(found):
+                own_runs = self._runs_of_example([convert(string) for string in strings], lengths)
+                if not len(own_runs):
                     continue
-                runs.append(found)
-                owners.append(np.full(len(found), len(self.names)))
+                runs.append(own_runs)
+                owners.append(np.full(len(own_runs), len(self.names)))
                 self.names.append(f"{file.path}:{number}")
         if not runs:
             raise DataError(
@@ -81,17 +81,19 @@ class EvaluationIndex:
     def find(self, text: str) -> str | None:
         """The name of the first example that the text contains, or None."""
         units = units_of(text)
-        found = [grams_of(units, length) for length in self._lengths if len(units) >= length]
-        if not found:
+        grams_by_length = [
+            grams_of(units, length) for length in self._lengths if len(units) >= length
+        ]
+        if not grams_by_length:
             return None
-        grams = np.unique(np.concatenate(found))
+        grams = np.unique(np.concatenate(grams_by_length))
         # Find the examples that have a run of the text; count the found runs of each example.
         first = np.searchsorted(self._runs, grams, side="left")
         last = np.searchsorted(self._runs, grams, side="right")
-        found_in = np.flatnonzero(last > first)
-        if not len(found_in):
+        matching = np.flatnonzero(last > first)
+        if not len(matching):
             return None
-        owners = [self._owners[first[i] : last[i]] for i in found_in]
+        owners = [self._owners[first[i] : last[i]] for i in matching]
         examples, counts = np.unique(np.concatenate(owners), return_counts=True)
         contained = examples[counts >= self._share * self._sizes[examples]]
         return self.names[int(contained[0])] if len(contained) else None

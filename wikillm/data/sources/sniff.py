@@ -1,9 +1,9 @@
 """Detect the compression, format and encoding of a file from its content.
 
-The name counts only where the content does not decide: if it is neither JSON nor XML, a .txt file
-is plain text and a .csv or .tsv file is a table. Files that would fail later are refused here,
-before anything is built: unsupported formats and compressions, and text that is not UTF-8 (never
-decoded with silent replacement). Records without the text key are refused in `check_source`.
+The name of the file counts only if the content does not decide: if it is neither JSON nor XML, a
+.txt file is plain text and a .csv or .tsv file is a table. Files that would fail later are refused
+here, before anything is built: unsupported formats and compressions, and text that is not UTF-8
+(never decoded with silent replacement). Records without the text key are refused in `check_source`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
         start = file.read(MAX_MARK)
     refuse_foreign(path, start)
     # Compression, by the first bytes.
-    named = (name for magic, name in _COMPRESSION.items() if start.startswith(magic))
-    compression = next(named, "zst" if _SKIPPABLE.match(start) else "none")
+    matching = (name for magic, name in _COMPRESSION.items() if start.startswith(magic))
+    compression = next(matching, "zst" if _SKIPPABLE.match(start) else "none")
     source = SourceFile(
         str(path),
         status.st_size,
@@ -65,10 +65,10 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     )
     if start.startswith(parquet.MAGIC):
         if wanted not in ("auto", "parquet"):
-            raise _not_as_said(path, start, wanted, "Parquet")
+            raise _other_format(path, start, wanted, "Parquet")
         return replace(source, format="parquet")
     if wanted == "parquet":
-        raise _not_as_said(path, start, wanted, "not Parquet")
+        raise _other_format(path, start, wanted, "not Parquet")
     begin = head(source, HEAD_BYTES)
     if begin.startswith(parquet.MAGIC):
         raise cannot_be_read(f"Parquet in {compression}", path)
@@ -82,7 +82,7 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
         raise DataError(what, got=str(path), fix="leave it out")
     # Format, by the look of the text. Only XML may have an encoding other than UTF-8.
     if wanted == "mediawiki" and not re.search(r"<(mediawiki|page)[\s>]", text):
-        raise _not_as_said(path, start, wanted, "not a MediaWiki export")
+        raise _other_format(path, start, wanted, "not a MediaWiki export")
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
         return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
     refuse_dump_index(path, text)
@@ -98,7 +98,7 @@ def _as_text(begin: bytes, encoding: str = "utf-8") -> str:
     return begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
 
 
-def _not_as_said(path: Path, start: bytes, wanted: str, found: str) -> DataError:
+def _other_format(path: Path, start: bytes, wanted: str, found: str) -> DataError:
     return DataError(
         f"A file is not what data.format={wanted} says.",
         got=f"{path} starts with {start[:8]!r}; it is {found}",
@@ -183,8 +183,8 @@ def _looks_structured(text: str) -> bool:
     """Whether a text is JSON or XML although its file is named .txt, .csv or .tsv."""
     if text.startswith("{"):
         lines = (line for line in text.split("\n")[:_PROBED_LINES] if line.strip())
-        is_named = re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
-        return is_named or any(map(_is_json, lines))
+        has_key = re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
+        return has_key or any(map(_is_json, lines))
     return re.match(r"\[\s*\{|<(\?xml|!doctype|html|mediawiki)\b", text, re.IGNORECASE) is not None
 
 

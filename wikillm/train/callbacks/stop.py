@@ -193,13 +193,13 @@ class StopCallback(TrainerCallback):
         """The error, which names the micro-batches of all ranks with a bad loss. (all ranks)"""
         context = self.trainer.context
         gathered: list[Any] = context.group.gather(not_finite(self.trainer))
-        found: list[BadMicroBatch] = [each for of_rank in gathered for each in of_rank]
+        batches: list[BadMicroBatch] = [batch for of_rank in gathered for batch in of_rank]
         # On a GPU a bad loss is found one step later, so report the first step that has one.
-        bad_step = min((each.step + 1 for each in found), default=step)
-        bad = [each for each in found if each.step + 1 == bad_step]
+        bad_step = min((batch.step + 1 for batch in batches), default=step)
+        bad = [batch for batch in batches if batch.step + 1 == bad_step]
         total = self.trainer.data.shape.accumulation * context.world.size
         if context.world.is_main:
-            record = {"step": bad_step, "micro_batches": [each.to_json() for each in bad]}
+            record = {"step": bad_step, "micro_batches": [batch.to_json() for batch in bad]}
             with suppress(OSError):
                 write_json(self._run / DIVERGED, record)
         if not bad:
@@ -207,7 +207,7 @@ class StopCallback(TrainerCallback):
         elif len(bad) == total:
             got = f"all {total} micro-batches of the step: the weights were not finite before it"
         else:
-            got = "\n".join(each.text() for each in bad[:SHOWN])
+            got = "\n".join(batch.text() for batch in bad[:SHOWN])
             got += f"\n{len(bad)} of {total} micro-batches: {self._run / DIVERGED}"
         return DivergedError(
             f"The loss or the gradient is NaN or infinite at step {bad_step}.",
