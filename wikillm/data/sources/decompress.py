@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
 from wikillm.data.sources.decompress_bz2 import decompress_in_threads
+from wikillm.data.sources.fixes import quoted
 from wikillm.data.types import SourceFile
 
 BOM = codecs.BOM_UTF8
@@ -32,6 +33,7 @@ BOMB_RATIO = 200
 """A file whose output exceeds both BOMB_BYTES and BOMB_RATIO times its input is refused; text
 expands less than 20 times."""
 _XZ_MEMORY = 1 << 29  # bytes; `xz -9` needs 65 MiB, a hostile header may demand 4 GiB
+_WITH_MORE_MEMORY = {"xz": "xz -dk", "zst": "zstd -d --long=31"}
 _TEST_COMMANDS = {"gz": "gzip -t", "bz2": "bzip2 -t", "xz": "xz -t", "zst": "zstd -t"}
 
 
@@ -170,6 +172,13 @@ def _zstandard(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _damaged(source: SourceFile, produced: int, why: str) -> DataError:
+    if "emory" in why and source.compression in _WITH_MORE_MEMORY:  # both libraries say it so
+        command = f"{_WITH_MORE_MEMORY[source.compression]} {quoted(source.path)}"
+        return DataError(
+            f"A {source.compression} file takes too much memory to decompress.",
+            got=f"{source.path} ({format_size(source.size)}): {why}",
+            fix=f"decompress it, and name the new file in data.path: {command}",
+        )
     return DataError(
         f"A {source.compression} file is damaged or cut off.",
         got=f"{source.path} ({format_size(source.size)}): {why}\n"

@@ -193,8 +193,20 @@ def test_an_xz_header_that_asks_for_gigabytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(decompress, "_XZ_MEMORY", 1 << 20)
     path = tmp_path / "x.jsonl.xz"
     path.write_bytes(lzma.compress(b'{"text": "a"}\n', preset=9))
-    with pytest.raises(DataError, match="Memory usage limit"):
+    with pytest.raises(DataError, match="Memory usage limit") as refused:
         sniff(path)
+    assert refused.value.fix.endswith(f"xz -dk {path}")
+
+
+def test_a_zst_file_with_a_long_window_is_not_called_damaged(tmp_path):
+    """As `zstd --long=31` writes it: a frame with a window of 2 GiB and one block as it is."""
+    path = tmp_path / "x.jsonl.zst"
+    line = b'{"text": "a"}\n'
+    block = (len(line) << 3 | 1).to_bytes(3, "little") + line
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + block)
+    with pytest.raises(DataError, match="too much memory") as refused:
+        sniff(path)
+    assert refused.value.fix.endswith(f"zstd -d --long=31 {path}")
 
 
 @pytest.mark.parametrize("where", ["end", "middle", "footer"])
