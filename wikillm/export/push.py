@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -118,7 +119,9 @@ def push_folder(
     names = check_export(folder)
     check_token(repository)
     push = _push_hf if repository.hub == "hf" else _push_modelscope
-    with _clear_errors(folder, repository), contextlib.redirect_stdout(io.StringIO()):
+    again = shlex.join(["wikillm", "export", str(folder), "--push", str(repository), "--update"])
+    again += " --private" if private else ""
+    with _clear_errors(folder, repository, again), contextlib.redirect_stdout(io.StringIO()):
         return push(folder, repository.name, names, private, update)
 
 
@@ -165,23 +168,23 @@ def _push_modelscope(folder: Path, name: str, names: list[str], private: bool, u
 
 
 @contextlib.contextmanager
-def _clear_errors(folder: Path, repository: HubRepository) -> Iterator[None]:
-    """Convert a client's exception to an error that a user can act on."""
+def _clear_errors(folder: Path, repository: HubRepository, again: str) -> Iterator[None]:
+    """Convert a client's exception to an error that a user can act on. `again`: the command that
+    repeats the push."""
     try:
         yield
     except (ConfigError, CheckpointError, MachineError):
         raise
     except Exception as error:  # raised by the client or by its HTTP library
-        raise _refusal(error, folder, repository) from None
+        raise _refusal(error, folder, repository, again) from None
 
 
 def _refusal(
-    error: Exception, folder: Path, repository: HubRepository
+    error: Exception, folder: Path, repository: HubRepository, again: str
 ) -> ConfigError | MachineError:
     status = next(filter(None, map(_status, _causes(error))), None)
     lines = redact_text(str(error), environment_secrets()).strip().splitlines()
     got = "\n".join([*lines[:3], f"the export stays in {folder}"])
-    again = f"wikillm export {folder} --push {repository} --update"
     login = "hf auth login" if repository.hub == "hf" else "modelscope login"
     fixes = {
         401: f"{login}, then {again}",

@@ -116,8 +116,10 @@ def test_a_hub_that_does_not_respond_is_a_machine_error(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "http://127.0.0.1:9")
     monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: None)
-    with pytest.raises(MachineError, match="failed"):
-        push_folder(folder, parse_repository(f"{hub}:org/small"))
+    with pytest.raises(MachineError, match="failed") as failed:
+        push_folder(folder, parse_repository(f"{hub}:org/small"), private=True)
+    # Without --private, the command to repeat would publish the model.
+    assert f"--push {hub}:org/small --update --private" in (failed.value.fix or "")
 
 
 @pytest.mark.parametrize("hub", HUBS)
