@@ -49,7 +49,7 @@ def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(
     total = done + math.ceil((math.ceil(0.2 * corpus) - consumed) / 128)
     rest = run(1, line, train_noting_settings, resume="auto", allow_change=True)
     assert rest["code"] == 0, rest["message"]
-    assert f"done       {total} steps" in rest["output"]
+    assert f"done       {total} steps, the last {total - done} in" in rest["output"]
     assert f"changed on resume: horizon {done} -> {total} steps" in rest["output"]
     assert "changed on resume: global_batch_tokens 2048 -> 4096" in rest["output"]
     assert read_state(folder / "checkpoints" / f"checkpoint-{total}")[
@@ -75,7 +75,7 @@ def test_a_longer_horizon_holds_from_the_first_step(
     assert run(1, longer, deepspeed=recipe, resume="auto")["code"] == 6
     found = run(1, longer, deepspeed=recipe, resume="auto", allow_change=True)
     assert found["code"] == 0, found["message"]
-    assert "done       12 steps" in found["output"]
+    assert "done       12 steps, the last 8 in" in found["output"]
     assert "changed on resume: max_steps 4 -> 12" in found["output"]
     assert "changed on resume: warm-up 1 -> 3 steps" in found["output"]
     train = load(None, ["train.max_steps=12", "train.learning_rate=1e-2"]).config.train

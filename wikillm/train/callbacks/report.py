@@ -196,7 +196,11 @@ class ReportCallback(TrainerCallback):
 
     def log_end(self, seconds: float) -> None:
         """Log steps, losses, sources and speed, and the next command. (rank 0 prints)"""
-        say(f"done       {self.trainer.state.global_step:,} steps in {format_seconds(seconds)}")
+        trained = self.meter.tokens - self._tokens_at_start
+        here = trained // self.context.plan.global_batch_tokens
+        steps = self.trainer.state.global_step
+        last = f", the last {here:,}" if 0 < here < steps else ""
+        say(f"done       {steps:,} steps{last} in {format_seconds(seconds)}")
         if self.first_loss is not None and self.last_loss is not None:
             say(f"loss       {self.first_loss:.4f} -> {self.last_loss:.4f} nats/token")
         for use in self.sources_used():
