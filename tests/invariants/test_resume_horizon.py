@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ledgers import replay
+from harness.ranks import run_ranks
 from harness.reference import References
 from harness.resume_programs import train_noting_settings
 from harness.tiny_run import run
@@ -86,6 +88,9 @@ def test_a_longer_horizon_holds_from_the_first_step(
         step: learning_rate_at(train, step, max_steps=12, warmup_steps=3) for step in range(5, 13)
     }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)
+    # A replay takes the checkpoint of the shorter horizon, as that start did.
+    (again,) = run_ranks(replay, 1, str(folder), 6, str(tmp_path / "work"))
+    assert again["verdict"] == "data" and again["checkpoint"] == "checkpoint-4"
 
 
 def test_an_evaluation_that_a_stop_left_out_at_the_end_follows_on_resume(

@@ -71,7 +71,9 @@ class ModelSection(Section):
 
     @property
     def label(self) -> str:
-        """Name of the shape for messages: the preset, or the depth that set the shape."""
+        """Name of the shape for messages: the preset, depth or folder that set the shape."""
+        if self.init_from is not None:
+            return self.init_from
         by_laws = self.depth is not None or self.size is not None
         return f"depth {self.num_hidden_layers}" if by_laws else self.preset
 

@@ -129,7 +129,11 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
         if world.is_main:
             _copy_skips(run, folder)
         with _held_back():
-            pretrain(resolved, resume=str(checkpoint or "never"), replay=replay)
+            # The last start may have changed the horizon or batch of its checkpoint.
+            changes = step > history.segments[-1].step
+            pretrain(
+                resolved, resume=str(checkpoint or "never"), allow_change=changes, replay=replay
+            )
         if not world.is_main:
             return None
         found = History.of(read_ledger(folder / NAME))

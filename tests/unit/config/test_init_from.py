@@ -37,6 +37,7 @@ def test_the_folder_gives_the_shape(tmp_path: Path) -> None:
     model = resolved.config.model
     assert (model.hidden_size, model.vocab_size, model.rope_theta) == (64, 512, 1e6)
     assert str(resolved.origins["model.hidden_size"]) == f"preset: {folder}/config.json"
+    assert model.label == folder, "not the preset, whose shape is not used"
 
 
 def test_rope_theta_is_read_from_both_generations_of_config_json(tmp_path: Path) -> None:
