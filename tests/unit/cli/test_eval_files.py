@@ -110,7 +110,7 @@ def test_eval_of_tasks(trained: tuple[Path, list[str]], capsys: pytest.CaptureFi
     chosen = ["eval", str(run), "--tasks", specs[0], "--max-questions", "1", "--form", "letters"]
     assert main([*chosen, "--name", "few", "--json"]) == 0
     (few,) = json.loads(capsys.readouterr().out)["tasks"]
-    assert (few["overall"]["questions"], few["form"], few["shots"]) == (1, "letters", 5)
+    assert (few["overall"]["questions"], few["form"], few["shots"]) == (1, "letters", 1)
     assert main(["eval", str(run), "--tasks", specs[0], "train.max_steps=2"]) == ExitCode.CONFIG
 
 
