@@ -14,7 +14,6 @@ from typing import Any
 from wikillm.config.origin import Origin, Setting
 from wikillm.core.errors import ConfigError
 
-ARCHITECTURES = ("qwen2", "qwen3", "llama")
 _REQUIRED = [
     "hidden_size",
     "intermediate_size",
@@ -30,7 +29,7 @@ _OPTIONAL = {
     "initializer_range": 0.02,
 }
 # ... and max_position_embeddings differs.
-_POSITIONS = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
+_POSITIONS = {"qwen2": 32768, "qwen3": 32768, "llama": 2048}
 
 
 def shape_settings(folder: str) -> list[Setting]:
@@ -91,12 +90,12 @@ def _architecture(config: dict[str, Any]) -> str | None:
     model_type = config.get("model_type")
     if model_type == "llama" and config.get("attention_bias"):
         model_type = "qwen2"
-    return model_type if model_type in ARCHITECTURES else None
+    return model_type if model_type in _POSITIONS else None
 
 
 def _refuse_unsupported(config: dict[str, Any], path: Path) -> None:
     if _architecture(config) is None:
-        what = f"model.init_from must be a {' or '.join(ARCHITECTURES)} model."
+        what = f"model.init_from must be a {' or '.join(_POSITIONS)} model."
         raise ConfigError(what, got=f"{path}: model_type {config.get('model_type')!r}")
     if "auto_map" in config:
         what = "The model needs remote code, which WikiLLM does not run."
