@@ -113,6 +113,7 @@ def train_with_bad_samples(
     The option `save_seconds` slows down every save.
 
     `alive`: the largest number of earlier models in memory while another one was being built.
+    `phases`: the heartbeat's phases in which a checkpoint was verified or samples were awaited.
     """
     import weakref
 
@@ -130,8 +131,41 @@ def train_with_bad_samples(
 
     run.build_model = noting
     slow_down_saves(options.pop("save_seconds", 0.0))
+    phases = note_phases()
     read = scale_losses_of_samples(windows, factor)
-    return train(words, **options) | {"read": read, "alive": max(alive), "built": len(built)}
+    result = train(words, **options)
+    return result | {"read": read, "alive": max(alive), "built": len(built), "phases": phases}
+
+
+def note_phases() -> dict[str, set[str]]:
+    """The phases in which this rank verifies checkpoints and waits for samples, filled in later."""
+    from wikillm.supervise.heartbeat import Heartbeat
+    from wikillm.train import run
+    from wikillm.train.wait_for_data import DataWaiter
+
+    enter = Heartbeat.enter
+    agree = run.agree_on_resume_point
+    wait_for = DataWaiter.wait_for
+    now = ""
+    found: dict[str, set[str]] = {"verify": set(), "wait": set()}
+
+    def noting_enter(self: Heartbeat, phase: str) -> None:
+        nonlocal now
+        now = phase
+        enter(self, phase)
+
+    def noting_agree(*args: Any) -> Any:
+        found["verify"].add(now)
+        return agree(*args)
+
+    def noting_wait(self: DataWaiter, stop: int) -> None:
+        found["wait"].add(now)
+        wait_for(self, stop)
+
+    Heartbeat.enter = noting_enter  # type: ignore[method-assign]
+    DataWaiter.wait_for = noting_wait  # type: ignore[method-assign]
+    run.agree_on_resume_point = noting_agree
+    return found
 
 
 def slow_down_saves(seconds: float) -> None:

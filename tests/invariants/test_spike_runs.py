@@ -68,6 +68,7 @@ def test_a_spike_is_skipped_and_the_next_samples_are_as_planned(
     assert spike["worst_micro_batch"]["documents"]
 
     assert (found["built"], found["alive"]) == (2, 0), "the first model was freed"
+    assert found["phases"] == {"verify": {"model"}, "wait": {"supply"}}, "their limits are long"
 
     # All 24 steps, without the samples of two: each rank has its part of the planned rows.
     planned = [*range(13 * BATCH), *range(15 * BATCH, 26 * BATCH)]

@@ -180,11 +180,11 @@ def _train_from(
     to the model any more.
     """
     cfg = start.resolved.config
+    start.heartbeat.enter("model")
     point = agree_on_resume_point(start.run.checkpoints, options.resume, start.group, start.world)
     plan = _plan_from(point, start, args)
 
     # Build the model, under the DeepSpeed configuration that `args` keeps alive.
-    start.heartbeat.enter("model")
     eos_id = start.corpus.manifest.tokenizer.eos_id
     model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
     _patch(model, args, cfg.train, plan)

@@ -183,7 +183,9 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
         log_abandoned(point, context.run.checkpoints)
         log_changes(point, values, settings)
     data = open_run_data(context)
+    context.heartbeat.enter("supply")  # without a limit: the store may have to be built again
     data.wait_for(point.consumed_samples)
+    context.heartbeat.enter("model")
     check_same_tokens(point, context.corpus.data_read(data.order, point.consumed_samples))
     # Written last, so that a refused start leaves the run's records unchanged.
     if context.world.is_main:
