@@ -55,6 +55,10 @@ def load(
         )
     run, file, is_read = _read_config(config or DEFAULT_RUN, problems)
     chosen = [*run, *file, *typed]
+    if _is_muons_preset_with_adamw(chosen):
+        run = _without_muons_values(run)
+        file = _without_muons_values(file)
+        chosen = [*run, *file, *typed]
     model_preset = _named_preset("models", "model.preset", chosen, problems)
     data_preset = _named_preset("data", "data.preset", chosen, problems)
     data_preset = _without_licence_of_other_text(data_preset, chosen)
@@ -74,6 +78,19 @@ def load(
     problems.raise_if_any()
     assert resolved is not None, "_validate adds a problem where it returns None"
     return resolved
+
+
+def _is_muons_preset_with_adamw(chosen: Sequence[Setting]) -> bool:
+    """Whether a preset takes Muon and the user another optimizer."""
+    optimizers = [setting for setting in chosen if setting.key == "train.optimizer"]
+    of_preset = [one.value for one in optimizers if one.origin.layer == "preset"]
+    return "muon" in of_preset and optimizers[-1].value != "muon"
+
+
+def _without_muons_values(settings: Sequence[Setting]) -> list[Setting]:
+    """Drop a preset's values that are meant for training beside Muon only."""
+    keys = ("train.learning_rate", "train.max_grad_norm", "model.final_norm_init")
+    return [one for one in settings if one.key not in keys or one.origin.layer != "preset"]
 
 
 def _without_licence_of_other_text(

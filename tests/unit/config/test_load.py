@@ -105,6 +105,19 @@ def test_exclusive_keys_in_one_layer_are_refused(tmp_path: Path) -> None:
         assert all(place in str(refused.value) for place in places)
 
 
+def test_adamw_over_a_preset_with_muon_does_not_take_the_rates_beside_muon(tmp_path: Path) -> None:
+    words = ["data.path=a.txt", "train.optimizer=adamw"]
+    file = tmp_path / "config.resolved.yaml"
+    file.write_text(to_yaml(load("pretrain-1.5b", words[:1])), encoding="utf-8")
+    for run in ("pretrain-1.5b", str(file)):
+        config = load(run, words).config
+        train = config.train
+        found = (train.learning_rate, train.max_grad_norm, config.model.final_norm_init)
+        assert found == (5e-4, 1.0, 1.0)
+        assert load(run, [*words, "train.learning_rate=1e-3"]).config.train.learning_rate == 1e-3
+        assert load(run, words[:1]).config.train.learning_rate == 0.062
+
+
 def test_all_problems_are_reported_at_once_with_their_places(tmp_path: Path) -> None:
     file = written(
         tmp_path,
