@@ -232,13 +232,13 @@ def run_step(step: Step, setting: Setting, budget: Budget, identity: dict[str, s
         "what": step.what,
         **identity,
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": shlex.join(["python", *command[1:]]),
+        "command": without_folders(shlex.join(["python", *command[1:]]), setting),
         "code": code,
         "seconds": round(time.monotonic() - began, 1),
         "status": "done" if code == 0 else "stopped" if code is None else "failed",
     }
     if code != 0:
-        record["reason"] = last_words(log)
+        record["reason"] = without_folders(last_words(log), setting)
     try:
         record["result"] = step.result(setting)
     except (OSError, ValueError, KeyError, IndexError, SyntaxError) as error:
@@ -247,6 +247,15 @@ def run_step(step: Step, setting: Setting, budget: Budget, identity: dict[str, s
     raw.unlink(missing_ok=True)
     keep(setting.out, record)
     print(f"== {step.name}: {record['status']} in {record['seconds']:.0f} s", flush=True)
+
+
+def without_folders(text: str, setting: Setting) -> str:
+    """What a page can say: names instead of folders of this machine."""
+    for folder, name in ((setting.scratch, "SCRATCH"), (setting.out, "OUT"), (REPO, ".")):
+        text = text.replace(str(folder), name)
+    for source in filter(os.path.isabs, (setting.text, setting.tokenizer)):
+        text = text.replace(source, Path(source).name)
+    return text
 
 
 def keep(out: Path, record: dict[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 Starting a launcher takes about 20 s on two cores, a fork of the warm server under one. Each call
 of `run_ranks` has its own port, environment and processes. Calls share no state.
+
+Ranks on a GPU (DS_ACCELERATOR=cuda) are new processes: DeepSpeed's import looks for GPUs, after
+which no fork can use one, and it chooses the accelerator once.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +116,11 @@ def end_ranks(
 
 def start_ranks(
     program: Callable[..., Any], world_size: int, args: tuple[Any, ...], environ: Mapping[str, str]
-) -> tuple[list[Connection], list[mp.context.ForkServerProcess]]:
+) -> tuple[list[Connection], list[BaseProcess]]:
     """Start the ranks and do not wait. Returns the end of each rank's channel, and the ranks."""
     port = str(take_port())
-    context = _context()
+    on_gpu = environ.get("DS_ACCELERATOR") == "cuda"
+    context: Any = mp.get_context("spawn") if on_gpu else _context()
     channels = []
     processes = []
     for rank in range(world_size):

@@ -4,7 +4,7 @@ import atexit
 import gc
 import os
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["DS_ACCELERATOR"] = "cpu"  # on a machine with a GPU too: see ranks.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import deepspeed

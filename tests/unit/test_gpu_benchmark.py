@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ranks import run_ranks
 
 GIB = 2**30
 
@@ -64,6 +65,24 @@ def test_a_failure_is_recorded_and_never_replaces_a_good_result(gpu: Any, tmp_pa
     again = run(gpu, step(gpu, "raise SystemExit(3)"), tmp_path)
     assert again["status"] == "done" and again["result"] == {"ran": True}
     assert json.loads((tmp_path / "machine.later.json").read_text())["code"] == 3
+
+
+def test_results_name_no_folder_of_this_machine(gpu: Any, tmp_path: Path) -> None:
+    """The page is part of the repository."""
+    text = tmp_path / "data/zh.jsonl"
+    setting = gpu.Setting(tmp_path / "out", tmp_path / "out/scratch", str(text), "train:9", GIB)
+    said = f"prepare data.path={text} data.store={setting.scratch}/store --out {setting.out}/a.json"
+    found = gpu.without_folders(f"{said} {gpu.REPO}/train.py", setting)
+    assert found == (
+        "prepare data.path=zh.jsonl data.store=SCRATCH/store --out OUT/a.json ./train.py"
+    )
+    failed = run(gpu, step(gpu, f"raise ValueError({str(tmp_path)!r})"), tmp_path)
+    assert str(tmp_path) not in json.dumps(failed)
+
+
+def test_ranks_on_a_gpu_are_no_forks_of_a_process_that_looked_for_one() -> None:
+    """DeepSpeed's import does: after it, CUDA cannot start in a fork, and tests/gpu would fail."""
+    assert run_ranks(os.getppid, 1, DS_ACCELERATOR="cuda") == [os.getpid()]
 
 
 def test_a_step_ends_at_its_limit_with_its_children(gpu: Any, tmp_path: Path) -> None:
