@@ -70,6 +70,8 @@ print("\\n" + json.dumps([len(sys.modules), sorted(parts)]))
         ("presets", SCHEMA, 340),
         ("doctor --list", {"packaging", "psutil", "xxhash"}, 300),
         ("import wikillm.cli.data", set(), 180),
+        ("import wikillm.cli.ladder", SCHEMA - {"yaml"}, 290),
+        ("import wikillm.cli.report", set(), 180),
         ("import wikillm.supervise.status", set(), 180),
         ("import wikillm.report.page", {"jinja2", "markupsafe", "orjson"}, 270),
         ("import wikillm.ledger.audit", {"numpy", "orjson", "tokenizers", "xxhash"}, 400),

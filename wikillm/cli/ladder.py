@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wikillm.cli.arguments import above_0, add_json, not_negative
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
@@ -20,9 +20,11 @@ from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.files import read_object
 from wikillm.core.units import format_count
 from wikillm.observe.sinks import read_records
-from wikillm.plan.ladder import MIN_RUNGS, Prediction, Rung, predict
 from wikillm.plan.params import count_parameters, flops_per_token
 from wikillm.plan.workload import describe_workload
+
+if TYPE_CHECKING:
+    from wikillm.plan.ladder import Prediction, Rung
 
 EPILOG = """
 Every run is kept in FOLDER/depth-N and resumes where it was stopped; finished runs are not
@@ -52,6 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from wikillm.plan.ladder import MIN_RUNGS, predict
+
     depths = sorted(set(args.depths))
     if len(depths) < MIN_RUNGS:
         raise ConfigError(
@@ -104,6 +108,8 @@ def _sizes(resolved: Resolved, rows: int) -> dict[str, Any]:
 def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -> Rung:
     """Train the run of a depth, unless it has finished. Returns its sizes and last held-out
     loss."""
+    from wikillm.plan.ladder import Rung
+
     folder = args.folder / f"depth-{depth}"
     tokens = resolved.config.train.max_tokens
     words = [*_given(args), f"model.depth={depth}", f"train.max_tokens={tokens}"]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from wikillm.cli.arguments import not_negative
 from wikillm.core.errors import MachineError
-from wikillm.report.page import write_report
 
 EPILOG = """
 examples:
@@ -30,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from wikillm.report.page import write_report
+
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     page = write_report(args.runs, args.out, args.price)
