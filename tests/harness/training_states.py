@@ -226,7 +226,7 @@ class _Engine:
             return DeepSpeedCPUAdam(model.parameters(), lr=1e-2, weight_decay=0.1)
         if self.case.optimizer == "muon":
             train = TrainSection(optimizer="muon", learning_rate=1e-2, weight_decay=0.1)
-            groups = parameter_groups(model, train)
+            groups = parameter_groups(model, train, final_norm_init=0.125)
             return build_muon(groups, under_deepspeed=self.case.stage is not None)
         named = list(model.named_parameters())
         decayed = [name for name, parameter in named if parameter.dim() == 2]

@@ -22,7 +22,15 @@ import torch
 from torch import nn
 
 from wikillm.config.schema_train import TrainSection
+from wikillm.models.init import FINAL_NORM
 
+LAST_NORM_RATE = 4.0
+"""The last norm's rate: AdamW's times this factor times its initial weight, at most AdamW's.
+
+The initial weight falls as 1 / width, so at large widths a step of AdamW's own rate would change it
+by a multiple of itself. Measured at widths of 256, 512 and 1,024:
+docs/measurements/2026-11-28-speedrun.md.
+"""
 _NOT_HIDDEN = ("embed_tokens", "lm_head")
 
 
@@ -36,20 +44,25 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) == 2
 
 
-def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, Any]]:
-    """Groups for AdamW (first embeddings and head, then norms and biases), and for Muon.
+def parameter_groups(
+    model: nn.Module, train: TrainSection, final_norm_init: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for AdamW (embeddings and head, norms and biases, the last norm), and for Muon.
 
-    Empty groups are left out. AdamW's groups have equal settings; they stay separate because
-    checkpoints store them so.
+    Empty groups are left out.
 
     Args:
         train: rates, momenta and weight decay. Only Muon's matrices decay: at AdamW's rate beside
             Muon, decay would halve a rare token's embedding within some hundred steps.
+        final_norm_init: initial weight of the last norm. Below 1/4 the last norm has a group of
+            its own, whose rate is AdamW's times `LAST_NORM_RATE * final_norm_init`.
     """
     # Mark the hidden matrices, since DeepSpeed's Muon finds them by `use_muon`.
     names = dict(model.named_parameters())
     hidden = {name for name, parameter in names.items() if is_hidden_matrix(name, parameter)}
     tables = {name for name, parameter in names.items() if _is_matrix(parameter)} - hidden
+    last_rate = min(1.0, LAST_NORM_RATE * final_norm_init)
+    last = {name for name in names if name.endswith(FINAL_NORM) and last_rate < 1}
     for name, parameter in names.items():
         parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # read by DeepSpeed
     # AdamW's groups come first: the logged learning rate is the first group's.
@@ -66,7 +79,12 @@ def parameter_groups(model: nn.Module, train: TrainSection) -> list[dict[str, An
         "weight_decay": train.weight_decay,
         "use_muon": True,
     }
-    chosen = [(tables, adam), (set(names) - hidden - tables, adam), (hidden, muon)]
+    chosen = [
+        (tables, adam),
+        (set(names) - hidden - tables - last, adam),
+        (last, adam | {"lr": train.learning_rate * last_rate}),
+        (hidden, muon),
+    ]
     return [
         {"params": [names[name] for name in names if name in members], **options}
         for members, options in chosen

@@ -39,7 +39,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             train.learning_rate train.lr_scheduler_type train.lr_decay_share train.lr_decay_type
             train.min_lr_ratio train.warmup_steps train.muon_learning_rate train.muon_momentum
             train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon
-            train.max_grad_norm
+            train.max_grad_norm model.final_norm_init
         """),
         # When to log, evaluate, save, check or stop.
         *_keys("""
@@ -88,7 +88,6 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
     ),
     IRRELEVANT: _keys("""
         run.name run.dir data.preset data.licence model.preset model.depth model.size
-        model.final_norm_init
         data.backend data.store data.cache
         data.cache_bytes data.workers data.verify data.streaming data.stall_seconds
         data.min_val_tokens data.max_bad_fraction train.dataloader_num_workers

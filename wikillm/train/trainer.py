@@ -135,20 +135,20 @@ class WikiTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create HF's AdamW, or Muon for hidden matrices with AdamW for all other parameters."""
-        train = self.context.resolved.config.train
+        config = self.context.resolved.config
         if self.optimizer is not None:  # made by an earlier call, as with HF
             return self.optimizer
-        match train.optimizer:
+        match config.train.optimizer:
             case "adamw":
                 created: torch.optim.Optimizer = super().create_optimizer(model)
                 return created
             case "muon":
                 target: Any = self.model if model is None else model
-                groups = parameter_groups(target, train)
+                groups = parameter_groups(target, config.train, config.model.final_norm_init)
                 self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
                 return self.optimizer
             case _:
-                assert_never(train.optimizer)
+                assert_never(config.train.optimizer)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

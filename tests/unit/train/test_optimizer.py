@@ -79,6 +79,16 @@ def test_muon_trains_the_matrices_of_layers_and_nothing_else(model: Tiny) -> Non
     assert [group["lr"] for group in groups] == [3e-3, 3e-3, 0.02]
 
 
+def test_the_last_norm_changes_in_proportion_to_its_first_weight(model: Tiny) -> None:
+    whole = nn.Module()
+    whole.model = model
+    assert len(parameter_groups(whole, SETTINGS, final_norm_init=0.25)) == 3, "a rate of its own"
+    groups = parameter_groups(whole, SETTINGS, final_norm_init=0.125)
+    assert [group["lr"] for group in groups] == [3e-3, 3e-3, 0.5 * 3e-3, 0.02]
+    assert len(groups[2]["params"]) == 1, "more than the last norm"
+    assert groups[2]["params"][0] is model.norm.weight, "another parameter"
+
+
 def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
     """Five quintic steps in float64, with the coefficients of Muon's post."""
     x = matrix.double() / (matrix.double().norm() + 1e-7)
