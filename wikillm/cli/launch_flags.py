@@ -42,7 +42,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "--host": ("ssh",),
     "--workdir": ("hostfile", "ssh", "k8s", "sky"),
     "--master-addr": ("torchrun", "hostfile"),
-    "--master-port": tuple(TARGETS),
+    "--master-port": ("single", "multi", "torchrun", "hostfile", "ssh", "sky"),
     "--node-rank": ("torchrun",),
     "--max-restarts": (*RESTARTS_HERE, "slurm", "torchrun"),
     "--hours": ("slurm",),

@@ -69,7 +69,7 @@ def _write_environment(launch: Launch) -> list[str]:
 
 
 def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
-    """Shell text that starts node `rank`, if it has the folder, the entry file and DeepSpeed."""
+    """Shell text that starts node `rank`, if it has the folder, all files and DeepSpeed."""
     argv = ["deepspeed", "--quiet", "--hostfile", str(launch.hostfile)]
     argv += ["--no_ssh", "--node_rank", str(rank)]
     argv += [f"--exclude={'@'.join(launch.without)}"] if launch.without else []
@@ -81,10 +81,17 @@ def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
         f"{{ cd {folder} || {{ {lacking} {folder}; exit 3; }}; }}",
         'PATH="$PWD/.venv/bin:$PATH"',
     ]
-    for needed, test in ((launch.entry[0], "[ -e {} ]"), ("deepspeed", "command -v {} >/dev/null")):
-        if not needed.startswith("-"):
-            refuse = f"{lacking} {needed} in {folder}; exit 3;"
-            steps.append(f"{{ {test.format(needed)} || {{ {refuse} }}; }}")
+    # Without the hostfile, DeepSpeed would start a run of this node alone.
+    needed = {
+        launch.entry[0]: "[ -e {} ]",
+        str(launch.hostfile): "[ -f {} ]",
+        "deepspeed": "command -v {} >/dev/null",
+    }
+    for name, test in needed.items():
+        if not name.startswith("-"):
+            word = shlex.quote(name)
+            refuse = f"{lacking} {word} in {folder}; exit 3;"
+            steps.append(f"{{ {test.format(word)} || {{ {refuse} }}; }}")
     steps.append(f"export WIKILLM_NODES={','.join(host.name for host in hosts)}")
     steps += [f"{{ {READ_IT}; }}"] if launch.variables else []
     return " && ".join([*steps, "exec " + shlex.join(argv)])

@@ -12,7 +12,6 @@ train with the same batch.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import subprocess
@@ -108,9 +107,10 @@ def keep_running(
     run = run_of(launch)
     policy = RestartPolicy(launch.max_restarts, reached=last_checkpoint(run))
     first = policy.reached
-    os.environ[RESTARTS] = str(policy.limit)
     old_requests = _stop_requests(run)
-    current = launch
+    # For the alerts of failed ranks. Not in os.environ: `alert` reports the end of all restarts.
+    variables = {**launch.variables, RESTARTS: str(policy.limit)}
+    current = replace(launch, variables=variables)
     last_lost: tuple[int | None, Position | None] | None = None  # with the newest checkpoint then
     with _signals_passed_on() as launched:
         while True:

@@ -74,7 +74,7 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
         say(f"wrote {rendering.file}")
     if rendering.writes_environment and launch.variables:
         write_environment_file(Path(launch.workdir) / FILE_NAME, launch.variables)
-    environ = {**os.environ, "PATH": path}
+    environ = {**os.environ, **launch.variables, "PATH": path}
     if any(step.argv[0] == "torchrun" for step in rendering.steps):
         environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would set it with a warning
     # Run the steps: one step in place of this process, several together or one after another.

@@ -27,6 +27,7 @@ from wikillm.cli.main import main
         (["torchrun", "--nodes", "2", "--print"], "--master-addr"),
         (["torchrun", "--master-addr", "a;b", "--print"], "is not a host"),
         (["multi", "--image", "a", "--print"], "--image has no effect on the target multi"),
+        (["slurm", "--gpus", "1", "--master-port", "1", "--print"], "no effect on the target slurm"),
         (["k8s", "--gpus", "1", "--image", "a", "--memory", "64", "--print"], "such as 24GiB"),
         (
             ["k8s", "--gpus", "1", "--image", "a", "--storage", "A b", "--print"],
@@ -129,7 +130,9 @@ def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == code, done.stderr
-    argv = recorder.calls()[0]["argv"]
+    call = recorder.calls()[0]
+    argv = call["argv"]
+    assert call["env"]["WIKILLM_MAX_RESTARTS"] == "3", "for the alert of a failed rank"
     assert argv[:3] == ["--quiet", "--num_gpus", "2"] and argv[-1] == words[-1]
     assert "--module wikillm train" in " ".join(argv)  # not in a checkout
 

@@ -72,9 +72,11 @@ class Run:
         self.starts = list(starts)
         self.words: list[tuple[str, ...]] = []
         self.alerts: list[tuple[int, str]] = []
+        self.limits: list[str] = []
 
     def start(self, launch: Launch, launched: Launched) -> int:
         self.words.append(launch.words)
+        self.limits.append(launch.variables[restart.RESTARTS])
         code, recorded, step = self.starts.pop(0)
         if step is not None:
             save(self.path, step)
@@ -94,7 +96,7 @@ class Run:
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "FIRST_PAUSE", 0.01)
-    monkeypatch.setenv(restart.RESTARTS, "")
+    monkeypatch.delenv(restart.RESTARTS, raising=False)
 
 
 AGAIN = ("--resume", "auto", "x=1")
@@ -121,6 +123,8 @@ def test_starts_that_save_nothing_are_limited(
     assert "giving up after 2 restarts" in capsys.readouterr().out
     why = "giving up after 2 restarts without a new checkpoint (--max-restarts)"
     assert run.alerts == [(3, why)]
+    # Alerts of ranks, on other nodes too, announce a restart. The last alert does not.
+    assert run.limits == ["2"] * 3 and restart.RESTARTS not in os.environ
 
 
 def test_a_missing_tool_is_reported_at_once_and_a_lost_connection_is_not(tmp_path: Path) -> None:
