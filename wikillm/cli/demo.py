@@ -231,7 +231,7 @@ def print_results(run_dir: Path, target: Path) -> None:
     say(f"report     {run_dir / 'report.html'}: curves, samples, data, settings")
     say(f"model      {target}: loads with plain transformers")
     program = ".venv/bin/wikillm" if Path(".venv/bin/wikillm").exists() else "wikillm"
-    say(f'next       {program} generate {target} --prompt "..."')
+    say(f'next       {program} generate {shlex.quote(str(target))} --prompt "..."')
     say(f"           {program} train --size 1m data.path=your-file.jsonl data.tokenizer=train:4000")
 
 

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,7 +147,7 @@ def resolve_eval_config(args: argparse.Namespace) -> Resolved:
         raise ConfigError(
             "There is no text to evaluate on.",
             got=f"{model} is neither a run directory nor a checkpoint of a run",
-            fix=f"wikillm eval {model} --text FILE",
+            fix=f"wikillm eval {shlex.quote(str(model))} --text FILE",
         )
     if not names_tokenizer and (model / "tokenizer.json").is_file():
         args.rest = [*args.rest, f"data.tokenizer={model}"]

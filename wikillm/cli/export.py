@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def _show(args: argparse.Namespace, exported: Exported, plan: dict[str, str]) ->
     if not args.push:
         command = "chat" if args.chat_template not in (None, "none") else "generate"
         prompt = "" if command == "chat" else ' --prompt "..."'
-        print(f"next       wikillm {command} {exported.folder}{prompt}")
+        print(f"next       wikillm {command} {shlex.quote(str(exported.folder))}{prompt}")
 
 
 def _check_flags(args: argparse.Namespace) -> None:

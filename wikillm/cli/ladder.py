@@ -19,6 +19,7 @@ from wikillm.config.size_laws import horizon
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.files import read_object
 from wikillm.core.units import format_count
+from wikillm.observe.redact import redact_argument
 from wikillm.observe.sinks import read_records
 from wikillm.plan.params import count_parameters, flops_per_token
 from wikillm.plan.workload import describe_workload
@@ -138,6 +139,8 @@ def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -
 
 def _check_same_words(folder: Path, words: list[str]) -> None:
     """Raises ConfigError if the finished run in `folder` was started with other settings."""
+    # The record has no secrets, and no queries of URLs.
+    words = [redact_argument(word) for word in words]
     started = read_object(folder / "environment.json").get("command") or []
     then = started[-len(words) :]
     if sorted(then) != sorted(words):

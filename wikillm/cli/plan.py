@@ -170,7 +170,10 @@ def _launcher(machine: Machine) -> list[str]:
     """The words that start a run on this machine, before the run's own arguments."""
     if machine.nodes > 1:
         return ["wikillm", "launch", "hostfile", "--hostfile", "hosts", "--go"]
-    return ["wikillm", "train"] if machine.ranks == 1 else ["deepspeed", "train.py"]
+    if machine.ranks == 1:
+        return ["wikillm", "train"]
+    is_checkout = Path("train.py").is_file()
+    return ["deepspeed", "train.py"] if is_checkout else ["wikillm", "launch", "multi", "--go"]
 
 
 def _within_hours(args: argparse.Namespace, machine: Machine) -> tuple[list[str], dict[str, Any]]:

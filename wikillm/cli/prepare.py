@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -88,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     if args.wiki:
         attribution = corpus.dir / ATTRIBUTION_NAME
         print(f"sources    named in {attribution}; publish it with the text")
-        print(f"next       wikillm train data.path=null data.store={corpus.dir}")
+        store = shlex.quote(f"data.store={corpus.dir}")
+        print(f"next       wikillm train data.path=null {store}")
     return ExitCode.DONE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from wikillm.cli.arguments import not_negative
@@ -54,7 +55,8 @@ def _ranks(count: int) -> str:
 def _fix(run: Path, now: bool, result: Stopped) -> str:
     spared = [record.process for record in result.remaining if record.rank in result.spared]
     pids = ",".join(str(process.pid) for process in spared if process.is_here())
+    folder = shlex.quote(str(run))
     if not pids:
-        return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")
-    hint = f"if it does not belong to this run: rm {run}/ranks/rank_*.json"
+        return f"wikillm stop {folder} --now" + ("   (on those machines)" if now else "")
+    hint = f"if it does not belong to this run: rm {folder}/ranks/rank_*.json"
     return f"check the process: ps -fp {pids}\n{hint}"

@@ -17,6 +17,7 @@ import importlib.util
 import os
 import queue
 import secrets
+import shlex
 import socket
 import string
 import sys
@@ -103,7 +104,9 @@ class SwanLabSink:
     @property
     def sync_command(self) -> str | None:
         """The command that uploads an offline run. Without --id each upload is a separate run."""
-        return f"swanlab sync --id {self.run_id} {self.folder}" if self.folder else None
+        if self.folder is None:
+            return None
+        return f"swanlab sync --id {self.run_id} {shlex.quote(str(self.folder))}"
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Begin or resume the run. Returns within `start_timeout`; never raises."""

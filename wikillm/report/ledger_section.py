@@ -4,6 +4,7 @@ steps."""
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def ledger_section(run: Path) -> dict[str, Any]:
         rows.append(("digest of all steps", digest_of(history)))
     rows.append(("starts", f"{len(history.segments):,}"))
     rows.append(("steps trained again", f"{history.superseded:,}"))
-    rows.append(("proof", f"wikillm audit {run}"))
+    rows.append(("proof", f"wikillm audit {shlex.quote(str(run))}"))
     skipped = [
         (f"{window.first:,}", f"{window.stop - 1:,}", window.reason)
         for window in history.skipped[:MAX_WINDOWS]

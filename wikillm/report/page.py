@@ -5,6 +5,7 @@ The sizes of all lists are bounded, so that the page of any run stays below 2 MB
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def render(runs: Sequence[RunFiles], price: float | None = None) -> str:
         style=Markup(STYLE + COLOUR_RULES),
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         version=__version__,
-        command=" ".join(str(run.path) for run in runs),
+        command=shlex.join(str(run.path) for run in runs),
     )
     return printable(page)
 

@@ -74,7 +74,8 @@ def stop(
         )
     if not running:
         raise ConfigError(
-            f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_fix_while_starting(run)}"
+            f"Nothing runs in {run}.",
+            fix=f"wikillm status {shlex.quote(str(run))}\n{_fix_while_starting(run)}",
         )
     if at_once:
         write_json(stop_path(run), {"now": True, "time": time.time()})

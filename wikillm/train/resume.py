@@ -7,6 +7,7 @@ the ZeRO stage; each change is logged (see resume_keys).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -263,7 +264,7 @@ def check_same_run(
     else:
         fix = (
             f"{back}; or continue from the weights alone in a new run directory:\n"
-            f"wikillm export {point.checkpoint} --to FOLDER, "
+            f"wikillm export {shlex.quote(str(point.checkpoint))} --to FOLDER, "
             "then model.init_from=FOLDER run.dir=NEW"
         )
     raise CheckpointError(

@@ -27,7 +27,10 @@ from wikillm.cli.main import main
         (["torchrun", "--nodes", "2", "--print"], "--master-addr"),
         (["torchrun", "--master-addr", "a;b", "--print"], "is not a host"),
         (["multi", "--image", "a", "--print"], "--image has no effect on the target multi"),
-        (["slurm", "--gpus", "1", "--master-port", "1", "--print"], "no effect on the target slurm"),
+        (
+            ["slurm", "--gpus", "1", "--master-port", "1", "--print"],
+            "no effect on the target slurm",
+        ),
         (["k8s", "--gpus", "1", "--image", "a", "--memory", "64", "--print"], "such as 24GiB"),
         (
             ["k8s", "--gpus", "1", "--image", "a", "--storage", "A b", "--print"],

@@ -11,6 +11,7 @@ import pytest
 from wikillm.cli.main import main
 from wikillm.config.size_laws import layer_parameters
 from wikillm.core.errors import ConfigError
+from wikillm.observe.redact import redact_argument
 from wikillm.plan.ladder import Rung, predict
 
 
@@ -67,14 +68,15 @@ def test_too_few_sizes_and_rising_losses_are_refused() -> None:
 def test_finished_runs_are_read_and_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data.path=never-read.jsonl", "data.tokenizer=train:4096"]
+    words = ["data.path=https://host/never-read.jsonl?download=true", "data.tokenizer=train:4096"]
     for depth, loss in ((2, 6.0), (3, 5.5), (4, 5.1), (5, 4.8)):
         folder = tmp_path / f"depth-{depth}"
         folder.mkdir()
         (folder / "exit.json").write_text('{"code": 0}')
         tokens = 2 * (layer_parameters(depth) + 4096 * 64 * depth)
         sizes = [f"model.depth={depth}", f"train.max_tokens={tokens}", f"run.dir={folder}"]
-        started = {"command": ["train.py", *words, *sizes, "--resume", "auto"]}
+        recorded = map(redact_argument, [*words, *sizes, "--resume", "auto"])  # as in run_dir
+        started = {"command": ["train.py", *recorded]}
         (folder / "environment.json").write_text(json.dumps(started))
         event = {"kind": "eval", "step": 9, "eval_loss": loss, "time": 1.0}
         (folder / "events.jsonl").write_text(json.dumps(event) + "\n")

@@ -112,6 +112,12 @@ def test_the_ledger_is_summarized(survivor: Path, tmp_path: Path) -> None:
     assert "The run has no ledger." in read_self_contained(render([read_run(run)])).text
 
 
+def test_a_command_on_the_page_can_be_pasted(survivor: Path, tmp_path: Path) -> None:
+    run = copied(survivor, tmp_path / "my run")
+    text = read_self_contained(render([read_run(run)])).text
+    assert f"wikillm report '{run}'" in text and f"wikillm audit '{run}'" in text
+
+
 def test_abandoned_evaluations_are_left_out(survivor: Path) -> None:
     events = read_records(survivor / "events.jsonl")
     at_8 = [e for e in events if e["kind"] == "eval" and e["step"] == 8]

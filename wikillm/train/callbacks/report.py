@@ -6,6 +6,7 @@ stops after a step that is followed by any of them, and starts again with the ne
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -214,8 +215,8 @@ class ReportCallback(TrainerCallback):
             wait = min(1.0, self._waited / seconds)
             waited = f"{wait:.1%} of the time spent waiting for data"
             say(f"speed      {format_count(speed)} tokens/s, {waited}")
-        run = self.context.run.path
-        say(f"report     {run / FILE_NAME}")
+        say(f"report     {self.context.run.path / FILE_NAME}")
+        run = shlex.quote(str(self.context.run.path))
         say(f"next       wikillm generate {run} --prompt ...   or   wikillm export {run}")
 
     def close(self, error: BaseException | None) -> None:
