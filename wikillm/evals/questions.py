@@ -127,7 +127,10 @@ def _read_folder(kind: str, folder: Path, form: Form) -> ChoiceTask:
 
 def _read_csv(path: Path, subject: str, form: Form) -> Iterator[Question]:
     rows = csv.DictReader(io.StringIO(_text(path), newline=""))
-    names = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
+    try:
+        names = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
+    except csv.Error as error:
+        raise _wrong(path, 1, str(error)) from None
     missing = [name for name in ("question", "a", "b", "answer") if name not in names]
     if missing:
         raise DataError(

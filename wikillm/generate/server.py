@@ -37,6 +37,8 @@ _PAGE_HEADERS = {
 }
 _READ = ("prompt", "messages", "input", "content", "text")
 """Keys whose text the model reads."""
+_NEW_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Keys for the length of the answer."""
 MAX_BYTES = 1 << 20
 """Largest body of a request."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -64,6 +66,7 @@ class Serving:
     def stop(self) -> None:
         """End the server; unfinished answers are cut off after two seconds."""
         self._server.kill_server()
+        self._server.server.force_exit = True  # otherwise its thread waits for them
 
 
 def check_can_serve(host: str, port: int) -> None:
@@ -300,7 +303,19 @@ def _problem(path: str, body: bytes, tokenizer: Any, max_tokens: int) -> str | N
         rows = messages if isinstance(messages, list) else []
         if not rows or not all(isinstance(row, dict) and "role" in row for row in rows):
             return "`messages` is not a list of messages with role and content."
+    stop = request.get("stop")
+    stops = stop if isinstance(stop, list) else [stop]
+    if stop is not None and not (stops and all(isinstance(text, str) and text for text in stops)):
+        return "`stop` is neither a text nor a list of texts."
+    # Without a limit, an answer beyond the context would keep all other requests waiting.
+    try:
+        new = max(int(request.get(key) or 0) for key in _NEW_TOKENS)
+    except (ValueError, TypeError, OverflowError):
+        return "The number of tokens to write is not a number."
     tokens = len(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    if tokens > max_tokens:
-        return f"The text has {tokens:,} tokens, and the model reads at most {max_tokens:,}."
+    if tokens + max(0, new) > max_tokens:
+        answer = f" and its answer up to {new:,}" if new > 0 else ""
+        return (
+            f"The text has {tokens:,} tokens{answer}, and the model reads at most {max_tokens:,}."
+        )
     return None

@@ -74,8 +74,7 @@ def starts_of(run: RunFiles) -> list[RunStart]:
 
 def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) -> Effort:
     """Compute hours, energy and cost. `price` is per device-hour."""
-    planned = run.plan.get("world_size")
-    planned_ranks = planned if type(planned) is int else 1
+    planned_ranks = int(number(run.plan, names.WORLD_SIZE) or 1)
     seconds = sum(start.seconds for start in starts)
     device_hours = sum(start.seconds * (start.ranks or planned_ranks) for start in starts) / 3600
     trained = number(run.last, names.TRAIN_SECONDS)
@@ -115,7 +114,7 @@ def _start(
     steps = [step for record in logged if type(step := record.get(names.STEP)) is int]
     begin = next((r for r in records if r.get(names.KIND) == names.START), {})
     finish = next((r for r in records if r.get(names.KIND) == names.FINISH), None)
-    ranks = begin.get(names.WORLD_SIZE)
+    ranks = number(begin, names.WORLD_SIZE)
     ending = "no end recorded: it was killed"
     if finish is not None:
         code = finish.get("exit_code")
@@ -128,7 +127,7 @@ def _start(
         segment=segment,
         began=min(times, default=None),
         seconds=max(times) - min(times) if times else 0.0,
-        ranks=ranks if type(ranks) is int else None,
+        ranks=None if ranks is None else int(ranks),
         first_step=min(steps, default=None),
         last_step=max(steps, default=None),
         repeated=max(0, max(steps) + 1 - following) if steps and following else 0,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -20,6 +26,7 @@ from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
+from wikillm.core.files import write_json
 from wikillm.generate.server import MAX_BYTES
 
 openai = pytest.importorskip("openai", reason="the extra `serve` is not installed")
@@ -125,6 +132,10 @@ def test_other_mistakes_are_refused_in_the_same_form(base: Any) -> None:
         (b"[" * 200_000, {}, 400),
         (b'{"prompt": "half of an emoji: \\ud83d"}', {}, 400),
         (b'{"prompt": "a", "max_tokens": -1}', {}, 400),
+        (b'{"prompt": "a", "max_tokens": 1000000000}', {}, 400),  # hours in which all others wait
+        (b'{"prompt": "a", "max_tokens": "many"}', {}, 400),
+        (b'{"prompt": "a", "stop": [1]}', {}, 400),
+        (b'{"prompt": "a", "stop": []}', {}, 400),
         (b'{"prompt": "a", "temperature": -5}', {}, 400),
         (b'{"prompt": "' + "从前 ".encode() * 50_000 + b'"}', {}, 400),  # more than the model reads
         (b'{"prompt": "' + b"a" * MAX_BYTES + b'"}', {}, 413),
@@ -195,6 +206,28 @@ def wait_until(page: Page, condition: str) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"{condition}: {page.value('document.body.innerText')}")
+
+
+def test_the_process_does_not_wait_for_an_answer(with_template: Path, tmp_path: Path) -> None:
+    """In a process that ends like a user's: the interpreter joins the server's thread."""
+    folder = Path(shutil.copytree(with_template, tmp_path / "long"))
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"max_position_embeddings": 10**7})
+    words = ["serve", str(folder), "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "wikillm", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            (url,) = re.findall(r"base_url='(\S+)'", "".join(islice(server.stdout, 3)))
+            asked = {"prompt": "山", "max_tokens": 10**6, "temperature": 0}
+            client = HTTPConnection(urlsplit(url).netloc)
+            kind = {"Content-Type": "application/json"}
+            client.request("POST", "/v1/completions", json.dumps(asked), kind)
+            assert requests.get(f"{url}/models", timeout=60).ok, "answered after that request came"
+            server.terminate()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
 
 
 def test_a_port_in_use_is_refused_and_a_freed_one_is_taken(

@@ -220,6 +220,7 @@ LONG_CELL = f"id,question,A,B,answer\n0,{'?' * 200_000},x,y,A\n"
         ("val/s_val.csv", "id,question,A,B,C,D\n", "no answer"),
         ("val/s_val.csv", "id,question,A,B,answer\n0,?,x,y,C\n", "answer 'C' is not one of"),
         pytest.param("val/s_val.csv", LONG_CELL, "field larger than", id="a long cell"),
+        pytest.param("val/s_val.csv", "x" * 200_000, "field larger than", id="a long column"),
         ("s_val.csv", "", "no val/SUBJECT_val.csv"),
         ("a.txt", "", "does not name a task"),
     ],

@@ -16,7 +16,7 @@ from wikillm.report.run_files import read_run
 
 FILES = ("metrics.jsonl", "events.jsonl", "data.json", "plan.json", "environment.json",
          "outcome.json", "exit.json", "diverged.json")  # fmt: skip
-ODD: list[Any] = [None, True, -1, 10**30, 1e308, "", "<b>", [], [[]], {}, {"a": [1]}]
+ODD: list[Any] = [None, True, -1, 10**30, 10**400, 1e308, "", "<b>", [], [[]], {}, {"a": [1]}]
 
 
 @pytest.fixture(scope="module")
