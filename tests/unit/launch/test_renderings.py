@@ -118,20 +118,6 @@ def test_a_node_that_fails_fails_the_launch(tmp_path):
     assert done.returncode == 5, done.stderr
 
 
-def test_a_node_that_does_not_see_the_hostfile_starts_nothing(tmp_path):
-    """DeepSpeed would take it for a launch on this node alone."""
-    tools = StandIns(tmp_path / "bin", "ssh", "deepspeed")
-    (tmp_path / "train.py").touch()
-    hosts(tmp_path).rename(tmp_path / "it's here")
-    given = launch(tmp_path, hostfile=tmp_path / "it's here")
-    text = render("hostfile", given).text
-    assert tools.bash(text, cwd=tmp_path).returncode == 0 and len(tools.calls()) == 2
-    (tmp_path / "it's here").unlink()
-    done = tools.bash(text, cwd=tmp_path)
-    assert done.returncode == 3 and f"node1 has no {tmp_path}/it's here" in done.stdout
-    assert len(tools.calls()) == 2
-
-
 def test_ssh_copies_forwards_and_starts_in_the_background(tmp_path):
     tools = StandIns(tmp_path / "bin", "ssh", "rsync", "deepspeed")
     over_there = tmp_path / "over there"

@@ -1,4 +1,4 @@
-"""When `wikillm launch --go` is killed, the processes it has started end too."""
+"""What a launch on several nodes starts, and how it ends what it has started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+from harness.stand_ins import StandIns
+
+from wikillm.launch.description import Launch
+from wikillm.launch.targets import render
 
 LAUNCHING = """
     import os, sys
@@ -32,3 +38,17 @@ def test_a_killed_launch_closes_its_connections() -> None:
     finally:
         launch.kill()
         launch.wait()
+
+
+def test_a_node_that_does_not_see_the_hostfile_starts_nothing(tmp_path: Path) -> None:
+    """DeepSpeed would take it for a launch on this node alone."""
+    tools = StandIns(tmp_path / "bin", "ssh", "deepspeed")
+    (tmp_path / "train.py").touch()
+    hosts = tmp_path / "it's here"
+    hosts.write_text("node1 slots=2\nnode2 slots=1\n")
+    text = render("hostfile", Launch("demo", (), "", workdir=str(tmp_path), hostfile=hosts)).text
+    assert tools.bash(text, cwd=tmp_path).returncode == 0 and len(tools.calls()) == 2
+    hosts.unlink()
+    done = tools.bash(text, cwd=tmp_path)
+    assert done.returncode == 3 and f"node1 has no {hosts}" in done.stdout
+    assert len(tools.calls()) == 2
