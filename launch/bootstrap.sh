@@ -54,3 +54,4 @@ say "  byte-compiling what a run imports" # and no more: compiling everything is
 env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -c 'import deepspeed, swanlab
 from transformers import Trainer, Qwen2ForCausalLM, Qwen3ForCausalLM' >/dev/null 2>&1 || true
 say "$want $extras" >$venv/installed
+say "ready; in this shell: . $venv/bin/activate"
