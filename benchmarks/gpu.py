@@ -39,6 +39,7 @@ import psutil
 from benchmarks.gpu_report import page, summary
 from benchmarks.gpu_steps import Setting, Step, steps
 from benchmarks.record import commit, import_path
+from wikillm.cli.arguments import above_0
 from wikillm.core.errors import DataError, WikiLLMError
 from wikillm.core.units import parse_size
 from wikillm.plan.gpus import find_gpu, gpu_by_driver_name
@@ -67,7 +68,7 @@ class Budget:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--budget", type=float, default=540, help="seconds (default 540)")
+    parser.add_argument("--budget", type=above_0, default=540, help="seconds (default 540)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="STEP", help=", ".join(NAMES))
     again = "measure these again; a failure keeps the older result"
     parser.add_argument("--again", nargs="+", choices=NAMES, default=[], metavar="STEP", help=again)

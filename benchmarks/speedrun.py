@@ -120,7 +120,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="keep text, stores and finished runs here")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.child and not args.data.is_file():
+        parser.error(f"--data {args.data}: no such file")
+    return args
 
 
 def split(data: Path, folder: Path) -> None:

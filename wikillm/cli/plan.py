@@ -51,6 +51,8 @@ from wikillm.plan.workload import describe_workload
 
 ALL_SIZES = (1, 8, 64, 512)
 HOST_MEMORY_PER_GPU = 128 * 2**30
+MAX_GPUS_PER_NODE = 16
+"""Largest N of `--gpu NxNAME`; more are usually a cluster. `--gpus N` takes any number."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +228,13 @@ def _tokens_within_hours(
     args: argparse.Namespace, machine: Machine, resolved: Resolved
 ) -> tuple[list[str], dict[str, Any]]:
     """(the horizon of this model within `args.hours`, as settings, and its plan)."""
+    tokens_set = resolved.config.train.max_tokens
+    if tokens_set is not None and resolved.origins["train.max_tokens"].is_user:
+        raise ConfigError(
+            "--hours sets the horizon, which train.max_tokens sets already.",
+            got=f"train.max_tokens={tokens_set}",
+            fix="leave out one of them",
+        )
     plan = plan_run(resolved, machine, args)
     # The batch follows the tokens and changes the speed, so tokens are corrected a few times.
     for _ in range(4):
@@ -320,11 +329,15 @@ def _read_gpu_flags(args: argparse.Namespace) -> None:
     """Split `--gpu 8x4090` into name and number, and fill in the default number of GPUs."""
     if found := re.fullmatch(r"([0-9]+)\s*[x*×]\s*(\S.*)", args.gpu):  # eight in a node: 8x4090
         number = int(found[1])
-        if not 1 <= number <= 1024 or args.gpus_per_node not in (None, number):
+        if not 1 <= number <= MAX_GPUS_PER_NODE or args.gpus_per_node not in (None, number):
             got = f"--gpu {args.gpu}"
             got += f" --gpus {args.gpus_per_node}" if args.gpus_per_node else ""
-            fix = f"--gpu 8x4090 for eight of them, or --gpus N --gpu {shlex.quote(found[2])}"
-            raise ConfigError("--gpu NxNAME takes the GPUs of a node, 1 to 1024.", got=got, fix=fix)
+            name = shlex.quote(found[2])
+            fix = f"--gpu 8x4090 for eight in a node, or --gpus N --gpu {name}"
+            if number > MAX_GPUS_PER_NODE and number % 8 == 0:
+                fix = f"--nodes {number // 8} --gpus 8 --gpu {name}"
+            what = f"--gpu NxNAME takes the GPUs of one node, 1 to {MAX_GPUS_PER_NODE}."
+            raise ConfigError(what, got=got, fix=fix)
         args.gpus_per_node = number
         args.gpu = found[2]
     args.gpus_per_node = args.gpus_per_node or 8

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class EvaluationIndex:
         share: float,
         convert: Callable[[str], str] = str,
     ) -> None:
-        """`convert` is applied to the examples, as it is to the texts before they are searched."""
+        """Examples are normalized to NFC and converted, as texts are before they are searched."""
         self._units = units
         self._share = share
         self.names: list[str] = []  # FILE:NUMBER of each example
@@ -48,7 +49,8 @@ class EvaluationIndex:
         lengths: set[int] = set()
         for file in files:
             for number, strings in enumerate(examples_of(file), 1):
-                own_runs = self._runs_of_example([convert(string) for string in strings], lengths)
+                cleaned = [convert(normalize("NFC", string)) for string in strings]
+                own_runs = self._runs_of_example(cleaned, lengths)
                 if not len(own_runs):
                     continue
                 runs.append(own_runs)

@@ -22,7 +22,7 @@ from wikillm.data.sources.locate import locate
 
 QUALITY_VERSION = 1
 """Raise it with every change of a quality rule: it is part of the fingerprint."""
-OVERLAP_VERSION = 1
+OVERLAP_VERSION = 2
 """Raise it with every change of the comparison with evaluation files."""
 
 
@@ -89,7 +89,6 @@ class Filters:
                 "units": self.overlap_units,
                 "share": self.overlap_share,
                 "version": OVERLAP_VERSION,
-                **({} if self.convert == "none" else {"examples": "converted"}),
             }
         return facts
 

@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -182,14 +183,19 @@ def test_a_document_with_an_evaluation_example_is_dropped(tmp_path, name, conten
     assert not is_dropped(filters, " ".join(ENGLISH.split()[:12]))  # one word short of a run
 
 
+def test_examples_are_normalized_like_the_texts_that_are_searched(tmp_path):
+    path = tmp_path / "eval.txt"
+    example = "déjà vu is a café in the old part of the naïve town near Málaga"
+    path.write_text(normalize("NFD", example), encoding="utf-8")
+    assert is_dropped(against(path), f"{PROSE}\n{example}"), "the decomposed example was not found"
+
+
 @pytest.mark.parametrize("example", ["讀萬卷書，不如行萬里路", "读万卷书，不如行万里路"])
 def test_examples_are_converted_like_the_texts_that_are_searched(tmp_path, example):
     path = tmp_path / "eval.txt"
     path.write_text(example)
     filters = against(path, convert="t2s")
     assert is_dropped(filters, f"古人說：讀萬卷書，不如行萬里路。{PROSE}")
-    assert filters.facts()["data.decontaminate"]["examples"] == "converted"
-    assert "examples" not in against(path).facts()["data.decontaminate"]
 
 
 def test_the_share_of_an_example_decides_and_short_ones_are_searched_whole(tmp_path):
