@@ -29,7 +29,11 @@ OPTIMIZER = {
     "train.lr_decay_type": "1-sqrt",
 }
 CLIPPING = {"train.max_grad_norm": 0.5}
-MUON = {"train.muon_learning_rate": 0.005, "train.muon_momentum": 0.9}
+MUON = {
+    "train.muon_learning_rate": 0.005,
+    "train.muon_momentum": 0.9,
+    "model.final_norm_init": 0.125,  # the last norm's rate is half of AdamW's
+}
 TIMES = {
     "train.logging_steps": 2,
     "train.eval_steps": 3,
@@ -141,9 +145,15 @@ def test_new_optimizer_and_schedule_settings_apply_from_the_first_step(
             assert (base_rate, group["initial_lr"], group["momentum"]) == (0.005, 0.005, 0.9)
             assert group["lr"] == pytest.approx(rate / 2e-3 * 0.005)
         else:
-            assert (base_rate, group["initial_lr"], group["eps"]) == (2e-3, 2e-3, 1e-6)
+            assert (group["initial_lr"], group["eps"]) == (base_rate, 1e-6)
             assert tuple(group["betas"]) == (0.8, 0.9)
-            assert group["lr"] == pytest.approx(rate)
+            assert group["lr"] == pytest.approx(rate / 2e-3 * base_rate)
+    by_adam = {
+        base_rate
+        for group, base_rate in zip(found["groups"], found["base_rates"], strict=True)
+        if not group.get("use_muon")
+    }
+    assert by_adam == ({2e-3, 1e-3} if optimizer == "muon" else {2e-3}), "rates of AdamW's groups"
     assert found["clips"] == [0.5 if optimizer == "adamw" else 0.0] * len(found["clips"])
     logged = {
         record["step"]: record["learning_rate"]

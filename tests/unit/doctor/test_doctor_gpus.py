@@ -229,6 +229,7 @@ def test_a_compiled_op_needs_no_compiler(
 ) -> None:
     machine(SOUND)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(compiler, "torch_cuda", lambda: "13.0")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     assert CHECKS["toolchain"](needs(2, "deepspeed.config=zero2_offload")).level == "fail"
