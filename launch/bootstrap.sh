@@ -45,7 +45,7 @@ if [ -n "${TORCH_INDEX:-}" ]; then
   get --no-deps --index-url "$TORCH_INDEX" torch || { say "TORCH_INDEX gave no torch; log: $venv/install.log"; exit 3; }
 elif [ "$(uname -s)" = Linux ] && [ -z "${CUDA_VERSION:-}" ] && ! nvidia-smi -L >/dev/null 2>&1; then # images of CUDA set CUDA_VERSION
   say "no NVIDIA GPU: a CPU build of torch"
-  get --no-deps --no-index torch 2>/dev/null || get --no-deps --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 5 torch ||
+  get --no-deps --no-index torch 2>/dev/null || get --no-deps --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 5 torch 2>/dev/null ||
     say "PyTorch's CPU index does not answer: torch comes from pip's own index, perhaps with gigabytes of CUDA (TORCH_INDEX=URL names another)"
 fi
 say "WikiLLM and what it needs (log: $venv/install.log)"
